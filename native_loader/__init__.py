@@ -1,0 +1,1 @@
+"""Firstlight's checkpoint loader."""
