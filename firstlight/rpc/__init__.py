@@ -1,0 +1,1 @@
+"""gRPC between roles: .proto files, their committed generated modules, and the mapping of errors."""
