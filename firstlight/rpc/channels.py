@@ -1,0 +1,57 @@
+"""gRPC channels, one per address and event loop, with options fit for a host's loopback or rack network."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+# A restarted peer is found within a second: gRPC's own back-off would reach two minutes.
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_send_message_length", 64 * 2**20),
+    ("grpc.max_receive_message_length", 64 * 2**20),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Two roles with the same target must not share (and break) one TCP connection.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Channels:
+    """Open channels by address. Owned by a composition root, which closes it; not shared between loops."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, grpc.aio.Channel] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def to(self, address: str) -> grpc.aio.Channel:
+        """The channel to `host:port`, opened at its first use."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise RuntimeError("Channels belongs to another event loop")
+        self._loop = loop
+        if address not in self._open:
+            self._open[address] = grpc.aio.insecure_channel(address, options=OPTIONS)
+        return self._open[address]
+
+    async def forget(self, address: str) -> None:
+        """Close the channel to an address that will not be used again (an engine that ended)."""
+        if (channel := self._open.pop(address, None)) is not None:
+            await channel.close(None)
+
+    async def close(self) -> None:
+        channels, self._open = list(self._open.values()), {}
+        for channel in channels:
+            await channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

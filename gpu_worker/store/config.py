@@ -1,0 +1,70 @@
+"""What a store process is told at start; travels as JSON on its command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from firstlight.domain.errors import InvalidSettings
+from firstlight.domain.names import host_id
+from gpu_worker.store.config_json import build, decode_object
+
+# sockaddr_un holds 108 bytes with its terminator; stay clear of it.
+_SOCKET_PATH_LIMIT = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """Settings of one store. `port` 0 lets the kernel choose.
+
+    `state_dir` holds the address file, the probe's result and, unless `ssd_dir` is given, the SSD cache.
+    `arena_prefault` False leaves pages to their first use (tests; a slow first load in exchange).
+    """
+
+    host_id: str
+    state_dir: str
+    ssd_capacity_bytes: int
+    dram_capacity_bytes: int
+    ssd_dir: str | None = None
+    bind_address: str = "127.0.0.1"
+    port: int = 0
+    load_threads: int = 2
+    fetch_parallelism: int = 8
+    arena_prefault: bool = True
+
+    def __post_init__(self) -> None:
+        host_id(self.host_id)
+        for name in ("ssd_capacity_bytes", "dram_capacity_bytes", "load_threads", "fetch_parallelism"):
+            if getattr(self, name) <= 0:
+                raise InvalidSettings(f"{name} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.port < 65536:
+            raise InvalidSettings(f"port {self.port} is not a port")
+
+    @classmethod
+    def from_json(cls, text: str) -> StoreConfig:
+        """Raises: InvalidSettings."""
+        return build(cls, decode_object(text, what="store config"))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @property
+    def ssd_root(self) -> Path:
+        return Path(self.ssd_dir) if self.ssd_dir else Path(self.state_dir) / "ssd"
+
+    @property
+    def socket_path(self) -> Path:
+        """Where readers get the arena; a private folder of /tmp when `state_dir` is too long for a socket."""
+        path = Path(self.state_dir).absolute() / "store.sock"
+        if len(str(path)) <= _SOCKET_PATH_LIMIT:
+            return path
+        digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"firstlight-{digest}" / "store.sock"
+
+    @property
+    def address_file(self) -> Path:
+        """Written when the store serves: {"address", "socket", "pid"}."""
+        return Path(self.state_dir) / "store.json"
