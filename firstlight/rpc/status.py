@@ -69,7 +69,9 @@ def error_from(failure: grpc.aio.AioRpcError, *, peer: str) -> errors.Firstlight
     Raises nothing. A status without our code becomes EngineGone (UNAVAILABLE), StartTimeout
     (DEADLINE_EXCEEDED), Cancelled or FirstlightError.
     """
-    trailing = {str(key): str(value) for key, value in (failure.trailing_metadata() or ())}
+    # Any: grpc's stubs type one metadatum as an opaque class, though it is a (key, value) pair.
+    pairs: Any = failure.trailing_metadata() or ()
+    trailing = {str(key): str(value) for key, value in pairs}
     message = failure.details() or failure.code().name
     if (code := trailing.get(CODE_KEY)) is not None:
         kind = errors.error_type(code)

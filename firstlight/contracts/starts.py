@@ -1,0 +1,150 @@
+"""Messages of `ColdStart` and `ModelDownload`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedEstimate:
+    """The chosen candidate's estimate, as kept in the decision; seconds."""
+
+    queue_s: float
+    download_s: float
+    load_s: float
+    attach_s: float
+    control_s: float
+    tier: str
+
+    @property
+    def total_s(self) -> float:
+        return self.queue_s + self.download_s + self.load_s + self.attach_s + self.control_s
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRef:
+    checkpoint_id: str
+    source: str
+    dtype: str
+    size_bytes: int
+    # Empty until the first conversion anywhere has recorded it.
+    manifest_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StartPlan:
+    """A decision made real: GPUs of `host_id` are reserved for `instance_id` under `epoch`."""
+
+    decision_id: str
+    instance_id: str
+    epoch: int
+    host_id: str
+    gpu_indices: list[int]
+    model: str
+    checkpoint: CheckpointRef
+    estimate: PlannedEstimate
+    max_concurrency: int
+    keep_alive_s: float
+    decided_at_unix_s: float
+    context_length: int = 0  # 0: the model's own
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStartInput:
+    plan: StartPlan
+    max_plans: int = 3
+    # Markdown table of all candidates, shown in the Temporal UI.
+    candidates_markdown: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSeconds:
+    """What each phase of a start really took; seconds. `first_token_s` is learned later, by the API."""
+
+    queue_s: float = 0.0
+    download_s: float = 0.0
+    load_s: float = 0.0
+    attach_s: float = 0.0
+    control_s: float = 0.0
+    total_s: float = 0.0
+    tier: str = ""
+    bytes_moved: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStartResult:
+    instance_id: str
+    host_id: str
+    endpoint: str
+    plans_tried: int
+    phases: PhaseSeconds
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadInput:
+    host_id: str
+    model: str
+    checkpoint: CheckpointRef
+    estimated_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadReceipt:
+    checkpoint_id: str
+    manifest_digest: str
+    size_bytes: int
+    source_bytes: int
+    elapsed_s: float
+    was_present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BringUpInput:
+    plan: StartPlan
+    # Seconds of ModelDownload, if this start needed one: recorded with the rest.
+    download_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BringUpReceipt:
+    endpoint: str
+    phases: PhaseSeconds
+
+
+@dataclass(frozen=True, slots=True)
+class ReplanInput:
+    """Ask for another plan for the same instance after `failed_hosts` could not carry theirs out."""
+
+    plan: StartPlan
+    failed_hosts: list[str]
+    failure: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplanReceipt:
+    # None: no other plan; the instance was marked failed and its GPUs were released.
+    plan: StartPlan | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonInput:
+    plan: StartPlan
+    failure_code: str
+    failure: str
+    # "failed" or, for a start that was cancelled (delete), "stopped"
+    outcome: str = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordStartInput:
+    plan: StartPlan
+    phases: PhaseSeconds
+    plans_tried: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """The receipt of an activity that has nothing to tell."""
+
+    ok: bool = field(default=True)

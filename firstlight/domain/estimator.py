@@ -1,0 +1,133 @@
+"""The startup-time estimator: how long would a start take on this host, term by term.
+
+load on a host = q + Σ overhead + max over pipelined edges of n/b (ServerlessLLM, OSDI'24, §5.1:
+q + n/b; pipelined tiers count only the slowest). Here remote→ssd converts the whole checkpoint before it
+is read, so it is a stage of its own; ssd→dram and dram→gpu pipeline on GPU hosts and are sequential
+where "gpu" is the same memory (its bandwidth term is then zero cost: a binding, not a copy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from firstlight.domain.errors import InvalidEstimate
+from firstlight.domain.fleet import Edge, EdgeModel, FleetSnapshot, Host, Model, Tier
+
+# Sane before anything was measured: a slow link, a small NVMe, pageable copies.
+PRIORS: Mapping[Edge, EdgeModel] = {
+    Edge.REMOTE_TO_SSD: EdgeModel(overhead_s=4.0, bandwidth_bytes_per_s=20e6),
+    Edge.SSD_TO_DRAM: EdgeModel(overhead_s=0.01, bandwidth_bytes_per_s=1.5e9),
+    Edge.DRAM_TO_GPU: EdgeModel(overhead_s=0.0, bandwidth_bytes_per_s=10e9),
+}
+PRIOR_ATTACH_S = 0.08
+PRIOR_CONTROL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class StartEstimate:
+    """Seconds per phase of a start; `total_s` is decision → ready to take a request."""
+
+    queue_s: float
+    download_s: float
+    load_s: float
+    attach_s: float
+    control_s: float
+    tier: Tier
+
+    @property
+    def total_s(self) -> float:
+        return self.queue_s + self.download_s + self.load_s + self.attach_s + self.control_s
+
+
+@dataclass(frozen=True, slots=True)
+class TransferObservation:
+    size_bytes: int
+    elapsed_s: float
+
+
+def transfer_seconds(edge: EdgeModel, size_bytes: int) -> float:
+    """`overhead_s + size_bytes / bandwidth`. Raises: InvalidEstimate for a size or model without meaning."""
+    if size_bytes < 0:
+        raise InvalidEstimate(f"size_bytes is {size_bytes}, must not be negative")
+    if not edge.bandwidth_bytes_per_s > 0 or edge.overhead_s < 0:
+        raise InvalidEstimate(
+            f"an edge needs a positive bandwidth and no negative overhead, not {edge.bandwidth_bytes_per_s} "
+            f"and {edge.overhead_s}"
+        )
+    return edge.overhead_s + size_bytes / edge.bandwidth_bytes_per_s if size_bytes else 0.0
+
+
+def _queued_s(host: Host, edge: Edge) -> float:
+    edge_model = host.edges.get(edge, PRIORS[edge])
+    return host.queued_bytes.get(edge, 0) / edge_model.bandwidth_bytes_per_s
+
+
+def estimate_start(model: Model, host: Host, snapshot: FleetSnapshot) -> StartEstimate:
+    """Predict a start of `model` on `host` behind what is promised there already.
+
+    Only edges that the bytes still have to cross count, and only their queues.
+    Raises: InvalidEstimate for a host whose edges have no meaning.
+    """
+    tier = host.tiers.get(model.checkpoint_id, Tier.REMOTE)
+    download_s = load_s = queue_s = 0.0
+    if tier is Tier.REMOTE:
+        edge = host.edges.get(Edge.REMOTE_TO_SSD, PRIORS[Edge.REMOTE_TO_SSD])
+        # By the bytes that come out, not those that go in: a 4-bit GGUF is eight times smaller than
+        # the weights it becomes, and conversion, not the link, is what takes its time.
+        download_s = transfer_seconds(edge, max(model.size_bytes, model.source_bytes))
+        queue_s += _queued_s(host, Edge.REMOTE_TO_SSD)
+    if tier is not Tier.DRAM:
+        edge = host.edges.get(Edge.SSD_TO_DRAM, PRIORS[Edge.SSD_TO_DRAM])
+        load_s = transfer_seconds(edge, model.size_bytes)
+        queue_s += _queued_s(host, Edge.SSD_TO_DRAM)
+    return StartEstimate(
+        queue_s=queue_s,
+        download_s=download_s,
+        load_s=load_s,
+        attach_s=model.attach_s.get(host.host_class, PRIOR_ATTACH_S),
+        control_s=snapshot.control_s,
+        tier=tier,
+    )
+
+
+def fit_edge(observations: Sequence[TransferObservation], prior: EdgeModel, *, weight: int = 2) -> EdgeModel:
+    """Fit overhead and bandwidth to what was seen, robust to outliers.
+
+    Bandwidth is the Theil–Sen slope (median over pairs of Δs/Δn) where sizes differ enough, else the
+    median of n / (s − overhead); overhead is the median residual. The prior counts as `weight`
+    observations in the medians, so that one odd first transfer cannot ruin the next decisions.
+    """
+    seen = [row for row in observations if row.size_bytes > 0 and row.elapsed_s > 0]
+    if not seen:
+        return prior
+    pseudo = [row.elapsed_s - prior.overhead_s for row in seen]
+    per_byte = [max(s, 1e-6) / row.size_bytes for s, row in zip(pseudo, seen, strict=True)]
+    slopes = _pair_slopes(seen)
+    chosen = slopes if len(slopes) >= 3 else per_byte
+    shrink = [1 / prior.bandwidth_bytes_per_s] * max(0, weight - len(seen) // 2)
+    seconds_per_byte = max(median([*chosen, *shrink]), 1e-15)
+    overhead_s = max(0.0, median(row.elapsed_s - row.size_bytes * seconds_per_byte for row in seen))
+    return EdgeModel(
+        overhead_s=overhead_s, bandwidth_bytes_per_s=1 / seconds_per_byte, observations=len(seen)
+    )
+
+
+def _pair_slopes(rows: Sequence[TransferObservation]) -> list[float]:
+    slopes = []
+    for index, left in enumerate(rows):
+        for right in rows[index + 1 :]:
+            delta_bytes = right.size_bytes - left.size_bytes
+            # Sizes within a quarter of each other say nothing of the slope, only of the noise.
+            if abs(delta_bytes) * 4 > max(left.size_bytes, right.size_bytes):
+                slope = (right.elapsed_s - left.elapsed_s) / delta_bytes
+                if slope > 0:
+                    slopes.append(slope)
+    return slopes
+
+
+def learned_seconds(observed_s: Iterable[float], prior_s: float) -> float:
+    """Median of the last observations; the prior stands until there is one."""
+    rows = [seconds for seconds in observed_s if seconds >= 0]
+    return median(rows) if rows else prior_s

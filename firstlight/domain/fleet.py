@@ -1,0 +1,105 @@
+"""What the scheduler sees: an immutable picture of hosts, models and starts at one moment.
+
+Times are seconds; absolute ones count from the Unix epoch and are given by the caller, never read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from firstlight.domain.lifecycle import HostState
+from firstlight.domain.names import CheckpointId, HostId, InstanceId, ModelName
+
+
+class Tier(StrEnum):
+    """Where a checkpoint can be, farthest first."""
+
+    REMOTE = "remote"
+    SSD = "ssd"
+    DRAM = "dram"
+
+
+class Edge(StrEnum):
+    """One step of a checkpoint towards the GPU. `CONVERT` is the CPU work of a first download."""
+
+    REMOTE_TO_SSD = "remote_to_ssd"
+    SSD_TO_DRAM = "ssd_to_dram"
+    DRAM_TO_GPU = "dram_to_gpu"
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeModel:
+    """`seconds(n) = overhead_s + n / bandwidth_bytes_per_s`, fitted to `observations` real transfers."""
+
+    overhead_s: float
+    bandwidth_bytes_per_s: float
+    observations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    index: int
+    memory_bytes: int
+    # Whose it is, if anyone's; `free_in_s` is when that instance is expected to give it back.
+    instance_id: InstanceId | None = None
+    free_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    host_id: HostId
+    host_class: str
+    state: HostState
+    gpus: tuple[Gpu, ...]
+    edges: Mapping[Edge, EdgeModel]
+    # Nearest tier of every checkpoint this host holds; one that is absent is REMOTE.
+    tiers: Mapping[CheckpointId, Tier] = field(default_factory=dict)
+    # Bytes promised on an edge to starts that have not finished.
+    queued_bytes: Mapping[Edge, int] = field(default_factory=dict)
+    # What the checkpoint's DRAM pool and SSD cache could hold at most.
+    dram_capacity_bytes: int = 0
+    ssd_capacity_bytes: int = 0
+
+    def free_gpus(self) -> tuple[Gpu, ...]:
+        return tuple(gpu for gpu in self.gpus if gpu.instance_id is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    name: ModelName
+    checkpoint_id: CheckpointId
+    size_bytes: int
+    source_bytes: int
+    gpu_count: int = 1
+    # Learned seconds to bind an engine, by host class.
+    attach_s: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StartUnderWay:
+    instance_id: InstanceId
+    model: ModelName
+    host_id: HostId
+    ready_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSnapshot:
+    taken_at_unix_s: float
+    hosts: tuple[Host, ...]
+    starts: tuple[StartUnderWay, ...] = ()
+    # Learned share of a start that is neither bytes nor compute.
+    control_s: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    model: Model
+    # A start that would be ready later than this is rejected at once.
+    deadline_s: float | None = None
+    # Hosts that failed this start already.
+    excluded_hosts: frozenset[HostId] = frozenset()
+    # Whether a start of the same model that is under way may serve this request.
+    may_wait: bool = True

@@ -1,0 +1,85 @@
+"""All settings of a process, read once at start from `FIRSTLIGHT_*` variables, frozen, and passed down.
+
+Nothing else in the product reads the environment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from firstlight.domain.errors import InvalidSettings
+
+
+class Settings(BaseSettings):
+    """One field per setting; the name in upper case behind `FIRSTLIGHT_` is its variable."""
+
+    model_config = SettingsConfigDict(env_prefix="FIRSTLIGHT_", frozen=True, extra="ignore")
+
+    # What `firstlight up` keeps: databases, SSD caches, logs.
+    state_dir: Path = Field(default=Path(".firstlight"), description="Directory of all local state.")
+
+    database_url: str | None = Field(
+        default=None, description="SQLAlchemy URL of an existing Postgres; unset: an embedded one."
+    )
+    temporal_address: str | None = Field(
+        default=None, description="host:port of an existing Temporal; unset: an embedded one."
+    )
+    temporal_namespace: str = Field(default="default", description="Temporal namespace.")
+    temporal_tls: bool = Field(default=False, description="Connect to Temporal with TLS.")
+    temporal_tls_server_root_ca: Path | None = Field(default=None, description="PEM file of the server's CA.")
+    temporal_tls_client_cert: Path | None = Field(
+        default=None, description="PEM file of the client certificate."
+    )
+    temporal_tls_client_key: Path | None = Field(default=None, description="PEM file of the client key.")
+    temporal_api_key: SecretStr | None = Field(default=None, description="Temporal API key.")
+    temporal_ui_url: str | None = Field(default=None, description="Base URL of the Temporal UI, for links.")
+
+    api_host: str = Field(default="127.0.0.1", description="Address the API listens on.")
+    api_port: int = Field(default=8080, ge=0, le=65535, description="Port the API listens on.")
+    temporal_port: int = Field(default=7233, ge=0, le=65535, description="Port of the embedded Temporal.")
+    temporal_ui_port: int = Field(default=8233, ge=0, le=65535, description="Port of its UI.")
+    api_keys: SecretStr | None = Field(
+        default=None, description="Comma-separated API keys; required when the API is not on loopback."
+    )
+
+    start_timeout_s: float = Field(default=300.0, gt=0, description="How long a request waits for a start.")
+    max_queue_per_model: int = Field(default=256, ge=1, description="Requests that may wait for one model.")
+    max_plans: int = Field(default=3, ge=1, description="Hosts a start may try before it fails.")
+    default_keep_alive_s: float = Field(default=300.0, ge=0, description="Idle time before scale to zero.")
+    default_max_concurrency: int = Field(default=8, ge=1, description="Requests one instance runs at once.")
+
+    lease_s: float = Field(default=10.0, gt=1, description="A host that is silent for so long is lost.")
+    reconcile_every_s: float = Field(default=30.0, ge=5, description="Period of the fleet reconciler.")
+
+    host_ids: str = Field(default="host-a,host-b", description="Hosts that `firstlight up` starts.")
+    gpus_per_host: int = Field(default=1, ge=1, description="GPUs (engine slots on a CPU machine) per host.")
+    ssd_capacity_bytes: int = Field(default=20 << 30, gt=0, description="SSD cache per host.")
+    dram_capacity_bytes: int = Field(default=2 << 30, gt=0, description="DRAM pool per host.")
+    spares: int = Field(default=1, ge=0, description="Warm engine processes kept ready per host.")
+
+    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the API."""
+        if self.api_host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.api_host).is_loopback
+        except ValueError:
+            return False
+
+
+def read_settings(**overrides: object) -> Settings:
+    """Read the environment; `overrides` (command-line options) win. Raises: InvalidSettings."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        # Any: pydantic validates each value against its field.
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "FIRSTLIGHT_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidSettings(f"{name}: {first['msg']}", setting=name) from error
