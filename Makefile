@@ -1,0 +1,37 @@
+# Every target sets up what it needs; nothing is installed again until its inputs change.
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help run demo dev lint check test clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+run: ## Start everything, deploy a small model, chat with it, and stay up
+	@$(PYTHON) scripts/setup_venv.py
+	@exec $(BIN)/firstlight demo --stay
+
+demo: ## The same, then stop everything and exit
+	@$(PYTHON) scripts/setup_venv.py
+	@exec $(BIN)/firstlight demo
+
+dev: ## Set up .venv for development
+	@$(PYTHON) scripts/setup_venv.py --dev
+
+lint: dev ## Formatting, types, import rules, generated stubs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m firstlight.rpc.generate --check
+
+check: lint ## lint, and the tests that need no I/O
+	@exec $(BIN)/python -m pytest -q tests/unit
+
+test: lint ## lint, and every test
+	@exec $(BIN)/python -m pytest -q
+
+clean: ## Remove .venv, build products and local state
+	rm -rf .venv build .firstlight .mypy_cache .ruff_cache .pytest_cache .hypothesis
