@@ -73,7 +73,7 @@ def inputs_digest() -> str:
     return digest.hexdigest()
 
 
-def is_installed(extras: list) -> bool:
+def is_installed(extras: "list[str]") -> bool:
     """Whether `.venv` was made from these very inputs, with at least these extras."""
     try:
         stamp = json.loads(STAMP.read_text())
@@ -100,16 +100,17 @@ def check_machine() -> None:
     free_bytes = shutil.disk_usage(str(ROOT)).free
     if free_bytes < NEEDED_BYTES:
         raise SetupError(
-            f"{free_bytes / 1e9:.1f} GB are free under {ROOT}, and 5 GB are needed; make room and run it again."
+            f"{free_bytes / 1e9:.1f} GB are free under {ROOT}, and 5 GB are needed; "
+            "make room and run it again."
         )
 
 
-def compilers() -> list:
+def compilers() -> "list[str]":
     named = os.environ.get("CXX", "").split()[:1]
     return named or ["c++", "g++", "clang++"]
 
 
-def install(extras: list) -> None:
+def install(extras: "list[str]") -> None:
     STAMP.unlink(missing_ok=True)
     if not is_whole():
         step("creating .venv")

@@ -40,6 +40,10 @@ FirstlightError
 │   ├── EngineGone                the engine process ended or stopped answering
 │   ├── EngineBusy                another model is bound, or all slots are taken
 │   └── AttachFailed              the model could not be bound to its bytes
+├── LaunchError                   `firstlight up` cannot start a part of itself, or keep it running
+│   ├── AlreadyRunning            another `firstlight up` holds the state directory
+│   └── PortTaken                 another program listens where a part of it was to listen
+├── ApiUnreachable                the command line cannot reach the API
 └── Cancelled                     someone asked for it to stop
 """
 
@@ -230,6 +234,23 @@ class EngineBusy(EngineError):
 
 class AttachFailed(EngineError):
     code = "attach_failed"
+
+
+class LaunchError(FirstlightError):
+    code = "launch_error"
+
+
+class AlreadyRunning(LaunchError):
+    code = "already_running"
+
+
+class PortTaken(LaunchError):
+    code = "port_taken"
+
+
+class ApiUnreachable(FirstlightError):
+    code = "api_unreachable"
+    is_retryable = True
 
 
 class Cancelled(FirstlightError):
