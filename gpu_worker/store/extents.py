@@ -62,9 +62,8 @@ class FreeSpace:
     def give_back(self, extent: Extent) -> None:
         """Return an extent and merge it with the holes it touches."""
         merged = extent
-        for hole in [
-            hole for hole in self._holes if extent.offset in (hole.end,) or hole.offset == extent.end
-        ]:
+        touching = [hole for hole in self._holes if hole.end == extent.offset or hole.offset == extent.end]
+        for hole in touching:
             self._holes.remove(hole)
             merged = Extent(min(merged.offset, hole.offset), merged.size_bytes + hole.size_bytes)
         insort(self._holes, merged)
