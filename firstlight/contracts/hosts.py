@@ -23,11 +23,13 @@ class HostRegistered:
 class LeaseWatchInput:
     host_id: str
     registration: int
+    # The watch comes back after so long even if nothing happened, so that its workflow can renew itself.
+    at_most_s: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseWatchReceipt:
-    # expired | superseded
+    # expired | superseded | elapsed
     ended_by: str
 
 
@@ -48,6 +50,8 @@ class FailHostReceipt:
 class ReconcileInput:
     # Starts older than this without a running workflow are given up.
     stale_start_s: float = 30.0
+    # Hosts still to be looked at after a continue-as-new; None: all.
+    remaining: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

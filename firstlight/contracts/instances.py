@@ -15,6 +15,7 @@ class InstanceInput:
     keep_alive_s: float
     # Stop reason asked for before a continue-as-new, if any.
     stop_reason: str = ""
+    stop_drain_timeout_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,15 @@ class WatchInput:
     epoch: int
     endpoint: str
     keep_alive_s: float
+    # The watch comes back after so long even if nothing happened, so that its workflow can renew itself.
+    at_most_s: float = 3600.0
+    # The instance is needed though idle (its model's minimum): watch only for its exit.
+    ignore_idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class WatchReceipt:
-    # idle | exited: what ended the watch
+    # idle | exited | elapsed: what ended the watch
     ended_by: str
     idle_s: float = 0.0
 

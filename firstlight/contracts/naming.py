@@ -8,6 +8,17 @@ CONTROL_QUEUE = "firstlight-control"
 RECONCILER_SCHEDULE_ID = "firstlight-fleet-reconciler"
 RECONCILER_WORKFLOW_ID = "fleet-reconciler"
 
+# Workflow types.
+COLD_START = "ColdStart"
+MODEL_DOWNLOAD = "ModelDownload"
+INSTANCE_LIFECYCLE = "InstanceLifecycle"
+HOST_LIFECYCLE = "HostLifecycle"
+FLEET_RECONCILER = "FleetReconciler"
+
+# Signals.
+STOP = "stop"
+HOST_REGISTERED = "registered"
+
 MODEL = SearchAttributeKey.for_keyword("FirstlightModel")
 HOST = SearchAttributeKey.for_keyword("FirstlightHost")
 PHASE = SearchAttributeKey.for_keyword("FirstlightPhase")

@@ -1,0 +1,126 @@
+"""How clients start and stop workflows: ids, queues, conflict rules and what the Temporal UI shows.
+
+Everything a person sees of a run before it has done anything (summary, candidates, search attributes) is
+set here, by the starter, because it costs the workflow nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from temporalio.client import Client, WorkflowHandle
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from firstlight.contracts import naming
+from firstlight.contracts.hosts import HostInput, HostRegistered
+from firstlight.contracts.instances import StopSignal
+from firstlight.contracts.starts import ColdStartInput, ColdStartResult, StartPlan
+
+# A killed control worker costs a start at most this long: then another one takes the workflow task.
+TASK_TIMEOUT = timedelta(seconds=3)
+DOWNLOADING = "downloading"
+LOADING = "loading"
+
+
+def first_phase(plan: StartPlan) -> str:
+    return DOWNLOADING if plan.estimate.tier == "remote" else LOADING
+
+
+# Any: keyword arguments of Client.start_workflow, which are of many types.
+def cold_start_options(request: ColdStartInput) -> dict[str, Any]:
+    """Keyword arguments of `client.start_workflow("ColdStart", request, **options)`."""
+    plan = request.plan
+    attributes = TypedSearchAttributes(
+        [
+            SearchAttributePair(naming.MODEL, plan.model),
+            SearchAttributePair(naming.HOST, plan.host_id),
+            SearchAttributePair(naming.PHASE, first_phase(plan)),
+            SearchAttributePair(naming.ESTIMATED_MS, round(plan.estimate.total_s * 1000)),
+        ]
+    )
+    return {
+        "id": naming.cold_start_id(plan.model, plan.instance_id),
+        "task_queue": naming.CONTROL_QUEUE,
+        "id_conflict_policy": WorkflowIDConflictPolicy.USE_EXISTING,
+        # One start per instance id, ever: a repeat after the end must not bring a second engine up.
+        "id_reuse_policy": WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+        "task_timeout": TASK_TIMEOUT,
+        "static_summary": (
+            f"Start {plan.model} on {plan.host_id} from {plan.estimate.tier}, "
+            f"predicted {plan.estimate.total_s:.2f} s"
+        ),
+        "static_details": _details(request),
+        "search_attributes": attributes,
+        "memo": {"decision_id": plan.decision_id, "instance_id": plan.instance_id, "epoch": plan.epoch},
+    }
+
+
+def _details(request: ColdStartInput) -> str:
+    plan = request.plan
+    head = (
+        f"Decision `{plan.decision_id}`: GPUs {plan.gpu_indices} of **{plan.host_id}** under epoch "
+        f"{plan.epoch}, {plan.checkpoint.size_bytes / 1e6:.0f} MB of `{plan.checkpoint.checkpoint_id}`."
+    )
+    return f"{head}\n\n{request.candidates_markdown}" if request.candidates_markdown else head
+
+
+async def start_cold_start(
+    client: Client, request: ColdStartInput, *, eager: bool = False
+) -> WorkflowHandle[Any, ColdStartResult]:
+    """Start, or join, the workflow of this plan.
+
+    `eager` saves a hop when a control worker runs on the same client.
+    Raises: WorkflowAlreadyStartedError if it has ended already.
+    """
+    return await client.start_workflow(
+        naming.COLD_START,
+        request,
+        result_type=ColdStartResult,
+        request_eager_start=eager,
+        **cold_start_options(request),
+    )
+
+
+async def cancel_start(client: Client, *, model: str, instance_id: str) -> bool:
+    """Ask a start under way to undo itself. False: there is none."""
+    handle = client.get_workflow_handle(naming.cold_start_id(model, instance_id))
+    return await _told(handle.cancel())
+
+
+async def stop_instance(client: Client, *, instance_id: str, request: StopSignal) -> bool:
+    """Ask a running instance to drain and end. False: it has no workflow (any more)."""
+    handle = client.get_workflow_handle(naming.instance_workflow_id(instance_id))
+    return await _told(handle.signal(naming.STOP, request))
+
+
+async def announce_host(client: Client, *, host_id: str, registration: int) -> None:
+    """Tell the host's workflow of a registration, starting it if it does not run."""
+    await client.start_workflow(
+        naming.HOST_LIFECYCLE,
+        HostInput(host_id=host_id, registration=registration),
+        id=naming.host_workflow_id(host_id),
+        task_queue=naming.CONTROL_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        start_signal=naming.HOST_REGISTERED,
+        start_signal_args=[HostRegistered(registration=registration)],
+        static_summary=f"Lease, loss and return of {host_id}",
+        search_attributes=TypedSearchAttributes([SearchAttributePair(naming.HOST, host_id)]),
+    )
+
+
+# Any: what cancel and signal return differs, and neither is looked at.
+async def _told(call: Any) -> bool:
+    try:
+        await call
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return False
+        raise
+    return True
