@@ -1,0 +1,102 @@
+"""`instances` and `reservations`: who runs where, and which GPU is whose."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import (
+    CheckConstraint,
+    Computed,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Sequence,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from firstlight.database.base import Base, one_of
+from firstlight.domain.lifecycle import InstanceState
+
+# Every reservation takes the next value; whoever carries a lower one has been superseded.
+FENCING_EPOCH = Sequence("fencing_epoch", metadata=Base.metadata)
+
+LIVE = (InstanceState.STARTING, InstanceState.READY, InstanceState.DRAINING)
+_IS_LIVE = one_of("state", LIVE)
+
+
+class InstanceRow(Base):
+    """One run of a model, from decision to end; kept as history afterwards."""
+
+    __tablename__ = "instances"
+    __table_args__ = (
+        CheckConstraint(one_of("state", InstanceState), name="state_is_known"),
+        CheckConstraint("epoch >= 1", name="epoch_is_positive"),
+        CheckConstraint("gpu_count >= 1", name="needs_a_gpu"),
+        CheckConstraint(
+            "state NOT IN ('ready', 'draining') OR endpoint IS NOT NULL", name="served_has_endpoint"
+        ),
+        CheckConstraint(
+            "state NOT IN ('ready', 'draining') OR ready_at IS NOT NULL", name="served_was_ready"
+        ),
+        CheckConstraint("state <> 'starting' OR endpoint IS NULL", name="starting_has_no_endpoint"),
+        CheckConstraint("is_live = (ended_at IS NULL)", name="ended_has_a_time"),
+        CheckConstraint("state <> 'failed' OR failure_code IS NOT NULL", name="failed_says_why"),
+        # A model row cannot go while anything of it runs.
+        CheckConstraint("NOT is_live OR model_id IS NOT NULL", name="live_has_a_model"),
+        # The target of the reservations' key: a reservation names a live instance on this host and epoch.
+        UniqueConstraint("instance_id", "host_id", "epoch", "is_live"),
+        Index("ix_instances_live_model_id", "model_id", postgresql_where=text("is_live")),
+        Index("ix_instances_live_host_id", "host_id", postgresql_where=text("is_live")),
+        Index("ix_instances_model_created_at", "model", "created_at"),
+    )
+
+    instance_id: Mapped[str] = mapped_column(primary_key=True)
+    model_id: Mapped[int | None] = mapped_column(
+        ForeignKey("models.model_id", ondelete="SET NULL"), index=True
+    )
+    # The name as it was, for history.
+    model: Mapped[str]
+    host_id: Mapped[str] = mapped_column(ForeignKey("hosts.host_id"))
+    state: Mapped[str]
+    is_live: Mapped[bool] = mapped_column(Computed(_IS_LIVE, persisted=True))
+    epoch: Mapped[int]
+    decision_id: Mapped[str]
+    checkpoint_id: Mapped[str]
+    gpu_count: Mapped[int]
+    max_concurrency: Mapped[int]
+    keep_alive_s: Mapped[float]
+    endpoint: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # When the present plan was made; later than created_at after a replan.
+    planned_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    ready_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    end_reason: Mapped[str | None]
+    failure_code: Mapped[str | None]
+    failure: Mapped[str | None]
+
+
+class ReservationRow(Base):
+    """A GPU held by a live instance. The primary key is the promise that no GPU is held twice."""
+
+    __tablename__ = "reservations"
+    __table_args__ = (
+        CheckConstraint("instance_is_live", name="instance_is_live"),
+        ForeignKeyConstraint(["host_id", "gpu_index"], ["gpus.host_id", "gpus.gpu_index"]),
+        # An instance that ends, moves or takes another epoch cannot keep these rows: the key would break.
+        ForeignKeyConstraint(
+            ["instance_id", "host_id", "epoch", "instance_is_live"],
+            ["instances.instance_id", "instances.host_id", "instances.epoch", "instances.is_live"],
+        ),
+        Index("ix_reservations_instance_id", "instance_id"),
+    )
+
+    host_id: Mapped[str] = mapped_column(primary_key=True)
+    gpu_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    instance_id: Mapped[str]
+    epoch: Mapped[int]
+    instance_is_live: Mapped[bool] = mapped_column(server_default=text("true"))
+    reserved_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,0 +1,28 @@
+"""All tables in one import, so that `Base.metadata` is complete wherever this module is imported."""
+
+from __future__ import annotations
+
+from firstlight.database.access_tables import ApiKeyRow, AuditRow
+from firstlight.database.base import Base
+from firstlight.database.history_tables import DecisionRow, MigrationRow, StartupObservationRow
+from firstlight.database.host_tables import GpuRow, HostRow, PlacementRow
+from firstlight.database.instance_tables import FENCING_EPOCH, LIVE, InstanceRow, ReservationRow
+from firstlight.database.model_tables import CheckpointRow, ModelRow
+
+__all__ = [
+    "FENCING_EPOCH",
+    "LIVE",
+    "ApiKeyRow",
+    "AuditRow",
+    "Base",
+    "CheckpointRow",
+    "DecisionRow",
+    "GpuRow",
+    "HostRow",
+    "InstanceRow",
+    "MigrationRow",
+    "ModelRow",
+    "PlacementRow",
+    "ReservationRow",
+    "StartupObservationRow",
+]
