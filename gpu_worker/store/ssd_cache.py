@@ -5,7 +5,7 @@
     <root>/staging/<checkpoint id>/       bytes as fetched; kept over a crash, so that a fetch resumes
     <root>/quarantine/<checkpoint id>-<n> a checkpoint whose bytes failed their checksum
 
-Knows nothing of DRAM: who may be evicted is asked of `may_evict`.
+Knows nothing of DRAM: who may go is asked of `may_evict`, and who goes is told to `on_evict` first.
 """
 
 from __future__ import annotations
@@ -47,11 +47,17 @@ class SsdCache:
     """Not thread-safe: one event loop owns it. Raises Conflict when another store owns `root`."""
 
     def __init__(
-        self, *, root: Path, capacity_bytes: int, may_evict: Callable[[str], bool] = lambda _: True
+        self,
+        *,
+        root: Path,
+        capacity_bytes: int,
+        may_evict: Callable[[str], bool] = lambda _: True,
+        on_evict: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.capacity_bytes = capacity_bytes
         self._root = root
         self._may_evict = may_evict
+        self._on_evict = on_evict
         self._entries: dict[str, CachedCheckpoint] = {}
         self._staged: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
@@ -202,6 +208,7 @@ class SsdCache:
                 self._delete(self._entries[one])
 
     def _delete(self, entry: CachedCheckpoint) -> None:
+        self._on_evict(entry.checkpoint_id)
         # Renamed first: a crash in the midst of deleting must not leave half a checkpoint as present.
         grave = self._root / "writing" / f"{entry.checkpoint_id}-removed-{time.time_ns()}"
         os.rename(entry.directory, grave)

@@ -1,0 +1,27 @@
+"""A gRPC server with the options of channels.py, bound to an address the kernel may complete."""
+
+from __future__ import annotations
+
+import grpc
+
+from firstlight.domain.errors import InvalidSettings
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", 64 * 2**20),
+    ("grpc.max_receive_message_length", 64 * 2**20),
+    # Two servers on one port would each get half of the calls.
+    ("grpc.so_reuseport", 0),
+)
+
+
+def new_server() -> grpc.aio.Server:
+    return grpc.aio.server(options=OPTIONS)
+
+
+def bind(server: grpc.aio.Server, *, bind_address: str, port: int) -> str:
+    """Bind `port`, 0 for any; the address others reach it at. Raises: InvalidSettings when it is taken."""
+    try:
+        bound = server.add_insecure_port(f"{bind_address}:{port}")
+    except RuntimeError as failure:
+        raise InvalidSettings(f"cannot bind {bind_address}:{port}: {failure}") from failure
+    return f"{bind_address}:{bound}"

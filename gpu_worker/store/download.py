@@ -1,0 +1,224 @@
+"""Make a checkpoint present on SSD: fetch, convert, verify, publish. One at a time for each checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from firstlight.domain.errors import CheckpointMismatch, Conflict, InvalidInput, SourceCorrupt
+from firstlight.domain.names import parse_checkpoint_id
+from gpu_worker.store.conversion import CONVERTER, Converted, convert
+from gpu_worker.store.fetch import fetch
+from gpu_worker.store.shared_work import SharedWork
+from gpu_worker.store.sources import Layout, Source, SourceDescription, open_source
+from gpu_worker.store.ssd_cache import CachedCheckpoint, SsdCache
+
+log = logging.getLogger("store.download")
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadOrder:
+    """What to bring. `expected_digest` is empty for the first conversion anywhere."""
+
+    checkpoint_id: str
+    source: str
+    dtype: str
+    expected_digest: str
+
+    def __post_init__(self) -> None:
+        parse_checkpoint_id(self.checkpoint_id)
+        if self.dtype not in DTYPES:
+            raise InvalidInput(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadState:
+    """Progress; the digest and sizes stand in the last one (`phase` done)."""
+
+    phase: str = "fetch"
+    bytes_done: int = 0
+    bytes_total: int = 0
+    manifest_digest: str = ""
+    size_bytes: int = 0
+    source_bytes: int = 0
+    was_present: bool = False
+    began_monotonic_s: float = 0.0
+
+
+class Downloads:
+    """The downloads under way. A caller that goes away does not stop one; repeats join it."""
+
+    def __init__(
+        self, *, cache: SsdCache, fetch_parallelism: int, converter: Sequence[str] = CONVERTER
+    ) -> None:
+        self._cache = cache
+        self._parallelism = fetch_parallelism
+        self._converter = converter
+        self._running: dict[str, tuple[DownloadOrder, SharedWork[DownloadState]]] = {}
+        # Two conversions side by side would double the memory one needs.
+        self._one_conversion = asyncio.Lock()
+
+    def is_running(self, checkpoint_id: str) -> bool:
+        return checkpoint_id in self._running
+
+    def order(self, order: DownloadOrder) -> SharedWork[DownloadState]:
+        """Start or join. Raises: Conflict when the same id is under way from elsewhere."""
+        if (running := self._running.get(order.checkpoint_id)) is not None:
+            if (running[0].source, running[0].dtype) != (order.source, order.dtype):
+                raise Conflict(f"{order.checkpoint_id} is being downloaded from {running[0].source}")
+            return running[1]
+        work = SharedWork(DownloadState(began_monotonic_s=time.monotonic()))
+        self._running[order.checkpoint_id] = order, work
+        work.start(self._run(order, work))
+        return work
+
+    async def close(self) -> None:
+        tasks = [work.task for _, work in self._running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, order: DownloadOrder, work: SharedWork[DownloadState]) -> None:
+        try:
+            present = self._present(order)
+            if present is not None:
+                work.tell(_done(work.progress, present, was_present=True))
+                return
+            await _Download(self._cache, order, work, self._parallelism, self._converter).run(
+                self._one_conversion
+            )
+        finally:
+            del self._running[order.checkpoint_id]
+
+    def _present(self, order: DownloadOrder) -> CachedCheckpoint | None:
+        """What is on SSD already, unless it holds other bytes than are expected: then it goes."""
+        cached = self._cache.find(order.checkpoint_id)
+        if cached is not None and order.expected_digest not in ("", cached.manifest_digest):
+            log.warning("digest differs, fetching anew checkpoint=%s", order.checkpoint_id)
+            self._cache.remove(order.checkpoint_id)
+            return None
+        return cached
+
+
+class _Download:
+    """One download, from its first byte to its place in the cache."""
+
+    def __init__(
+        self,
+        cache: SsdCache,
+        order: DownloadOrder,
+        work: SharedWork[DownloadState],
+        parallelism: int,
+        converter: Sequence[str],
+    ) -> None:
+        self._cache = cache
+        self._order = order
+        self._work = work
+        self._parallelism = parallelism
+        self._converter = converter
+
+    async def run(self, one_conversion: asyncio.Lock) -> None:
+        name = self._order.checkpoint_id
+        source = open_source(self._order.source)
+        description = await source.describe()
+        self._tell(bytes_total=description.source_bytes, source_bytes=description.source_bytes)
+        log.info("download checkpoint=%s source=%s bytes=%d", name, description.uri, description.source_bytes)
+        staged_bytes = 0 if source.local_path is not None else description.source_bytes
+        with self._cache.reserving(name) as reserve:
+            # What the conversion writes is known when it begins; until then, as much again as the source.
+            reserve(staged_bytes + description.source_bytes)
+            try:
+                path = await self._fetched(source, description)
+                async with one_conversion:
+                    converted = await self._converted(path, lambda size: reserve(staged_bytes + size))
+                self._verify(converted)
+            except (SourceCorrupt, CheckpointMismatch):
+                self._cache.drop_staging(name)
+                raise
+            finally:
+                self._cache.keep_staging(name)
+            self._cache.drop_staging(name)
+            # The room promised becomes the room taken: it must not count twice.
+            reserve(0)
+            cached = self._cache.publish(name)
+        log.info("downloaded checkpoint=%s bytes=%d", name, cached.size_bytes)
+        self._work.tell(_done(self._work.progress, cached, was_present=False))
+
+    async def _fetched(self, source: Source, description: SourceDescription) -> Path:
+        if source.local_path is not None:
+            return _weights_path(source.local_path, description)
+        directory = self._cache.staging_dir(self._order.checkpoint_id)
+        await fetch(
+            source,
+            description,
+            directory,
+            parallelism=self._parallelism,
+            on_bytes=lambda size: self._tell(bytes_done=self._work.progress.bytes_done + size),
+        )
+        return _weights_path(directory, description)
+
+    async def _converted(self, path: Path, reserve: Callable[[int], None]) -> Converted:
+        promised = 0
+
+        def on_progress(bytes_done: int, bytes_total: int) -> None:
+            nonlocal promised
+            if bytes_total > promised:
+                reserve(bytes_total)
+                promised = bytes_total
+            self._tell(phase="convert", bytes_done=bytes_done, bytes_total=bytes_total)
+
+        self._tell(phase="convert", bytes_done=0)
+        destination = self._cache.writing_dir(self._order.checkpoint_id)
+        try:
+            return await convert(
+                path,
+                destination,
+                dtype=self._order.dtype,
+                on_progress=on_progress,
+                converter=self._converter,
+            )
+        except (
+            BaseException
+        ):  # whatever stopped it, cancellation included: half a checkpoint is worth nothing
+            self._cache.drop_writing(self._order.checkpoint_id)
+            raise
+
+    def _verify(self, converted: Converted) -> None:
+        """Raises: CheckpointMismatch when these are not the bytes that the first conversion recorded."""
+        self._tell(phase="verify")
+        expected = self._order.expected_digest
+        if expected not in ("", converted.manifest_digest):
+            self._cache.drop_writing(self._order.checkpoint_id)
+            raise CheckpointMismatch(
+                f"{self._order.checkpoint_id} converted from {self._order.source} has digest "
+                f"{converted.manifest_digest[:16]}…, but the first conversion recorded {expected[:16]}…",
+                checkpoint_id=self._order.checkpoint_id,
+            )
+
+    def _tell(self, **changes: int | str) -> None:
+        # replace() is checked at run time only: its keywords are not typed for a dict of changes.
+        self._work.tell(replace(self._work.progress, **changes))  # type: ignore[arg-type]
+
+
+def _weights_path(path: Path, description: SourceDescription) -> Path:
+    """What the converter is given: the one GGUF file, or the folder."""
+    if description.layout is Layout.GGUF and path.is_dir():
+        return path / description.files[0].name
+    return path
+
+
+def _done(state: DownloadState, cached: CachedCheckpoint, *, was_present: bool) -> DownloadState:
+    return replace(
+        state,
+        phase="done",
+        bytes_done=state.bytes_total,
+        manifest_digest=cached.manifest_digest,
+        size_bytes=cached.size_bytes,
+        was_present=was_present,
+    )
