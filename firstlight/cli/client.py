@@ -1,0 +1,101 @@
+"""A small client of the REST API: JSON in, JSON out, and errors of the one error tree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from firstlight.domain.errors import ApiUnreachable, FirstlightError, error_type
+
+DEFAULT_API_URL = "http://127.0.0.1:8080"
+
+
+def find_api_url(given: str | None) -> str:
+    """`given`, else the address of the local run, else the default one."""
+    if given:
+        return given.rstrip("/")
+    from firstlight.launcher.run_file import read_run
+    from firstlight.settings import read_settings
+
+    settings = read_settings()
+    record = read_run(settings.state_dir)
+    return record.api_url if record else f"http://{settings.api_host}:{settings.api_port}"
+
+
+class ApiClient:
+    """Any in results: the JSON of another process, read field by field by the command that prints it."""
+
+    def __init__(self, url: str | None, key: str | None = None) -> None:
+        self.url = find_api_url(url)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # A read may last as long as a cold start; the API answers in its own time, within its own deadline.
+        timeout = httpx.Timeout(None, connect=5.0)
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+
+    def __enter__(self) -> ApiClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str, **params: str | int | None) -> Any:
+        given = {name: value for name, value in params.items() if value is not None}
+        return self._send("GET", path, params=given)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._send("POST", path, json=dict(body))
+
+    def delete(self, path: str) -> Any:
+        return self._send("DELETE", path)
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[str]:
+        """Lines of a server-sent event stream, as they come. Raises: FirstlightError, ApiUnreachable."""
+        try:
+            with self._http.stream("POST", path, json=dict(body)) as response:
+                if response.is_error:
+                    response.read()
+                    raise _error_of(response)
+                yield from response.iter_lines()
+        except httpx.TransportError as failure:
+            raise self._unreachable(failure) from failure
+
+    # Any: keyword arguments of httpx, and the JSON it returns.
+    def _send(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as failure:
+            raise self._unreachable(failure) from failure
+        if response.is_error:
+            raise _error_of(response)
+        return response.json() if response.content else None
+
+    def _unreachable(self, failure: httpx.TransportError) -> ApiUnreachable:
+        if isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout):
+            return ApiUnreachable(
+                f"no API answers at {self.url}: start one with `firstlight up`, or name another with --api"
+            )
+        return ApiUnreachable(
+            f"the connection to {self.url} ended before the answer did; look at it with `firstlight status`"
+        )
+
+
+def _error_of(response: httpx.Response) -> FirstlightError:
+    try:
+        return error_from(response.json()["error"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return FirstlightError(f"the API answered {response.status_code} {response.reason_phrase}")
+
+
+def error_from(body: Mapping[str, Any]) -> FirstlightError:
+    """The error a JSON error body speaks of."""
+    code, message = str(body.get("code") or ""), str(body.get("message") or "unknown error")
+    kind = error_type(code)
+    failure = FirstlightError(message) if kind.__init__ is not FirstlightError.__init__ else kind(message)
+    failure.fields["code"] = code
+    return failure

@@ -1,0 +1,84 @@
+"""`firstlight ps` and `firstlight hosts`: what runs, and on what."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from firstlight.cli.client import ApiClient
+from firstlight.cli.options import ApiKey, ApiUrl, AsJson
+from firstlight.cli.output import bar, console, print_json, seconds, size, table
+
+STATE_STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "failed": "red", "lost": "red"}
+
+
+def register(app: typer.Typer) -> None:
+    app.command("ps", epilog="Examples: firstlight ps · firstlight ps --all --json")(instances)
+    app.command(epilog="Example: firstlight hosts")(hosts)
+
+
+def instances(
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Ended instances too.")] = False,
+    model: Annotated[str | None, typer.Option("--model", help="Only this model's.")] = None,
+    api: ApiUrl = None,
+    key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the instances that run."""
+    with ApiClient(api, key) as client:
+        found = client.get("/admin/v1/instances", model=model)["instances"]
+    if not everything:
+        found = [one for one in found if one["state"] not in ("stopped", "failed")]
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        console.print("nothing runs; the next request for a model starts it")
+        return
+    shown = table("INSTANCE", "MODEL", "STATE", "HOST", "GPUS", "AGE", "ENDPOINT")
+    for one in found:
+        shown.add_row(
+            one["instance_id"],
+            one["model"],
+            _state(one["state"]),
+            one["host_id"] or "-",
+            ",".join(str(index) for index in one["gpu_indices"]) or "-",
+            seconds(time.time() - one["created_at_unix_s"]),
+            one["endpoint"] or one.get("failure") or "-",
+        )
+    console.print(shown)
+
+
+def hosts(api: ApiUrl = None, key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Show every GPU host with its GPUs and how full its tiers are."""
+    with ApiClient(api, key) as client:
+        found = client.get("/admin/v1/hosts")["hosts"]
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        console.print("no GPU host has joined; start one with [bold]firstlight serve gpu-host[/]")
+        return
+    for host in found:
+        _print_host(host)
+
+
+# Any: the JSON of one host.
+def _print_host(host: Mapping[str, Any]) -> None:
+    console.print(Text.assemble((host["host_id"], "bold"), "  ", _state(host["state"])))
+    for gpu in host["gpus"]:
+        holder = gpu.get("instance_id")
+        name = f"gpu {gpu['index']}"
+        console.print(f"  {name:6} {bar(1.0 if holder else 0.0)} {gpu.get('model') or holder or 'free'}")
+    for tier in ("dram", "ssd"):
+        used, capacity = host[f"{tier}_used_bytes"], host[f"{tier}_capacity_bytes"]
+        share = used / capacity if capacity else 0.0
+        console.print(f"  {tier:6} {bar(share)} {size(used)} of {size(capacity)}")
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=STATE_STYLES.get(state, "dim"))

@@ -1,0 +1,44 @@
+"""The `firstlight` command: one file per group of commands, errors and exit codes in one place.
+
+Exit codes: 0 done, 1 failed (one sentence on stderr), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from firstlight.cli import chat, deploy, fleet, logs, models, serve, starts, status, up
+from firstlight.cli import demo as demonstration
+from firstlight.domain.errors import FirstlightError
+
+app = typer.Typer(
+    name="firstlight",
+    help="Serverless inference for LLMs: many models, few GPUs, nothing kept warm that need not be.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for module in (up, status, deploy, models, chat, fleet, starts, logs, demonstration):
+    module.register(app)
+app.add_typer(serve.app, name="serve")
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except FirstlightError as error:
+        sys.stderr.write(f"firstlight: {error.message}\n")
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The reader (head, less) has gone; keep the interpreter from flushing into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

@@ -1,0 +1,79 @@
+"""One start as a bar chart: a row per phase, drawn where in time it stood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from firstlight.cli.output import console, seconds, table
+
+WIDTH = 40
+PHASES = ("queue", "download", "load", "attach", "control")
+_NAMES = {"control": "workflow", "first_token": "first token"}
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseRow:
+    name: str
+    predicted_s: float | None
+    actual_s: float | None
+
+
+def phase_rows(start: Mapping[str, Any]) -> list[PhaseRow]:
+    """Phases in the order they happen; those that are nothing in both columns are left out."""
+    predicted, actual = start.get("predicted") or {}, start.get("actual") or {}
+    rows = [
+        PhaseRow(_NAMES.get(phase, phase), predicted.get(f"{phase}_s"), actual.get(f"{phase}_s"))
+        for phase in (*PHASES, "first_token")
+    ]
+    return [row for row in rows if (row.predicted_s or 0.0) + (row.actual_s or 0.0) >= 0.0005]
+
+
+def print_timeline(start: Mapping[str, Any]) -> None:
+    console.print(_headline(start))
+    rows = phase_rows(start)
+    if rows:
+        console.print(timeline_table(rows, start))
+    if failure := start.get("failure"):
+        console.print(f"  [red]{failure}[/]", soft_wrap=True)
+    console.print()
+
+
+def timeline_table(rows: list[PhaseRow], start: Mapping[str, Any]) -> Table:
+    shown = table("  PHASE", "PREDICTED", "ACTUAL", "")
+    span_s = max(sum(row.actual_s or 0.0 for row in rows), sum(row.predicted_s or 0.0 for row in rows))
+    begin_s = 0.0
+    for row in rows:
+        shown.add_row(
+            f"  {row.name}",
+            seconds(row.predicted_s),
+            seconds(row.actual_s),
+            _bar(begin_s, row.actual_s or 0.0, span_s),
+        )
+        begin_s += row.actual_s or 0.0
+    predicted, actual = start.get("predicted") or {}, start.get("actual") or {}
+    shown.add_row("  [bold]ready[/]", seconds(predicted.get("total_s")), seconds(actual.get("total_s")), "")
+    return shown
+
+
+def _headline(start: Mapping[str, Any]) -> Text:
+    style = {"ready": "green", "failed": "red"}.get(start["state"], "yellow")
+    tier = (start.get("actual") or {}).get("tier") or (start.get("predicted") or {}).get("tier") or ""
+    return Text.assemble(
+        (str(start["model"]), "bold"),
+        f" on {start['host_id'] or 'no host'}",
+        f", from {tier}" if tier else "",
+        "  ",
+        (str(start["state"]), style),
+    )
+
+
+def _bar(begin_s: float, length_s: float, span_s: float) -> Text:
+    if length_s <= 0 or span_s <= 0:
+        return Text("")
+    before = min(WIDTH - 1, round(begin_s / span_s * WIDTH))
+    return Text(" " * before + "█" * max(1, round(length_s / span_s * WIDTH)), style="cyan")

@@ -1,0 +1,70 @@
+"""The GPU host role: the host supervisor, with this host's agent as its child."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from firstlight.domain.errors import InvalidSettings
+from firstlight.domain.names import HostId, host_id
+from firstlight.settings import Settings, read_settings
+from gpu_worker.host.config import ChildConfig, HostConfig
+
+
+def main() -> None:
+    """Become the host supervisor of the one host the settings name. Raises: InvalidSettings."""
+    settings = read_settings()
+    ids = host_ids(settings)
+    if len(ids) != 1:
+        raise InvalidSettings(
+            f"FIRSTLIGHT_HOST_IDS names {len(ids)} hosts, and this process is one: name one",
+            setting="FIRSTLIGHT_HOST_IDS",
+        )
+    argv = gpu_host_argv(settings, ids[0])
+    os.execv(argv[0], argv)  # noqa: S606 - same process, so that whoever started it can stop it
+
+
+def host_ids(settings: Settings) -> tuple[HostId, ...]:
+    """Raises: InvalidName, InvalidSettings for a repeated id."""
+    ids = tuple(host_id(text.strip()) for text in settings.host_ids.split(",") if text.strip())
+    if not ids or len(set(ids)) != len(ids):
+        raise InvalidSettings(
+            f"FIRSTLIGHT_HOST_IDS={settings.host_ids!r} must name each host once",
+            setting="FIRSTLIGHT_HOST_IDS",
+        )
+    return ids
+
+
+def host_dir(state_dir: Path, host: HostId) -> Path:
+    return state_dir / "hosts" / host
+
+
+def gpu_host_argv(settings: Settings, host: HostId) -> tuple[str, ...]:
+    return (sys.executable, "-m", "gpu_worker.host", "--config", host_config(settings, host).to_json())
+
+
+def host_config(settings: Settings, host: HostId) -> HostConfig:
+    folder = host_dir(settings.state_dir.absolute(), host)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return HostConfig(
+        host_id=host,
+        state_dir=str(folder),
+        ssd_capacity_bytes=settings.ssd_capacity_bytes,
+        dram_capacity_bytes=settings.dram_capacity_bytes,
+        gpu_count=settings.gpus_per_host,
+        spares=settings.spares,
+        children=(agent_config(host),),
+    )
+
+
+def agent_config(host: HostId) -> ChildConfig:
+    return ChildConfig(
+        name="host-agent",
+        argv=(sys.executable, "-m", "firstlight.cli", "serve", "host-agent"),
+        env={
+            "FIRSTLIGHT_HOST_IDS": host,
+            "FIRSTLIGHT_HOST_ADDRESS": "{host_address}",
+            "FIRSTLIGHT_STORE_ADDRESS": "{store_address}",
+        },
+    )

@@ -1,0 +1,58 @@
+"""When a run is ready: the API says so, and every host has registered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import httpx
+
+from firstlight.domain.errors import LaunchError
+from firstlight.domain.names import HostId
+from firstlight.launcher.processes import Supervisor
+
+READY_WITHIN_S = 120.0
+# A role that ended so often before it was ever ready will not become ready.
+HOPELESS_CRASHES = 4
+_LOOK_EVERY_S = 0.05
+
+
+async def wait_until(
+    is_true: Callable[[], Awaitable[bool]],
+    *,
+    supervisor: Supervisor,
+    role: str,
+    within_s: float = READY_WITHIN_S,
+) -> None:
+    """Look often until `is_true`. Raises: LaunchError with the log's end when the role keeps ending."""
+    deadline_s = time.monotonic() + within_s
+    while not await is_true():
+        if supervisor.crashes_in_a_row(role) >= HOPELESS_CRASHES:
+            raise LaunchError(f"{role} keeps ending. The last lines of its log:\n{supervisor.log_tail(role)}")
+        if time.monotonic() > deadline_s:
+            raise LaunchError(
+                f"{role} was not ready within {within_s:.0f} s. The last lines of its log:\n"
+                f"{supervisor.log_tail(role)}"
+            )
+        await asyncio.sleep(_LOOK_EVERY_S)
+
+
+async def api_is_ready(http: httpx.AsyncClient) -> bool:
+    return await _get(http, "/readyz") is not None
+
+
+async def host_is_ready(http: httpx.AsyncClient, host: HostId) -> bool:
+    answer = await _get(http, "/admin/v1/hosts")
+    if answer is None:
+        return False
+    found = answer.json()["hosts"]
+    return any(row["host_id"] == host and row["state"] in ("ready", "draining") for row in found)
+
+
+async def _get(http: httpx.AsyncClient, path: str) -> httpx.Response | None:
+    try:
+        response = await http.get(path)
+    except httpx.TransportError:
+        return None
+    return response if response.is_success else None
