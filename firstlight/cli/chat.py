@@ -56,7 +56,7 @@ def ask(
     first_s: float | None = None
     text = ""
     with console.status(f"waiting for {model}", spinner="dots") as waiting:
-        for event in stream_chat(client, model, messages, **options):
+        for event in stream_chat(client, model, messages, options):
             if isinstance(event, Waiting):
                 _show_phase(waiting, model, event.phase)
             elif isinstance(event, Piece):

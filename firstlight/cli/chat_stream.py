@@ -33,7 +33,7 @@ Event = Waiting | Piece | Finished
 
 
 def stream_chat(
-    client: ApiClient, model: str, messages: list[dict[str, str]], **options: Any
+    client: ApiClient, model: str, messages: list[dict[str, str]], options: Mapping[str, float | int]
 ) -> Iterator[Event]:
     """Ends with one Finished. Raises: FirstlightError, also for a stream cut before its end."""
     body = {

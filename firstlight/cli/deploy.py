@@ -24,7 +24,7 @@ Concurrency = Annotated[
 def register(app: typer.Typer) -> None:
     app.command(
         epilog="Examples: firstlight deploy qwen hf://Qwen/Qwen3-0.6B · "
-        "firstlight deploy tiny ./tiny.gguf --wait · firstlight deploy llama s3://models/llama --dtype bfloat16"
+        "firstlight deploy tiny ./tiny.gguf --wait · firstlight deploy big s3://models/big --dtype bfloat16"
     )(deploy)
     app.command(epilog="Examples: firstlight scale qwen --min 1 · firstlight scale qwen --keep-alive 60")(
         scale

@@ -42,7 +42,8 @@ def up(port: Port = None, state_dir: StateDir = None, hosts: Hosts = None) -> No
 
 async def _stay(record: RunRecord) -> None:
     console.print(
-        f"\n[bold]API[/]          {record.api_url}/v1\n[bold]Temporal UI[/]  {record.temporal_ui_url or '-'}\n"
+        f"\n[bold]API[/]          {record.api_url}/v1\n"
+        f"[bold]Temporal UI[/]  {record.temporal_ui_url or '-'}\n"
         "[dim]Deploy a model with `firstlight deploy NAME SOURCE`; Ctrl-C stops everything.[/]",
         soft_wrap=True,
     )

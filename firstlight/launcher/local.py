@@ -39,10 +39,9 @@ async def _run(settings: Settings, console: Console, use: Use) -> None:
         check_disk(settings.state_dir)
         settings = _with_ports(settings)
         work = asyncio.ensure_future(_up_and_use(settings, console, use))
-        with _stop_on_signals(work, console):
-            # Being asked to stop by a signal is no failure.
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+        # Being asked to stop by a signal is no failure.
+        with _stop_on_signals(work, console), contextlib.suppress(asyncio.CancelledError):
+            await work
         run_path(settings.state_dir).unlink(missing_ok=True)
 
 

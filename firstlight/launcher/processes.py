@@ -47,7 +47,7 @@ class _Role:
 class Supervisor:
     """Keeps roles running. `say` gets one sentence per restart; `changed` is called after every spawn."""
 
-    def __init__(self, *, say: Callable[[str], None], changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, *, say: Callable[[str], None], changed: Callable[[], object] = lambda: None) -> None:
         self._say = say
         self._changed = changed
         self._roles: dict[str, _Role] = {}
