@@ -129,8 +129,10 @@ class Supervisor:
             try:
                 await asyncio.wait_for(process.wait(), role.spec.stop_s)
             except TimeoutError:
-                self._say(f"{role.spec.name} did not stop within {role.spec.stop_s:.0f} s and was killed")
+                self._say(f"{role.spec.name} did not stop within {role.spec.stop_s:.2g} s and was killed")
         _kill_group(role)
+        if process is not None:
+            await process.wait()
         if role.task is not None:
             role.task.cancel()
             await asyncio.gather(role.task, return_exceptions=True)
