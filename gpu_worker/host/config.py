@@ -27,6 +27,7 @@ class ChildConfig:
 class HostConfig:
     """Settings of one GPU host. Ports of 0 are chosen by the kernel and published in `host.json`.
 
+    `device` is "cpu", "cuda" or "auto"; on "cpu" a GPU is a slot that an engine may run in.
     `spares` engines stand ready beyond the bound ones. `ssd_dir` None puts the cache under `state_dir`.
     A child's argv and env may name `{host_address}`, `{store_address}` and `{store_socket}`.
     """
@@ -36,6 +37,7 @@ class HostConfig:
     ssd_capacity_bytes: int
     dram_capacity_bytes: int
     gpu_count: int = 1
+    device: str = "auto"
     spares: int = 1
     ssd_dir: str | None = None
     bind_address: str = "127.0.0.1"
@@ -49,6 +51,8 @@ class HostConfig:
         host_id(self.host_id)
         if self.gpu_count <= 0:
             raise InvalidSettings(f"gpu_count must be positive, not {self.gpu_count}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InvalidSettings(f"device {self.device!r} is not auto, cpu or cuda")
         if self.spares <= 0:
             raise InvalidSettings(f"spares must be positive, not {self.spares}")
         self.store_config()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Generic, TypeVar
 
 Progress = TypeVar("Progress")
@@ -37,7 +37,7 @@ class SharedWork(Generic[Progress]):
         self._progress = progress
         self._wake()
 
-    async def watch(self, *, interval_s: float = 0.1) -> AsyncIterator[Progress]:
+    async def watch(self, *, interval_s: float = 0.1) -> AsyncGenerator[Progress, None]:
         """Progress as it changes, at most every `interval_s`, the last one always.
 
         Raises what the work raised.

@@ -1,0 +1,48 @@
+"""What the store asks of the native loader: an arena, and transfers of whole checkpoints into it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpu_worker.store.extents import Extent
+
+
+class Transfer(ABC):
+    """One checkpoint on its way into the arena, on threads of the loader's own."""
+
+    @property
+    @abstractmethod
+    def bytes_done(self) -> int:
+        """Bytes that are there and verified."""
+
+    @abstractmethod
+    async def wait(self) -> None:
+        """Until every byte is there. When it returns or raises, nothing writes to the extents any more.
+
+        Raises: ChecksumMismatch, ReadFailed, CheckpointMissing.
+        """
+
+
+class Memory(ABC):
+    """The arena of one host."""
+
+    kind: str
+    size_bytes: int
+
+    @abstractmethod
+    def read_only_fd(self) -> int:
+        """A new descriptor that can only be mapped for reading; the caller closes it."""
+
+    @abstractmethod
+    def prefault(self) -> None:
+        """Make the whole arena resident; blocks for as long as that takes."""
+
+    @abstractmethod
+    def partition_sizes(self, directory: Path) -> tuple[int, ...]:
+        """Bytes of each partition of a checkpoint, its manifest validated. Raises: CheckpointError."""
+
+    @abstractmethod
+    def begin(self, directory: Path, extents: Sequence[Extent]) -> Transfer:
+        """Begin to read a checkpoint into `extents`, one a partition. Raises: CheckpointError, ReadFailed."""

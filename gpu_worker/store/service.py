@@ -1,0 +1,168 @@
+"""The gRPC Store service over the store's parts. Says and converts; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from firstlight.domain.errors import Conflict, UnknownCheckpoint
+from firstlight.domain.names import parse_checkpoint_id
+from firstlight.rpc import store_pb2 as wire
+from firstlight.rpc.status import answering
+from firstlight.rpc.store_pb2_grpc import StoreServicer
+from gpu_worker.store.contents import small_files
+from gpu_worker.store.download import DownloadOrder, DownloadState
+from gpu_worker.store.loads import LoadState
+from gpu_worker.store.store import Store
+
+log = logging.getLogger("store.service")
+
+# Any: the servicer's context is generic in messages that this code never reads through it.
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class StoreService(StoreServicer):
+    """See store.proto for what each call promises."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def Prepare(self, request: wire.PrepareRequest, context: Context) -> wire.PrepareReply:
+        async with answering(context):
+            parse_checkpoint_id(request.checkpoint_id)
+            reply = self._prepare(request.checkpoint_id)
+            log.info(
+                "prepare checkpoint=%s instance=%s found_in=%s after_s=%.3f",
+                request.checkpoint_id,
+                request.instance_id,
+                reply.found_in,
+                time.time() - request.decided_at_unix_s if request.decided_at_unix_s else 0.0,
+            )
+            return reply
+
+    async def Download(
+        self, request: wire.DownloadRequest, context: Context
+    ) -> AsyncIterator[wire.DownloadProgress]:
+        async with answering(context):
+            order = DownloadOrder(
+                checkpoint_id=request.checkpoint_id,
+                source=request.source,
+                dtype=request.dtype,
+                expected_digest=request.expected_digest,
+            )
+            async with aclosing(self._store.downloads.order(order).watch()) as states:
+                async for state in states:
+                    yield _download_progress(state)
+
+    async def Load(self, request: wire.LoadRequest, context: Context) -> AsyncIterator[wire.LoadProgress]:
+        async with answering(context):
+            parse_checkpoint_id(request.checkpoint_id)
+            if (resident := self._store.loads.resident(request.checkpoint_id)) is not None:
+                yield _load_progress(resident)
+                return
+            async with aclosing(self._store.loads.order(request.checkpoint_id).watch()) as states:
+                async for state in states:
+                    yield _load_progress(state)
+
+    async def GetFiles(self, request: wire.GetFilesRequest, context: Context) -> wire.GetFilesReply:
+        async with answering(context):
+            parse_checkpoint_id(request.checkpoint_id)
+            cached = self._store.cache.get(request.checkpoint_id)
+            files = await asyncio.to_thread(small_files, cached.directory)
+            return wire.GetFilesReply(files=files, manifest_digest=cached.manifest_digest)
+
+    async def Inventory(self, request: wire.InventoryRequest, context: Context) -> wire.InventoryReply:
+        store = self._store
+        return wire.InventoryReply(
+            checkpoints=self._checkpoints(),
+            ssd_capacity_bytes=store.cache.capacity_bytes,
+            ssd_used_bytes=store.cache.used_bytes,
+            dram_capacity_bytes=store.pool.capacity_bytes,
+            dram_used_bytes=store.pool.used_bytes,
+            queued_bytes=store.loads.queued_bytes,
+            arena_kind=store.memory.kind,
+            ssd_read_bytes_per_s=store.ssd_read_bytes_per_s,
+        )
+
+    async def Remove(self, request: wire.RemoveRequest, context: Context) -> wire.RemoveReply:
+        async with answering(context):
+            parse_checkpoint_id(request.checkpoint_id)
+            return self._remove(request.checkpoint_id, only_dram=request.only_dram)
+
+    def _prepare(self, checkpoint_id: str) -> wire.PrepareReply:
+        loads, cached = self._store.loads, self._store.cache.find(checkpoint_id)
+        if loads.resident(checkpoint_id) is not None:
+            return wire.PrepareReply(found_in="dram")
+        if (state := loads.find(checkpoint_id)) is not None:
+            moving = state.bytes_total - state.bytes_done
+            return wire.PrepareReply(
+                found_in="loading", bytes_to_move=moving, moving_at_unix_s=state.moving_at_unix_s
+            )
+        if cached is None:
+            return wire.PrepareReply(found_in="absent")
+        # Nobody watches: a failure is told to whoever asks for the load itself.
+        loads.order(checkpoint_id)
+        return wire.PrepareReply(
+            found_in="ssd", bytes_to_move=cached.size_bytes, moving_at_unix_s=time.time()
+        )
+
+    def _remove(self, checkpoint_id: str, *, only_dram: bool) -> wire.RemoveReply:
+        store = self._store
+        cached = store.cache.find(checkpoint_id)
+        if cached is None and not store.pool.is_resident(checkpoint_id):
+            raise UnknownCheckpoint(f"this host does not hold {checkpoint_id}", checkpoint_id=checkpoint_id)
+        if not store.may_evict(checkpoint_id):
+            raise Conflict(f"{checkpoint_id} is being loaded or read", checkpoint_id=checkpoint_id)
+        freed_dram = store.pool.evict(checkpoint_id) if store.pool.is_resident(checkpoint_id) else 0
+        freed_ssd = store.cache.remove(checkpoint_id) if cached is not None and not only_dram else 0
+        log.info("removed checkpoint=%s ssd=%d dram=%d", checkpoint_id, freed_ssd, freed_dram)
+        return wire.RemoveReply(freed_ssd_bytes=freed_ssd, freed_dram_bytes=freed_dram)
+
+    def _checkpoints(self) -> list[wire.StoredCheckpoint]:
+        store = self._store
+        present = [
+            wire.StoredCheckpoint(
+                checkpoint_id=one.checkpoint_id,
+                size_bytes=one.size_bytes,
+                on_ssd=True,
+                in_dram=store.pool.is_resident(one.checkpoint_id),
+                loading=store.loads.is_running(one.checkpoint_id),
+                pins=store.pool.pins(one.checkpoint_id),
+                manifest_digest=one.manifest_digest,
+                last_used_unix_s=one.last_used_unix_s,
+            )
+            for one in store.cache.checkpoints
+        ]
+        gone = [name for name in store.cache.quarantined() if store.cache.find(name) is None]
+        return [*present, *(wire.StoredCheckpoint(checkpoint_id=name, quarantined=True) for name in gone)]
+
+
+def _download_progress(state: DownloadState) -> wire.DownloadProgress:
+    return wire.DownloadProgress(
+        phase=state.phase,
+        bytes_done=state.bytes_done,
+        bytes_total=state.bytes_total,
+        elapsed_s=time.monotonic() - state.began_monotonic_s,
+        manifest_digest=state.manifest_digest,
+        size_bytes=state.size_bytes,
+        source_bytes=state.source_bytes,
+        was_present=state.was_present,
+    )
+
+
+def _load_progress(state: LoadState) -> wire.LoadProgress:
+    return wire.LoadProgress(
+        bytes_done=state.bytes_done,
+        bytes_total=state.bytes_total,
+        queue_s=state.queue_s,
+        elapsed_s=state.elapsed_s,
+        from_tier=state.from_tier,
+        done=state.is_done,
+        moving_at_unix_s=state.moving_at_unix_s,
+    )
