@@ -22,6 +22,7 @@ FirstlightError
 │   ├── NoCapacity                no host can take the start now
 │   ├── StartTimeout              the start did not finish within the request's deadline
 │   ├── StartFailed               every plan for the start failed
+│   ├── DatabaseUnavailable       Postgres does not answer
 │   └── InstanceDraining          the instance takes no new requests
 ├── SourceError                   where the model comes from
 │   ├── SourceUnreachable
@@ -150,6 +151,10 @@ class StartTimeout(Overloaded):
 
 class StartFailed(Overloaded):
     code = "start_failed"
+
+
+class DatabaseUnavailable(Overloaded):
+    code = "database_unavailable"
 
 
 class InstanceDraining(Overloaded):
