@@ -72,7 +72,7 @@ def _print_host(host: Mapping[str, Any]) -> None:
     console.print(Text.assemble((host["host_id"], "bold"), "  ", _state(host["state"])))
     for gpu in host["gpus"]:
         holder = gpu.get("instance_id")
-        name = f"gpu {gpu['index']}"
+        name = f"gpu {gpu['gpu_index']}"
         console.print(f"  {name:6} {bar(1.0 if holder else 0.0)} {gpu.get('model') or holder or 'free'}")
     for tier in ("dram", "ssd"):
         used, capacity = host[f"{tier}_used_bytes"], host[f"{tier}_capacity_bytes"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from firstlight.cli.output import console, seconds, table
 
 WIDTH = 40
 PHASES = ("queue", "download", "load", "attach", "control")
-_NAMES = {"control": "workflow", "first_token": "first token"}
+_NAMES = {"control": "workflow"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,9 @@ def phase_rows(start: Mapping[str, Any]) -> list[PhaseRow]:
     predicted, actual = start.get("predicted") or {}, start.get("actual") or {}
     rows = [
         PhaseRow(_NAMES.get(phase, phase), predicted.get(f"{phase}_s"), actual.get(f"{phase}_s"))
-        for phase in (*PHASES, "first_token")
+        for phase in PHASES
     ]
+    rows.append(PhaseRow("first token", None, start.get("first_token_s")))
     return [row for row in rows if (row.predicted_s or 0.0) + (row.actual_s or 0.0) >= 0.0005]
 
 
@@ -45,7 +46,7 @@ def print_timeline(start: Mapping[str, Any]) -> None:
 
 def timeline_table(rows: list[PhaseRow], start: Mapping[str, Any]) -> Table:
     shown = table("  PHASE", "PREDICTED", "ACTUAL", "")
-    span_s = max(sum(row.actual_s or 0.0 for row in rows), sum(row.predicted_s or 0.0 for row in rows))
+    span_s = _sum(row.actual_s for row in rows)
     begin_s = 0.0
     for row in rows:
         shown.add_row(
@@ -55,14 +56,15 @@ def timeline_table(rows: list[PhaseRow], start: Mapping[str, Any]) -> Table:
             _bar(begin_s, row.actual_s or 0.0, span_s),
         )
         begin_s += row.actual_s or 0.0
-    predicted, actual = start.get("predicted") or {}, start.get("actual") or {}
-    shown.add_row("  [bold]ready[/]", seconds(predicted.get("total_s")), seconds(actual.get("total_s")), "")
+    predicted_s = _sum(row.predicted_s for row in rows)
+    actual_s = (start.get("actual") or {}).get("total_s")
+    shown.add_row("  [bold]ready[/]", seconds(predicted_s), seconds(actual_s), "")
     return shown
 
 
 def _headline(start: Mapping[str, Any]) -> Text:
     style = {"ready": "green", "failed": "red"}.get(start["state"], "yellow")
-    tier = (start.get("actual") or {}).get("tier") or (start.get("predicted") or {}).get("tier") or ""
+    tier = start.get("tier")
     return Text.assemble(
         (str(start["model"]), "bold"),
         f" on {start['host_id'] or 'no host'}",
@@ -70,6 +72,10 @@ def _headline(start: Mapping[str, Any]) -> Text:
         "  ",
         (str(start["state"]), style),
     )
+
+
+def _sum(values: Iterable[float | None]) -> float:
+    return sum(value or 0.0 for value in values)
 
 
 def _bar(begin_s: float, length_s: float, span_s: float) -> Text:
