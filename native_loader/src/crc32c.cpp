@@ -1,0 +1,80 @@
+#include "crc32c.hpp"
+
+#include <array>
+#include <cstring>
+
+namespace firstlight {
+namespace {
+
+constexpr std::uint32_t kPolynomial = 0x82F63B78U;
+using SlicingTables = std::array<std::array<std::uint32_t, 256>, 8>;
+
+constexpr SlicingTables make_slicing_tables() {
+    SlicingTables tables{};
+    for (std::uint32_t byte = 0; byte < 256; ++byte) {
+        std::uint32_t crc = byte;
+        for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? kPolynomial : 0);
+        tables[0][byte] = crc;
+    }
+    for (std::size_t slice = 1; slice < 8; ++slice)
+        for (std::size_t byte = 0; byte < 256; ++byte)
+            tables[slice][byte] = (tables[slice - 1][byte] >> 8) ^ tables[0][tables[slice - 1][byte] & 0xFF];
+    return tables;
+}
+
+constexpr SlicingTables kTables = make_slicing_tables();
+
+constexpr std::uint32_t step_byte(std::uint32_t crc, unsigned char byte) {
+    return (crc >> 8) ^ kTables[0][(crc ^ byte) & 0xFF];
+}
+
+// Eight bytes at a time through eight tables. Bytes are gathered one by one, so byte order does not matter.
+std::uint32_t software_register(std::uint32_t crc, const unsigned char* data, std::size_t size_bytes) {
+    for (; size_bytes >= 8; data += 8, size_bytes -= 8) {
+        crc = kTables[7][(crc ^ data[0]) & 0xFF] ^ kTables[6][((crc >> 8) ^ data[1]) & 0xFF] ^
+              kTables[5][((crc >> 16) ^ data[2]) & 0xFF] ^ kTables[4][((crc >> 24) ^ data[3]) & 0xFF] ^
+              kTables[3][data[4]] ^ kTables[2][data[5]] ^ kTables[1][data[6]] ^ kTables[0][data[7]];
+    }
+    for (; size_bytes > 0; ++data, --size_bytes) crc = step_byte(crc, *data);
+    return crc;
+}
+
+detail::ZeroAppendTable make_zero_append_table(std::size_t zero_bytes) {
+    std::array<std::uint32_t, 32> image{};  // of each single bit of the register
+    for (std::uint32_t bit = 0; bit < 32; ++bit) {
+        std::uint32_t crc = std::uint32_t{1} << bit;
+        for (std::size_t i = 0; i < zero_bytes; ++i) crc = step_byte(crc, 0);
+        image[bit] = crc;
+    }
+    detail::ZeroAppendTable table{};
+    for (std::uint32_t slot = 0; slot < 4; ++slot)
+        for (std::uint32_t byte = 0; byte < 256; ++byte)
+            for (std::uint32_t bit = 0; bit < 8; ++bit)
+                if ((byte >> bit & 1) != 0) table.entry[slot][byte] ^= image[slot * 8 + bit];
+    return table;
+}
+
+struct ZeroAppendTables {
+    detail::ZeroAppendTable long_table = make_zero_append_table(detail::kLongStreamBytes);
+    detail::ZeroAppendTable short_table = make_zero_append_table(detail::kShortStreamBytes);
+};
+
+}  // namespace
+
+std::uint32_t crc32c_software(const void* data, std::size_t size_bytes, std::uint32_t seed) {
+    return ~software_register(~seed, static_cast<const unsigned char*>(data), size_bytes);
+}
+
+std::uint32_t crc32c(const void* data, std::size_t size_bytes, std::uint32_t seed) {
+    static const bool in_hardware = detail::has_crc32c_instruction();
+    if (!in_hardware) return crc32c_software(data, size_bytes, seed);
+    static const ZeroAppendTables tables;
+    return ~detail::crc32c_hardware(~seed, static_cast<const unsigned char*>(data), size_bytes,
+                                    tables.long_table, tables.short_table);
+}
+
+const char* crc32c_implementation() {
+    return detail::has_crc32c_instruction() ? detail::hardware_name() : "software";
+}
+
+}  // namespace firstlight

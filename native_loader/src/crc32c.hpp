@@ -1,0 +1,40 @@
+// CRC32C (Castagnoli, reflected polynomial 0x82F63B78), as iSCSI, ext4 and object stores use it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace firstlight {
+
+// The checksum of `seed`'s bytes followed by these: crc32c(b, crc32c(a)) == crc32c(a + b).
+std::uint32_t crc32c(const void* data, std::size_t size_bytes, std::uint32_t seed = 0);
+
+// The portable implementation, always present; tests hold the two against each other.
+std::uint32_t crc32c_software(const void* data, std::size_t size_bytes, std::uint32_t seed = 0);
+
+// What crc32c() runs on here: "sse4.2", "armv8-crc" or "software".
+const char* crc32c_implementation();
+
+namespace detail {
+
+// Appending a fixed number of zero bytes to a message is a linear map on its checksum register: one table
+// per register byte applies it in four look-ups. It is what joins three independently computed streams.
+struct ZeroAppendTable {
+    std::uint32_t entry[4][256];
+    std::uint32_t apply(std::uint32_t crc) const {
+        return entry[0][crc & 0xFF] ^ entry[1][(crc >> 8) & 0xFF] ^ entry[2][(crc >> 16) & 0xFF] ^
+               entry[3][crc >> 24];
+    }
+};
+
+constexpr std::size_t kLongStreamBytes = 8192;
+constexpr std::size_t kShortStreamBytes = 256;
+
+// Register in, register out (no inversion). Only callable where the instruction exists.
+std::uint32_t crc32c_hardware(std::uint32_t crc, const unsigned char* data, std::size_t size_bytes,
+                              const ZeroAppendTable& long_table, const ZeroAppendTable& short_table);
+bool has_crc32c_instruction();
+const char* hardware_name();
+
+}  // namespace detail
+}  // namespace firstlight

@@ -1,0 +1,121 @@
+#include "mapping.hpp"
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+
+namespace firstlight {
+namespace {
+
+// Large enough that a page-table walk is amortised, small enough that threads share the work evenly.
+constexpr std::uint64_t kPopulatePieceBytes = std::uint64_t{32} << 20;
+
+// For kernels before 5.14. A read-write touch rewrites the byte it read, which would race with a reader of
+// the same page only if the arena were already in use; callers populate before they load.
+void touch(std::byte* data, std::uint64_t length, Access access) {
+    const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    for (std::uint64_t at = 0; at < length; at += page) {
+        volatile std::byte* byte = data + at;
+        const std::byte seen = *byte;
+        if (access == Access::read_write) *byte = seen;
+    }
+}
+
+}  // namespace
+
+Result<Mapping> Mapping::of_file(int fd, std::size_t size_bytes, Access access) {
+    struct stat info {};
+    if (::fstat(fd, &info) != 0) return system_failure(ErrorCode::invalid_argument, "fstat", errno);
+    // A mapping past the end of the file would be a SIGBUS in waiting.
+    if (size_bytes == 0 || static_cast<std::uint64_t>(info.st_size) < size_bytes)
+        return Error{ErrorCode::invalid_argument,
+                     "cannot map " + std::to_string(size_bytes) + " bytes of a file of " +
+                         std::to_string(info.st_size), 0, "", std::nullopt};
+    const int protection = access == Access::read_write ? PROT_READ | PROT_WRITE : PROT_READ;
+    void* data = ::mmap(nullptr, size_bytes, protection, MAP_SHARED, fd, 0);
+    if (data == MAP_FAILED) return system_failure(ErrorCode::out_of_memory, "mmap", errno);
+    return Mapping(static_cast<std::byte*>(data), size_bytes, access);
+}
+
+Result<Mapping> Mapping::anonymous(std::size_t size_bytes) {
+    if (size_bytes == 0) return Error{ErrorCode::invalid_argument, "cannot map 0 bytes", 0, "", std::nullopt};
+    void* data = ::mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED) return system_failure(ErrorCode::out_of_memory, "mmap", errno);
+    (void)::madvise(data, size_bytes, MADV_HUGEPAGE);  // a wish: small pages serve as well, more slowly
+    return Mapping(static_cast<std::byte*>(data), size_bytes, Access::read_write);
+}
+
+Mapping::Mapping(Mapping&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      size_bytes_(std::exchange(other.size_bytes_, 0)),
+      access_(other.access_) {}
+
+Mapping& Mapping::operator=(Mapping&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_bytes_, other.size_bytes_);
+    std::swap(access_, other.access_);
+    return *this;
+}
+
+Mapping::~Mapping() {
+    if (data_ != nullptr) ::munmap(data_, size_bytes_);
+}
+
+Status Mapping::populate_piece(std::uint64_t offset, std::uint64_t length) const {
+    const int advice = access_ == Access::read_write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
+    while (::madvise(data_ + offset, length, advice) != 0) {
+        if (errno == EINTR || errno == EAGAIN) continue;
+        if (errno != EINVAL)
+            return system_failure(ErrorCode::out_of_memory, "cannot make memory resident", errno);
+        touch(data_ + offset, length, access_);
+        break;
+    }
+    return Done{};
+}
+
+Status Mapping::populate(std::uint64_t offset, std::uint64_t length, unsigned threads) const {
+    if (!contains(offset, length))
+        return Error{ErrorCode::invalid_argument, "range is outside of the mapping", 0, "", std::nullopt};
+    const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    const std::uint64_t start = offset / page * page;
+    const std::uint64_t end = offset + length;
+    const std::uint64_t pieces = (end - start + kPopulatePieceBytes - 1) / kPopulatePieceBytes;
+    std::atomic<std::uint64_t> next{0};
+    std::mutex mutex;
+    std::optional<Error> failure;
+    const auto work = [&] {
+        for (std::uint64_t piece = next++; piece < pieces; piece = next++) {
+            const std::uint64_t at = start + piece * kPopulatePieceBytes;
+            const Status status = populate_piece(at, std::min(kPopulatePieceBytes, end - at));
+            if (status.ok()) continue;
+            next = pieces;
+            const std::lock_guard lock(mutex);
+            failure = status.error();
+        }
+    };
+    {
+        const std::uint64_t extra = std::min<std::uint64_t>(std::max(threads, 1U), pieces);
+        std::vector<std::jthread> pool;
+        for (std::uint64_t i = 1; i < extra; ++i) pool.emplace_back(work);
+        work();
+    }
+    if (failure) return *failure;
+    return Done{};
+}
+
+}  // namespace firstlight

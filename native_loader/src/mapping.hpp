@@ -1,0 +1,46 @@
+// Sole owner of one memory mapping, and the ways to make its pages resident ahead of need.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "result.hpp"
+
+namespace firstlight {
+
+enum class Access { read_only, read_write };
+
+class Mapping {
+public:
+    // A shared mapping of the first `size_bytes` of `fd`; the mapping outlives the descriptor.
+    static Result<Mapping> of_file(int fd, std::size_t size_bytes, Access access);
+    // Private zeroed memory, of transparent huge pages where the machine allows.
+    static Result<Mapping> anonymous(std::size_t size_bytes);
+
+    Mapping(Mapping&& other) noexcept;
+    Mapping& operator=(Mapping&& other) noexcept;
+    Mapping(const Mapping&) = delete;
+    Mapping& operator=(const Mapping&) = delete;
+    ~Mapping();
+
+    std::byte* data() const { return data_; }
+    std::size_t size_bytes() const { return size_bytes_; }
+    Access access() const { return access_; }
+    bool contains(std::uint64_t offset, std::uint64_t length) const {
+        return offset <= size_bytes_ && length <= size_bytes_ - offset;
+    }
+    // Makes [offset, offset + length) resident and mapped, on up to `threads` threads.
+    Status populate(std::uint64_t offset, std::uint64_t length, unsigned threads) const;
+
+private:
+    Mapping(std::byte* data, std::size_t size_bytes, Access access)
+        : data_(data), size_bytes_(size_bytes), access_(access) {}
+
+    Status populate_piece(std::uint64_t offset, std::uint64_t length) const;
+
+    std::byte* data_ = nullptr;
+    std::size_t size_bytes_ = 0;
+    Access access_ = Access::read_only;
+};
+
+}  // namespace firstlight
