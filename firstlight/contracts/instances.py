@@ -27,6 +27,13 @@ class StopSignal:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepAliveSignal:
+    """The model's keep-alive time was changed while the instance runs."""
+
+    keep_alive_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class WatchInput:
     instance_id: str
     epoch: int

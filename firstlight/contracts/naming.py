@@ -17,6 +17,7 @@ FLEET_RECONCILER = "FleetReconciler"
 
 # Signals.
 STOP = "stop"
+KEEP_ALIVE = "keep_alive"
 HOST_REGISTERED = "registered"
 
 MODEL = SearchAttributeKey.for_keyword("FirstlightModel")

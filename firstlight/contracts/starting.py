@@ -20,7 +20,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from firstlight.contracts import naming
 from firstlight.contracts.hosts import HostInput, HostRegistered
-from firstlight.contracts.instances import StopSignal
+from firstlight.contracts.instances import KeepAliveSignal, StopSignal
 from firstlight.contracts.starts import ColdStartInput, ColdStartResult, StartPlan
 
 # A killed control worker costs a start at most this long: then another one takes the workflow task.
@@ -100,6 +100,12 @@ async def stop_instance(client: Client, *, instance_id: str, request: StopSignal
     return await _told(handle.signal(naming.STOP, request))
 
 
+async def change_keep_alive(client: Client, *, instance_id: str, keep_alive_s: float) -> bool:
+    """Tell a running instance its model's new keep-alive time. False: it has no workflow (any more)."""
+    handle = client.get_workflow_handle(naming.instance_workflow_id(instance_id))
+    return await _told(handle.signal(naming.KEEP_ALIVE, KeepAliveSignal(keep_alive_s)))
+
+
 async def announce_host(client: Client, *, host_id: str, registration: int) -> None:
     """Tell the host's workflow of a registration, starting it if it does not run."""
     await client.start_workflow(
@@ -110,6 +116,7 @@ async def announce_host(client: Client, *, host_id: str, registration: int) -> N
         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         start_signal=naming.HOST_REGISTERED,
         start_signal_args=[HostRegistered(registration=registration)],
+        task_timeout=TASK_TIMEOUT,
         static_summary=f"Lease, loss and return of {host_id}",
         search_attributes=TypedSearchAttributes([SearchAttributePair(naming.HOST, host_id)]),
     )

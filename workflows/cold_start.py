@@ -1,0 +1,201 @@
+"""ColdStart: carry one placement decision out, on another host if need be, or undo it without a trace.
+
+On the client's path stands one activity, `bring_up`; the client itself is woken by its SQL commit and does
+not wait for this workflow. Whatever ends the start early, its GPUs are released before the run closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, is_cancelled_exception
+
+from firstlight.contracts.failures import codes_of, error_of, never_taken_up
+from firstlight.contracts.instances import StopInstanceInput
+from firstlight.contracts.naming import COLD_START
+from firstlight.contracts.starting import DOWNLOADING, LOADING, first_phase
+from firstlight.contracts.starts import (
+    AbandonInput,
+    BringUpInput,
+    BringUpReceipt,
+    ColdStartInput,
+    ColdStartResult,
+    DownloadInput,
+    RecordStartInput,
+    ReplanInput,
+)
+from firstlight.domain import errors
+from workflows import control_calls, host_calls, tables
+from workflows.downloading import download
+from workflows.launching import launch_instance
+from workflows.story import Story
+
+# This host's copy is bad or gone: fetching it again mends that.
+FETCH_AGAIN = codes_of(
+    errors.ChecksumMismatch, errors.UnknownCheckpoint, errors.CheckpointMissing, errors.ManifestInvalid
+)
+# The model, its source or the request is at fault: no other host would do better.
+HOPELESS = codes_of(
+    errors.InvalidInput,
+    errors.UnknownModel,
+    errors.Conflict,
+    errors.SourceCorrupt,
+    errors.SourceUnsupported,
+    errors.CheckpointMismatch,
+)
+
+
+@workflow.defn(name=COLD_START)
+class ColdStart:
+    @workflow.init
+    def __init__(self, request: ColdStartInput) -> None:
+        self._plan = request.plan
+        self._plans_tried = 1
+        self._story = Story()
+        self._tell_plan("placed")
+
+    @workflow.run
+    async def run(self, request: ColdStartInput) -> ColdStartResult:
+        try:
+            receipt = await self._bring_up_somewhere(request.max_plans)
+        except (ActivityError, ChildWorkflowError, asyncio.CancelledError) as failure:
+            # Cancelled or failed, the GPUs go back; a second cancellation must not interrupt that.
+            await asyncio.shield(self._undo(failure))
+            if is_cancelled_exception(failure):
+                raise
+            raise self._start_failed(failure) from failure
+        await asyncio.shield(self._settle(receipt))
+        return ColdStartResult(
+            instance_id=self._plan.instance_id,
+            host_id=self._plan.host_id,
+            endpoint=receipt.endpoint,
+            plans_tried=self._plans_tried,
+            phases=receipt.phases,
+        )
+
+    async def _bring_up_somewhere(self, max_plans: int) -> BringUpReceipt:
+        """Raises: the last plan's failure, when no other may be tried or none is left."""
+        failed_hosts: list[str] = []
+        while True:
+            try:
+                receipt = await self._carry_out()
+                break
+            except (ActivityError, ChildWorkflowError) as failure:
+                if is_cancelled_exception(failure) and workflow.cancellation_reason() is not None:
+                    raise
+                failed_hosts.append(self._plan.host_id)
+                if not self._may_replan(failure, max_plans) or not await self._replan(failure, failed_hosts):
+                    raise
+        if workflow.cancellation_reason() is not None:
+            # The cancellation came while bring_up was about to finish: it asked for no instance.
+            raise asyncio.CancelledError
+        return receipt
+
+    async def _carry_out(self) -> BringUpReceipt:
+        """Raises: ActivityError, ChildWorkflowError."""
+        download_s = 0.0
+        self._story.enter(first_phase(self._plan), host_id=self._plan.host_id)
+        if self._plan.estimate.tier == "remote":
+            download_s = await self._download()
+        try:
+            return await host_calls.bring_up(BringUpInput(plan=self._plan, download_s=download_s))
+        except ActivityError as failure:
+            error = error_of(failure)
+            if error.code not in FETCH_AGAIN:
+                raise
+            self._story.tell(f"the copy on {self._plan.host_id} is bad ({error.code}): fetching it again")
+        download_s += await self._download()
+        return await host_calls.bring_up(BringUpInput(plan=self._plan, download_s=download_s))
+
+    async def _download(self) -> float:
+        """Seconds it took; the plan learns the digest, so that the load checks the very same bytes."""
+        plan = self._plan
+        began_s = workflow.time()
+        self._story.enter(DOWNLOADING)
+        receipt = await download(
+            DownloadInput(
+                host_id=plan.host_id,
+                model=plan.model,
+                checkpoint=plan.checkpoint,
+                estimated_s=plan.estimate.download_s,
+            )
+        )
+        checkpoint = replace(
+            plan.checkpoint, manifest_digest=receipt.manifest_digest, size_bytes=receipt.size_bytes
+        )
+        self._plan = replace(plan, checkpoint=checkpoint)
+        self._story.enter(LOADING)
+        return workflow.time() - began_s
+
+    def _may_replan(self, failure: BaseException, max_plans: int) -> bool:
+        error = error_of(failure)
+        self._story.tell(f"plan {self._plans_tried} failed: {error.code}: {error.message}")
+        return self._plans_tried < max_plans and error.code not in HOPELESS
+
+    async def _replan(self, failure: BaseException, failed_hosts: list[str]) -> bool:
+        if not never_taken_up(failure):
+            await self._stop_engine("start failed")
+        receipt = await control_calls.replan_start(
+            ReplanInput(plan=self._plan, failed_hosts=failed_hosts, failure=error_of(failure).message)
+        )
+        if receipt.plan is None:
+            self._story.tell(f"no other plan: {receipt.reason}")
+            return False
+        self._plan = receipt.plan
+        self._plans_tried += 1
+        self._tell_plan("placed again")
+        return True
+
+    async def _undo(self, failure: BaseException) -> None:
+        error = error_of(failure)
+        outcome = "stopped" if is_cancelled_exception(failure) else "failed"
+        if not never_taken_up(failure):
+            await self._stop_engine(outcome)
+        await control_calls.abandon_start(
+            AbandonInput(plan=self._plan, failure_code=error.code, failure=error.message, outcome=outcome)
+        )
+        self._story.tell(f"{outcome}: GPUs released")
+        self._story.end(outcome)
+
+    async def _stop_engine(self, reason: str) -> None:
+        plan = self._plan
+        try:
+            await host_calls.stop_instance(
+                plan.host_id, StopInstanceInput(plan.instance_id, plan.epoch, 0.0, reason)
+            )
+        except ActivityError as failure:
+            # The epoch fences off what may still run there, and the reconciler ends it.
+            self._story.tell(f"engine on {plan.host_id} not stopped: {error_of(failure).message}")
+
+    async def _settle(self, receipt: BringUpReceipt) -> None:
+        """The client has its route already: from here on nothing is on its path."""
+        phases = receipt.phases
+        self._story.tell(
+            f"ready at {receipt.endpoint} after {phases.total_s:.2f} s",
+            head=tables.compare(self._plan.estimate, phases),
+        )
+        await launch_instance(self._plan, receipt.endpoint)
+        try:
+            await control_calls.record_start(
+                RecordStartInput(plan=self._plan, phases=phases, plans_tried=self._plans_tried)
+            )
+        except ActivityError as failure:
+            # The instance serves; a lost observation is no reason to call its start failed.
+            self._story.tell(f"not recorded: {error_of(failure).message}")
+        self._story.end("ready", actual_s=phases.total_s)
+
+    def _tell_plan(self, what: str) -> None:
+        plan = self._plan
+        self._story.tell(
+            f"{what} on {plan.host_id}, GPUs {plan.gpu_indices}, epoch {plan.epoch}",
+            head=tables.compare(plan.estimate, None),
+        )
+
+    def _start_failed(self, failure: BaseException) -> ApplicationError:
+        error = error_of(failure)
+        message = f"{self._plan.model} did not start after {self._plans_tried} plan(s): {error.message}"
+        return ApplicationError(
+            message, {"cause": error.code}, type=errors.StartFailed.code, non_retryable=True
+        )

@@ -1,0 +1,130 @@
+"""Calls of control-plane activities (SQL on any control worker), each with its time-outs and summary."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+
+from firstlight.contracts.activities import ControlActivities
+from firstlight.contracts.hosts import (
+    FailHostInput,
+    FailHostReceipt,
+    HostList,
+    LeaseWatchInput,
+    LeaseWatchReceipt,
+    MendInput,
+    MendReceipt,
+    ReconcileInput,
+)
+from firstlight.contracts.instances import BeginDrainInput, BeginDrainReceipt, FinishInput
+from firstlight.contracts.naming import CONTROL_QUEUE
+from firstlight.contracts.starts import AbandonInput, RecordStartInput, ReplanInput, ReplanReceipt
+from workflows import policies
+
+# One transaction; a worker that dies in it costs so much.
+SQL = timedelta(seconds=5)
+
+
+async def replan_start(request: ReplanInput) -> ReplanReceipt:
+    return await workflow.execute_activity_method(
+        ControlActivities.replan_start,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=SQL,
+        # A client waits: a database that is away longer ends the start.
+        schedule_to_close_timeout=timedelta(seconds=60),
+        retry_policy=policies.UNTIL_DONE,
+        summary=f"another host for {request.plan.model}, not {', '.join(request.failed_hosts)}",
+    )
+
+
+async def abandon_start(request: AbandonInput) -> None:
+    await workflow.execute_activity_method(
+        ControlActivities.abandon_start,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=SQL,
+        retry_policy=policies.UNTIL_DONE,
+        summary=f"release the GPUs of {request.plan.instance_id}: {request.outcome}",
+    )
+
+
+async def record_start(request: RecordStartInput) -> None:
+    phases = request.phases
+    await workflow.execute_activity_method(
+        ControlActivities.record_start,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=SQL,
+        schedule_to_close_timeout=timedelta(minutes=30),
+        retry_policy=policies.UNTIL_DONE,
+        summary=f"predicted {request.plan.estimate.total_s:.2f} s, took {phases.total_s:.2f} s",
+    )
+
+
+async def begin_drain(request: BeginDrainInput) -> BeginDrainReceipt:
+    return await workflow.execute_activity_method(
+        ControlActivities.begin_drain,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=SQL,
+        retry_policy=policies.UNTIL_DONE,
+        summary=f"take the route away: {request.reason}",
+    )
+
+
+async def finish_instance(request: FinishInput) -> None:
+    await workflow.execute_activity_method(
+        ControlActivities.finish_instance,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=SQL,
+        retry_policy=policies.UNTIL_DONE,
+        summary=f"release the GPUs, {request.outcome}: {request.reason}",
+    )
+
+
+async def watch_lease(request: LeaseWatchInput) -> LeaseWatchReceipt:
+    return await workflow.execute_activity_method(
+        ControlActivities.watch_lease,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=timedelta(seconds=request.at_most_s + 120),
+        heartbeat_timeout=policies.HEARTBEAT,
+        retry_policy=policies.UNTIL_DONE,
+        summary=f"registration {request.registration} of {request.host_id}",
+    )
+
+
+async def fail_host(request: FailHostInput) -> FailHostReceipt:
+    return await workflow.execute_activity_method(
+        ControlActivities.fail_host,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=SQL,
+        retry_policy=policies.UNTIL_DONE,
+        summary=f"{request.host_id} is lost: {request.reason}",
+    )
+
+
+async def list_hosts(request: ReconcileInput) -> HostList:
+    return await workflow.execute_activity_method(
+        ControlActivities.list_hosts,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=SQL,
+        retry_policy=policies.FEW,
+    )
+
+
+async def mend_host(request: MendInput) -> MendReceipt:
+    report = request.report
+    return await workflow.execute_activity_method(
+        ControlActivities.mend_host,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=timedelta(seconds=15),
+        retry_policy=policies.FEW,
+        summary=f"{report.host_id} holds {len(report.stored)} checkpoints, {len(report.engines)} engines",
+    )

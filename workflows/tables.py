@@ -1,0 +1,24 @@
+"""What the Temporal UI shows of a start, in Markdown: predicted beside actual, phase by phase."""
+
+from __future__ import annotations
+
+from firstlight.contracts.starts import PhaseSeconds, PlannedEstimate
+
+PHASES = ("queue_s", "download_s", "load_s", "attach_s", "control_s", "total_s")
+
+
+def compare(estimate: PlannedEstimate, actual: PhaseSeconds | None) -> str:
+    """One row per phase; without `actual` only the prediction."""
+    rows = ["| phase | predicted s | actual s | off by |", "|---|--:|--:|--:|"]
+    for name in PHASES:
+        predicted_s = getattr(estimate, name)
+        took_s = getattr(actual, name) if actual is not None else None
+        rows.append(_row(name.removesuffix("_s"), predicted_s, took_s))
+    tier = f" (took it from {actual.tier})" if actual is not None and actual.tier else ""
+    return "\n".join([f"Predicted from **{estimate.tier}**{tier}", "", *rows])
+
+
+def _row(name: str, predicted_s: float, took_s: float | None) -> str:
+    if took_s is None:
+        return f"| {name} | {predicted_s:.3f} | | |"
+    return f"| {name} | {predicted_s:.3f} | {took_s:.3f} | {took_s - predicted_s:+.3f} |"
