@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from gpu_worker.host.backoff import Backoff
-from gpu_worker.store.tied_process import end_group, kill_group, start_tied
+from gpu_worker.store.tied_process import end_group, kill_remains, start_tied
 
 log = logging.getLogger("host.process")
 
@@ -49,7 +49,7 @@ class KeptProcess:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if self._process is not None:
+        if self._process is not None and self._process.returncode is None:
             await end_group(self._process, grace_s=grace_s)
 
     async def _keep(self) -> None:
@@ -60,7 +60,7 @@ class KeptProcess:
             log.info("started name=%s pid=%d", self.name, self._process.pid)
             status = await self._process.wait()
             # Whatever it had started shares its group, and must not meet its successor.
-            kill_group(self._process)
+            kill_remains(self._process)
             self._on_exit()
             delay_s = backoff.after(lived_s=time.monotonic() - began)
             self.restarts += 1

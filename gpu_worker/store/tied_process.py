@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -34,10 +35,14 @@ async def start_tied(
 def kill_group(process: asyncio.subprocess.Process, signal_number: int = signal.SIGKILL) -> None:
     """Signal the child's whole group, so that what it started goes too."""
     if process.returncode is None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal_number)
-        except ProcessLookupError:
-            return
+
+
+def kill_remains(process: asyncio.subprocess.Process) -> None:
+    """Kill what a child that just ended left in its group. Only right after its end: ids are used again."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 async def end_group(process: asyncio.subprocess.Process, *, grace_s: float) -> int:
@@ -48,4 +53,6 @@ async def end_group(process: asyncio.subprocess.Process, *, grace_s: float) -> i
             await process.wait()
     except TimeoutError:
         kill_group(process)
-    return await process.wait()
+    status = await process.wait()
+    kill_remains(process)
+    return status

@@ -1,0 +1,72 @@
+"""`python -m gpu_worker.host --config-json '{…}'` (or `--config FILE`): supervise one GPU host until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from firstlight.domain.errors import Conflict, FirstlightError
+from gpu_worker.host.config import HostConfig
+from gpu_worker.host.supervisor import Supervisor
+from gpu_worker.store.process_log import log_to_stderr
+
+log = logging.getLogger("host")
+
+
+async def supervise(config: HostConfig) -> None:
+    """Run the host until SIGTERM or SIGINT."""
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    supervisor = Supervisor(config)
+    starting = asyncio.get_running_loop().create_task(supervisor.start())
+    waiting = asyncio.get_running_loop().create_task(ended.wait())
+    try:
+        await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+        await waiting
+    finally:
+        starting.cancel()
+        waiting.cancel()
+        await asyncio.gather(starting, waiting, return_exceptions=True)
+        await supervisor.stop()
+        log.info("stopped")
+
+
+def only_one(state_dir: Path) -> int:
+    """Hold the state directory until this process ends. Raises: Conflict when another host runs there."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(state_dir / "host.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as failure:
+        raise Conflict(f"another host runs in {state_dir}") from failure
+    return descriptor
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="gpu_worker.host", description=__doc__)
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--config-json")
+    given.add_argument("--config", type=Path)
+    arguments = parser.parse_args()
+    try:
+        config = HostConfig.from_json(arguments.config_json or arguments.config.read_text())
+        log_to_stderr("host", config.host_id)
+        only_one(Path(config.state_dir))
+        asyncio.run(supervise(config))
+    except FirstlightError as failure:
+        print(f"{failure.code}: {failure.message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

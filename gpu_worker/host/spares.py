@@ -1,0 +1,187 @@
+"""Engines that stand ready, imports done and arena mapped, so that an attach only binds.
+
+Each slot holds one spare: it forks it, waits for it, has the skeletons of this host's checkpoints built in
+it, and forks the next when it was taken or has died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from firstlight.domain.errors import EngineGone, FirstlightError
+from gpu_worker.engine.client import EngineHandle
+from gpu_worker.engine.control import EngineConfig, PrepareCommand
+from gpu_worker.host.backoff import Backoff
+from gpu_worker.host.zygote import KeptZygote
+
+log = logging.getLogger("host.spares")
+
+# A replacement waits (not for ever) for the attach that took the last one: the two would fight for cores.
+SETTLE_S = 10.0
+
+
+@dataclass(eq=False, slots=True)
+class Spare:
+    """An engine on its way to ready, or ready, or taken. `settled`: whoever took it has done its work."""
+
+    handle: EngineHandle
+    device: str
+    is_ready: bool = False
+    taken: asyncio.Event = field(default_factory=asyncio.Event)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Spares:
+    """Keeps `per_device` spares for each device."""
+
+    def __init__(
+        self,
+        *,
+        zygote: KeptZygote,
+        devices: Iterable[str],
+        per_device: int,
+        engine_config: Callable[[str], EngineConfig],
+        store_ready: asyncio.Event,
+    ) -> None:
+        self._zygote = zygote
+        self._slots = [device for device in devices for _ in range(per_device)]
+        self._engine_config = engine_config
+        self._store_ready = store_ready
+        self._spares: list[Spare] = []
+        self._changed = asyncio.Condition()
+        self._waiting = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._skeletons: dict[str, PrepareCommand] = {}
+
+    @property
+    def all(self) -> tuple[Spare, ...]:
+        """Those nobody has taken."""
+        return tuple(self._spares)
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._keep(device)) for device in self._slots]
+
+    async def stop(self) -> None:
+        """Make no more; the living ones end with the zygote's close."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def take(self, device: str) -> Spare:
+        """The next ready engine of `device`, waiting for it; the caller sets `settled` when it is bound."""
+        async with self._changed:
+            self._waiting += 1
+            self._changed.notify_all()
+            try:
+                await self._changed.wait_for(lambda: self._ready(device) is not None)
+            finally:
+                self._waiting -= 1
+            spare = self._ready(device)
+            assert spare is not None, "wait_for holds the lock from its last look until here"
+            self._spares.remove(spare)
+            spare.taken.set()
+            return spare
+
+    def expect(self, commands: Mapping[str, PrepareCommand]) -> None:
+        """Have skeletons of these checkpoints built in every spare, now and to come."""
+        fresh = [command for name, command in commands.items() if name not in self._skeletons]
+        self._skeletons = dict(commands)
+        for spare in self._spares:
+            if spare.is_ready and fresh:
+                self._keep_task(self._prepare(spare, fresh))
+
+    def prepare(self, command: PrepareCommand) -> bool:
+        """A hint: build this one now, in every spare. False when there is none."""
+        ready = [spare for spare in self._spares if spare.is_ready]
+        self._skeletons[command.checkpoint_id] = command
+        for spare in ready:
+            self._keep_task(self._prepare(spare, [command]))
+        return bool(ready)
+
+    def _ready(self, device: str) -> Spare | None:
+        for spare in self._spares:
+            if spare.is_ready and spare.device == device and spare.handle.is_alive:
+                return spare
+        return None
+
+    # Any coroutine of no value: tracked, so that the loop does not drop it and `stop` ends it.
+    def _keep_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+    async def _keep(self, device: str) -> None:
+        backoff = Backoff()
+        while True:
+            began = time.monotonic()
+            try:
+                await self._one(device)
+                backoff = Backoff()
+            except FirstlightError as failure:
+                delay_s = backoff.after(lived_s=time.monotonic() - began)
+                log.warning("spare ended device=%s retry_in_s=%.1f: %s", device, delay_s, failure.message)
+                await asyncio.sleep(delay_s)
+
+    async def _one(self, device: str) -> None:
+        """One spare's life in its slot, until it is taken or dead. Raises: EngineGone."""
+        # Without its store a spare ends at once: it has no arena to map.
+        await self._store_ready.wait()
+        handle = await self._zygote.spawn(self._engine_config(device))
+        spare = Spare(handle, device)
+        self._spares.append(spare)
+        try:
+            endpoint = await handle.wait_spare()
+            async with self._changed:
+                spare.is_ready = True
+                self._changed.notify_all()
+            log.info("spare ready pid=%d device=%s endpoint=%s", handle.pid, device, endpoint)
+            await self._prepare(spare, list(self._skeletons.values()))
+            await self._until_gone(spare)
+        finally:
+            if spare in self._spares:
+                self._spares.remove(spare)
+                handle.kill()
+
+    async def _until_gone(self, spare: Spare) -> None:
+        """Until it is taken and the taker is done (or others are waiting), or until it has died."""
+        exited = asyncio.ensure_future(spare.handle.wait_exit())
+        taken = asyncio.ensure_future(spare.taken.wait())
+        try:
+            await asyncio.wait([exited, taken], return_when=asyncio.FIRST_COMPLETED)
+            if not spare.taken.is_set():
+                raise EngineGone(f"spare {spare.handle.pid} ended with status {exited.result()}")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_S):
+                    await self._settled_or_wanted(spare)
+        finally:
+            exited.cancel()
+            taken.cancel()
+
+    async def _settled_or_wanted(self, spare: Spare) -> None:
+        settled = asyncio.ensure_future(spare.settled.wait())
+        wanted = asyncio.ensure_future(self._wait_wanted())
+        try:
+            await asyncio.wait([settled, wanted], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            settled.cancel()
+            wanted.cancel()
+
+    async def _wait_wanted(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._waiting > 0)
+
+    async def _prepare(self, spare: Spare, commands: list[PrepareCommand]) -> None:
+        for command in commands:
+            if spare.taken.is_set():
+                return
+            try:
+                await spare.handle.prepare(command)
+            except FirstlightError as failure:
+                log.warning("skeleton of %s not built: %s", command.checkpoint_id, failure.message)
