@@ -36,15 +36,15 @@ def phase_rows(start: Mapping[str, Any]) -> list[PhaseRow]:
 
 def print_timeline(start: Mapping[str, Any]) -> None:
     console.print(_headline(start))
-    rows = phase_rows(start)
-    if rows:
-        console.print(timeline_table(rows, start))
+    if phase_rows(start):
+        console.print(timeline_table(start))
     if failure := start.get("failure"):
         console.print(f"  [red]{failure}[/]", soft_wrap=True)
     console.print()
 
 
-def timeline_table(rows: list[PhaseRow], start: Mapping[str, Any]) -> Table:
+def timeline_table(start: Mapping[str, Any]) -> Table:
+    rows = phase_rows(start)
     shown = table("  PHASE", "PREDICTED", "ACTUAL", "")
     span_s = _sum(row.actual_s for row in rows)
     begin_s = 0.0
@@ -56,9 +56,8 @@ def timeline_table(rows: list[PhaseRow], start: Mapping[str, Any]) -> Table:
             _bar(begin_s, row.actual_s or 0.0, span_s),
         )
         begin_s += row.actual_s or 0.0
-    predicted_s = _sum(row.predicted_s for row in rows)
     actual_s = (start.get("actual") or {}).get("total_s")
-    shown.add_row("  [bold]ready[/]", seconds(predicted_s), seconds(actual_s), "")
+    shown.add_row("  [bold]ready[/]", seconds(_sum(row.predicted_s for row in rows)), seconds(actual_s), "")
     return shown
 
 
