@@ -17,6 +17,7 @@ from firstlight.launcher.progress import Steps
 from firstlight.settings import Settings
 
 LOOPBACK = "127.0.0.1"
+POSTGRES, TEMPORAL = "postgres", "temporal"
 
 
 class EmbeddedService(Protocol):
@@ -26,9 +27,30 @@ class EmbeddedService(Protocol):
     def pid(self) -> int | None: ...
     @property
     def log_path(self) -> Path: ...
-    def start(self) -> str: ...
-    def stop(self) -> None: ...
-    async def wait_exit(self) -> None: ...
+    async def start(self) -> str: ...
+    async def stop(self) -> None: ...
+    async def wait_exit(self) -> object: ...
+
+
+class _Postgres:
+    """The embedded Postgres, its blocking calls in a thread."""
+
+    def __init__(self, server: EmbeddedPostgres) -> None:
+        self._server = server
+        self.log_path = server.log_path
+
+    @property
+    def pid(self) -> int | None:
+        return self._server.pid
+
+    async def start(self) -> str:
+        return await asyncio.to_thread(self._server.start)
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._server.stop)
+
+    async def wait_exit(self) -> None:
+        await self._server.wait_exit()
 
 
 def check_backing_ports(settings: Settings) -> Settings:
@@ -67,16 +89,16 @@ class BackingServices:
 
     def marks(self) -> dict[str, ProcessMark]:
         """Processes that end with this run; Postgres is its own daemon, which a later run attaches to."""
-        service = self._running.get("temporal")
+        service = self._running.get(TEMPORAL)
         found = mark(service.pid) if service and service.pid else None
-        return {"temporal": found} if found else {}
+        return {TEMPORAL: found} if found else {}
 
     async def stop(self) -> None:
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         for service in reversed(self._running.values()):
-            await asyncio.to_thread(service.stop)
+            await service.stop()
         self._running.clear()
 
     async def _database(self, steps: Steps) -> str:
@@ -84,7 +106,7 @@ class BackingServices:
 
         if (url := self._settings.database_url) is None:
             with steps.step("Postgres"):
-                url = await self._start("Postgres", EmbeddedPostgres(self._settings.state_dir))
+                url = await self._start(POSTGRES, _Postgres(EmbeddedPostgres(self._settings.state_dir)))
         with steps.step("database schema"):
             await asyncio.to_thread(upgrade, url)
         return url
@@ -95,13 +117,16 @@ class BackingServices:
             return settings.temporal_address
         with steps.step("Temporal"):
             service = EmbeddedTemporal(
-                settings.state_dir, port=settings.temporal_port, ui_port=settings.temporal_ui_port
+                settings.state_dir,
+                port=settings.temporal_port,
+                ui_port=settings.temporal_ui_port,
+                namespace=settings.temporal_namespace,
             )
-            return await self._start("temporal", service)
+            return await self._start(TEMPORAL, service)
 
     async def _start(self, name: str, service: EmbeddedService) -> str:
         self._running[name] = service
-        address = await asyncio.to_thread(service.start)
+        address = await service.start()
         self._changed()
         self._keepers.append(asyncio.create_task(self._keep(name, service)))
         return address
@@ -110,7 +135,7 @@ class BackingServices:
         while True:
             await service.wait_exit()
             self._say(f"{name} ended and starts again; see {service.log_path}")
-            await _with_backoff(lambda: asyncio.to_thread(service.start), self._say, name)
+            await _with_backoff(service.start, self._say, name)
             self._changed()
 
 

@@ -41,7 +41,7 @@ def host_dir(state_dir: Path, host: HostId) -> Path:
 
 
 def gpu_host_argv(settings: Settings, host: HostId) -> tuple[str, ...]:
-    return (sys.executable, "-m", "gpu_worker.host", "--config", host_config(settings, host).to_json())
+    return (sys.executable, "-m", "gpu_worker.host", "--config-json", host_config(settings, host).to_json())
 
 
 def host_config(settings: Settings, host: HostId) -> HostConfig:
