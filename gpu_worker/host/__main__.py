@@ -1,4 +1,4 @@
-"""`python -m gpu_worker.host --config-json '{…}'` (or `--config FILE`): supervise one GPU host until SIGTERM."""
+"""`python -m gpu_worker.host --config-json TEXT | --config FILE`: supervise one GPU host until SIGTERM."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The bound engines of a host: who holds which GPU under which epoch, from attach to exit.
 
-Laws: a GPU has at most one engine that is not ending; a lower epoch than one seen is refused, and a higher one
+Laws: a GPU has at most one engine that is not ending; a lower epoch than one seen is refused, a higher one
 takes the GPU from whoever holds it; a repeat of an attach gets the first outcome.
 """
 

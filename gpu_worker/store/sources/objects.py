@@ -41,16 +41,23 @@ def saying(uri: str, what: str) -> Iterator[None]:
     try:
         yield
     except (failures.PermissionDeniedError, failures.UnauthenticatedError) as failure:
-        raise SourceUnreachable(
-            f"{uri} refused access to {what}: check the credentials in the host's environment", source=uri
-        ) from failure
+        raise _refused(uri, what) from failure
     except (FileNotFoundError, failures.NotFoundError) as failure:
         raise SourceUnreachable(f"{uri}: {what} does not exist", source=uri) from failure
     except failures.PreconditionError as failure:
         raise SourceCorrupt(f"{uri}: {what} changed while it was being fetched", source=uri) from failure
     except failures.BaseError as failure:
         sentence = str(failure).splitlines()[0][:300]
+        # A refused listing comes as a generic failure; the status is told in its text only.
+        if "status code: 403" in sentence or "status code: 401" in sentence:
+            raise _refused(uri, what) from failure
         raise SourceUnreachable(f"{uri}: reading {what} failed: {sentence}", source=uri) from failure
+
+
+def _refused(uri: str, what: str) -> SourceUnreachable:
+    return SourceUnreachable(
+        f"{uri} refused access to {what}: check the credentials in the host's environment", source=uri
+    )
 
 
 class ObjectReader:
