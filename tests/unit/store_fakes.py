@@ -1,0 +1,88 @@
+"""A Memory that the test holds by the hand: transfers move when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from firstlight.domain.errors import FirstlightError
+from gpu_worker.store.extents import Extent
+from gpu_worker.store.memory import Memory, Transfer
+from gpu_worker.store.ssd_cache import SsdCache
+
+MANIFEST = b'{"digest": "d1"}'
+
+
+class HeldTransfer(Transfer):
+    """Ends when the test calls `finish` or `fail`."""
+
+    def __init__(self, memory: HeldMemory, directory: Path, extents: Sequence[Extent]) -> None:
+        self._memory = memory
+        self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.directory = directory
+        self.extents = tuple(extents)
+
+    @property
+    def bytes_done(self) -> int:
+        return 0
+
+    async def wait(self) -> None:
+        await self._outcome
+
+    def finish(self) -> None:
+        for index, extent in enumerate(self.extents):
+            data = (self.directory / f"partition-{index}.bin").read_bytes()
+            os.pwrite(self._memory.fd, data, extent.offset)
+        self._outcome.set_result(None)
+
+    def fail(self, error: FirstlightError) -> None:
+        self._outcome.set_exception(error)
+
+
+class HeldMemory(Memory):
+    """A memfd, and the transfers begun in it in order."""
+
+    kind = "memfd"
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.fd = os.memfd_create("arena")
+        os.ftruncate(self.fd, size_bytes)
+        self.transfers: list[HeldTransfer] = []
+        self._begun = asyncio.Event()
+
+    def read_only_fd(self) -> int:
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY)
+
+    def prefault(self) -> None:
+        return
+
+    def partition_sizes(self, directory: Path) -> tuple[int, ...]:
+        return tuple(path.stat().st_size for path in sorted(directory.glob("partition-*.bin")))
+
+    def begin(self, directory: Path, extents: Sequence[Extent]) -> HeldTransfer:
+        self.transfers.append(HeldTransfer(self, directory, extents))
+        self._begun.set()
+        return self.transfers[-1]
+
+    async def transfer(self, index: int) -> HeldTransfer:
+        """The transfer `index`, once it has begun."""
+        async with asyncio.timeout(5):
+            while len(self.transfers) <= index:
+                self._begun.clear()
+                await self._begun.wait()
+        return self.transfers[index]
+
+
+def put(cache: SsdCache, checkpoint_id: str, *partitions: bytes) -> None:
+    """Publish a checkpoint of these partitions."""
+    with cache.reserving(checkpoint_id) as reserve:
+        reserve(sum(map(len, partitions)) + len(MANIFEST))
+        directory = cache.writing_dir(checkpoint_id)
+        directory.mkdir()
+        (directory / "manifest.json").write_bytes(MANIFEST)
+        for index, partition in enumerate(partitions):
+            (directory / f"partition-{index}.bin").write_bytes(partition)
+        cache.publish(checkpoint_id)
