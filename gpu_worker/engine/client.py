@@ -238,7 +238,8 @@ class Nursery:
         """Until the zygote can fork. Raises: EngineGone when it ended instead."""
         assert self._zygote is not None
         ended = asyncio.ensure_future(self._zygote.wait())
-        await asyncio.wait([ended, self._zygote_calls], return_when=asyncio.FIRST_COMPLETED)
+        waited: list[asyncio.Future[Any]] = [ended, self._zygote_calls]  # Any: two kinds of result
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
         if not self._zygote_calls.done():
             raise EngineGone(f"the engine zygote ended with status {self._zygote.returncode}")

@@ -1,0 +1,55 @@
+"""One request's keys and values: per layer one contiguous block that doubles as it fills."""
+
+from __future__ import annotations
+
+import torch
+
+_SMALLEST_CAPACITY = 64
+
+
+class KeyValueCache:
+    """Keys and values of the `length` tokens a request has been through.
+
+    A forward pass writes the new span into every layer first and counts it once at the end (`advance`), so a
+    pass that fails half way leaves the cache as it was.
+    """
+
+    def __init__(self, *, expected_tokens: int = 0) -> None:
+        self.length = 0
+        self._expected_tokens = expected_tokens
+        self._keys: dict[int, torch.Tensor] = {}  # layer -> (1, key_value_heads, capacity, head_dim)
+        self._values: dict[int, torch.Tensor] = {}
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put a span (1, key_value_heads, tokens, head_dim) behind `length`; views of all up to its end."""
+        end = self.length + key.shape[2]
+        return _put(self._keys, layer, key, self.length, self._room(end)), _put(
+            self._values, layer, value, self.length, self._room(end)
+        )
+
+    def advance(self, tokens: int) -> None:
+        self.length += tokens
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(block.nbytes for blocks in (self._keys, self._values) for block in blocks.values())
+
+    def _room(self, end: int) -> int:
+        room = max(_SMALLEST_CAPACITY, self._expected_tokens)
+        while room < end:
+            room *= 2
+        return room
+
+
+def _put(
+    blocks: dict[int, torch.Tensor], layer: int, span: torch.Tensor, start: int, room: int
+) -> torch.Tensor:
+    block = blocks.get(layer)
+    end = start + span.shape[2]
+    if block is None or block.shape[2] < end:
+        grown = span.new_empty((1, span.shape[1], room, span.shape[3]))
+        if block is not None:
+            grown[:, :, :start] = block[:, :, :start]
+        block = blocks[layer] = grown
+    block[:, :, start:end] = span
+    return block[:, :, :end]
