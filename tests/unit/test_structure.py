@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from firstlight.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
 OWN_PACKAGES = frozenset(
     {
@@ -67,3 +69,9 @@ def test_domain_and_store_need_no_torch() -> None:
         "import sys, firstlight.domain.scheduler, gpu_worker.store; raise SystemExit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_operators_guide_names_every_setting() -> None:
+    guide = (ROOT / "docs" / "operators" / "running.md").read_text()
+    names = [f"`FIRSTLIGHT_{name.upper()}`" for name in Settings.model_fields]
+    assert [name for name in names if name not in guide] == []
