@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     reconcile_every_s: float = Field(default=30.0, ge=5, description="Period of the fleet reconciler.")
 
     host_ids: str = Field(default="host-a,host-b", description="Hosts that `firstlight up` starts.")
+    host_bind_address: str = Field(
+        default="127.0.0.1",
+        description="Address of this machine that a GPU host's services listen on and are reached at.",
+    )
     gpus_per_host: int = Field(default=1, ge=1, description="GPUs (engine slots on a CPU machine) per host.")
     ssd_capacity_bytes: int = Field(default=20 << 30, gt=0, description="SSD cache per host.")
     dram_capacity_bytes: int = Field(default=2 << 30, gt=0, description="DRAM pool per host.")

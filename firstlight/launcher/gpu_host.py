@@ -53,6 +53,7 @@ def host_config(settings: Settings, host: HostId) -> HostConfig:
         ssd_capacity_bytes=settings.ssd_capacity_bytes,
         dram_capacity_bytes=settings.dram_capacity_bytes,
         gpu_count=settings.gpus_per_host,
+        bind_address=settings.host_bind_address,
         spares=settings.spares,
         children=(agent_config(host),),
     )
