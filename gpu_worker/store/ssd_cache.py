@@ -30,6 +30,7 @@ from gpu_worker.store.eviction import EvictionOrder
 log = logging.getLogger("store.ssd")
 
 MANIFEST = "manifest.json"
+DOWNLOAD_BYTES_PER_S = 100e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class SsdCache:
         now = time.time()
         os.utime(entry.directory, (now, now))
         self._entries[checkpoint_id] = replace(entry, last_used_unix_s=now)
-        self._order.touch(checkpoint_id, cost_s=1.0, size_bytes=entry.size_bytes)
+        self._note_use(checkpoint_id, entry.size_bytes)
 
     @contextmanager
     def reserving(self, checkpoint_id: str) -> Iterator[Callable[[int], None]]:
@@ -222,7 +223,11 @@ class SsdCache:
         self._entries[checkpoint_id] = CachedCheckpoint(
             checkpoint_id, directory, size_bytes, str(manifest["digest"]), last_used_unix_s
         )
-        self._order.touch(checkpoint_id, cost_s=1.0, size_bytes=size_bytes)
+        self._note_use(checkpoint_id, size_bytes)
+
+    def _note_use(self, checkpoint_id: str, size_bytes: int) -> None:
+        # A byte of any checkpoint costs about as much to download again, so what counts is the last use.
+        self._order.touch(checkpoint_id, cost_s=size_bytes / DOWNLOAD_BYTES_PER_S, size_bytes=size_bytes)
 
     def _recover(self) -> None:
         """Take stock at start: leftovers of dead writers go, whole checkpoints are admitted by last use."""

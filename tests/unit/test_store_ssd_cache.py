@@ -44,6 +44,14 @@ def test_accounts_are_exact_and_the_oldest_goes(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints" / "b@aaaa").exists()
 
 
+def test_size_alone_condemns_nobody(tmp_path: Path) -> None:
+    cache = opened(tmp_path, 3000)
+    put(cache, "small@aaaa", 500)
+    put(cache, "large@aaaa", 2500)
+    put(cache, "new@aaaa", 400)
+    assert ids(cache) == {"large@aaaa", "new@aaaa"}
+
+
 def test_what_is_in_use_stays_and_the_disk_is_full(tmp_path: Path) -> None:
     cache = opened(tmp_path, 2000, may_evict=lambda name: name != "a@aaaa")
     put(cache, "a@aaaa", 1500)

@@ -1,0 +1,74 @@
+"""`python -m gpu_worker.store --config-json TEXT`: the checkpoint store of one host, until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from firstlight.domain.errors import FirstlightError
+from firstlight.rpc.server import bind, new_server
+from firstlight.rpc.store_pb2_grpc import add_StoreServicer_to_server
+from gpu_worker.store.config import StoreConfig
+from gpu_worker.store.disk import write_atomically
+from gpu_worker.store.native_memory import NativeMemory
+from gpu_worker.store.probe import ssd_read_bytes_per_s
+from gpu_worker.store.process_log import log_to_stderr
+from gpu_worker.store.service import StoreService
+from gpu_worker.store.store import Store
+
+log = logging.getLogger("store")
+
+
+async def serve(config: StoreConfig) -> None:
+    """Serve until SIGTERM or SIGINT. Raises: Conflict, InvalidSettings, StorageError."""
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    state_dir = Path(config.state_dir)
+    state_dir.mkdir(parents=True, exist_ok=True)
+    config.ssd_root.mkdir(parents=True, exist_ok=True)
+    bandwidth = await asyncio.to_thread(ssd_read_bytes_per_s, ssd_root=config.ssd_root, state_dir=state_dir)
+    memory = NativeMemory(size_bytes=config.dram_capacity_bytes, threads=config.load_threads)
+    log.info("arena bytes=%d kind=%s", memory.size_bytes, memory.kind)
+    store = Store(config=config, memory=memory, ssd_read_bytes_per_s=bandwidth)
+    server = new_server()
+    add_StoreServicer_to_server(StoreService(store), server)
+    try:
+        address = bind(server, bind_address=config.bind_address, port=config.port)
+        store.start(socket_path=config.socket_path, prefault=config.arena_prefault)
+        await server.start()
+        _publish(config, address)
+        await ended.wait()
+    finally:
+        await server.stop(grace=0.2)
+        await store.close()
+
+
+def _publish(config: StoreConfig, address: str) -> None:
+    record = {"address": address, "socket": str(config.socket_path), "pid": os.getpid()}
+    write_atomically(config.address_file, json.dumps(record))
+    log.info("serving address=%s socket=%s", address, config.socket_path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="gpu_worker.store", description=__doc__)
+    parser.add_argument("--config-json", required=True)
+    arguments = parser.parse_args()
+    try:
+        config = StoreConfig.from_json(arguments.config_json)
+        log_to_stderr("store", config.host_id)
+        asyncio.run(serve(config))
+    except FirstlightError as failure:
+        print(f"{failure.code}: {failure.message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The native loader as the store's Memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpu_worker.store.extents import Extent
+from gpu_worker.store.memory import Memory, Transfer
+from native_loader import Arena, LoadJob, Segment, open_checkpoint
+
+
+class NativeTransfer(Transfer):
+    """A LoadJob whose end is waited for through its event descriptor."""
+
+    def __init__(self, job: LoadJob) -> None:
+        self._job = job
+
+    @property
+    def bytes_done(self) -> int:
+        return int(self._job.bytes_done)
+
+    async def wait(self) -> None:
+        try:
+            await self._ended()
+        except asyncio.CancelledError:
+            # Its threads still write: the extents may go to nobody until the last of them has stopped.
+            self._job.cancel()
+            await asyncio.to_thread(self._job.wait)
+            raise
+        self._job.result(timeout_s=0)
+
+    async def _ended(self) -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        loop.add_reader(self._job.event_fd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._job.event_fd)
+
+
+class NativeMemory(Memory):
+    """One arena, of the best kind this machine grants. Raises: PoolFull when it grants none."""
+
+    def __init__(self, *, size_bytes: int, threads: int) -> None:
+        self._arena = Arena(size_bytes, "auto")
+        self._threads = threads
+        self._is_resident = False
+        self.kind = self._arena.kind
+        self.size_bytes = self._arena.size_bytes
+
+    def read_only_fd(self) -> int:
+        return int(self._arena.read_only_fd())
+
+    def prefault(self) -> None:
+        self._arena.prefault(threads=1)
+        self._is_resident = True
+
+    def partition_sizes(self, directory: Path) -> tuple[int, ...]:
+        return tuple(partition.size_bytes for partition in open_checkpoint(directory).manifest.partitions)
+
+    def begin(self, directory: Path, extents: Sequence[Extent]) -> NativeTransfer:
+        segments: list[Segment] = []
+        for index, extent in enumerate(extents):
+            segments += open_checkpoint(directory).segments(index, arena_offset=extent.offset)
+        # Until the background has touched every page, a load makes its own resident as it goes.
+        return NativeTransfer(
+            LoadJob(self._arena, segments, threads=self._threads, populate=not self._is_resident)
+        )
