@@ -43,6 +43,7 @@ class _Waiter:
     # False: waits only until some instance is ready, and takes no slot of it.
     needs_slot: bool
     deadline_s: float
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +98,12 @@ class Lane:
         """When the last of the waiting requests gives up; now, if none waits."""
         return max((waiter.deadline_s for waiter in self._waiters), default=time.monotonic())
 
-    async def take(self, *, deadline_s: float, needs_slot: bool = True) -> Slot:
+    @property
+    def first_request_id(self) -> str:
+        """Of the request that waits longest; a decision names it."""
+        return self._waiters[0].request_id if self._waiters else ""
+
+    async def take(self, *, deadline_s: float, request_id: str, needs_slot: bool = True) -> Slot:
         """A place at the least loaded instance, at once or after waiting in line.
 
         Raises: QueueFull; StartTimeout at the deadline; whatever `fail_waiting` was given.
@@ -110,11 +116,11 @@ class Lane:
                 model=self.model,
                 retry_after_s=5.0,
             )
-        return await self._wait(deadline_s=deadline_s, needs_slot=needs_slot)
+        return await self._wait(deadline_s=deadline_s, request_id=request_id, needs_slot=needs_slot)
 
-    async def _wait(self, *, deadline_s: float, needs_slot: bool) -> Slot:
+    async def _wait(self, *, deadline_s: float, request_id: str, needs_slot: bool) -> Slot:
         began_s = time.monotonic()
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), needs_slot, deadline_s)
+        waiter = _Waiter(asyncio.get_running_loop().create_future(), needs_slot, deadline_s, request_id)
         self._waiters.append(waiter)
         self.on_demand(self)
         try:
@@ -122,8 +128,9 @@ class Lane:
                 slot = await waiter.answer
         except BaseException as interruption:
             # The place may have been given in the very moment the wait was cut off: it must not leak.
-            if waiter.answer.done() and not waiter.answer.cancelled() and not waiter.answer.exception():
-                self.give_back(waiter.answer.result())
+            answer = waiter.answer
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                self.give_back(answer.result())
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             if isinstance(interruption, TimeoutError):

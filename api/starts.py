@@ -1,0 +1,261 @@
+"""Starting what is asked for: one careful loop per model that has requests waiting.
+
+The loop sleeps on events (a notice of an instance, a new request) and never polls; a time-out wakes it only
+when a decision said when to look again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from api.routing.lane import Lane
+from api.routing.need import SUSPICION_S, LaneFigures, Need, need_of
+from api.routing.notices import InstanceNotice
+from api.routing.route_table import LIVE, RouteTable
+from firstlight.database.records import PlannedStart
+from firstlight.domain.errors import (
+    FirstlightError,
+    ModelBeingDeleted,
+    NoCapacity,
+    Overloaded,
+    StartFailed,
+    UnknownModel,
+)
+from firstlight.domain.lifecycle import InstanceState
+from firstlight.domain.scheduler import Place, Reject, Wait
+
+logger = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S = 0.1
+LONGEST_BACKOFF_S = 2.0
+# Looking again costs one short transaction and writes one decision: not more often than this.
+SOONEST_LOOK_S = 0.25
+LATEST_LOOK_S = 30.0
+
+
+class Starter(ABC):
+    """What the loop needs of the cluster."""
+
+    @abstractmethod
+    async def plan(
+        self, model: str, *, deadline_s: float | None, may_wait: bool, request_id: str
+    ) -> PlannedStart:
+        """Decide, and reserve if the decision is Place. Raises: Overloaded when it cannot be asked now."""
+
+    @abstractmethod
+    def hint(self, planned: PlannedStart) -> None:
+        """Set bytes in motion on the chosen host; best effort, returns at once."""
+
+    @abstractmethod
+    async def begin(self, planned: PlannedStart) -> None:
+        """Start the workflow; a repeat joins it. Raises: Overloaded when it cannot be started now."""
+
+    @abstractmethod
+    async def give_up(self, planned: PlannedStart, failure: str) -> None:
+        """Undo a plan whose workflow could not be started; best effort."""
+
+
+class StartDirector:
+    """Keeps every lane with waiting requests moving. `max_instances_of` is None for an unknown model."""
+
+    def __init__(
+        self,
+        *,
+        starter: Starter,
+        table: RouteTable,
+        max_instances_of: Callable[[str], int | None],
+        on_planned: Callable[[str, PlannedStart], None] = lambda model, planned: None,
+    ) -> None:
+        self._starter = starter
+        self._table = table
+        self._max_instances_of = max_instances_of
+        self._on_planned = on_planned
+        self._wakes: dict[str, asyncio.Event] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._backoff_s: dict[str, float] = {}
+
+    def demand(self, lane: Lane) -> None:
+        """A request begins to wait in `lane`."""
+        self._wakes.setdefault(lane.model, asyncio.Event()).set()
+        if lane.model not in self._tasks:
+            task = asyncio.create_task(self._tend(lane), name=f"starts of {lane.model}")
+            self._tasks[lane.model] = task
+            task.add_done_callback(lambda ended: self._ended(lane, ended))
+
+    def changed(self, notice: InstanceNotice, before: InstanceState | None) -> None:
+        """An instance changed its state: wake who waits for that."""
+        lane = self._table.lane(notice.model)
+        if notice.state is InstanceState.FAILED and before is InstanceState.STARTING:
+            self._start_failed(lane, notice)
+        if notice.state not in LIVE:
+            # A GPU may be free now, for any model.
+            for wake in self._wakes.values():
+                wake.set()
+        elif notice.model in self._wakes:
+            self._wakes[notice.model].set()
+
+    def wake_all(self) -> None:
+        """Something else changed (a host joined, a connection came back): every lane looks again."""
+        for wake in self._wakes.values():
+            wake.set()
+
+    async def plan(self, model: str, *, deadline_s: float, request_id: str) -> PlannedStart:
+        """One decision on an operator's word, carried out as for a request."""
+        planned = await self._starter.plan(model, deadline_s=deadline_s, may_wait=True, request_id=request_id)
+        if planned.plan is not None:
+            await self._carry_out(self._table.lane(model), planned, deadline_s=time.monotonic() + deadline_s)
+        return planned
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(lane.model, None)
+        if task.cancelled():
+            return
+        if (failure := task.exception()) is not None:
+            logger.error("the start loop of %s ended by a bug", lane.model, exc_info=failure)
+            lane.fail_waiting(FirstlightError("the start could not be planned"))
+        elif lane.waiting:
+            # A request came in between the loop's last look and its end.
+            self.demand(lane)
+
+    async def _tend(self, lane: Lane) -> None:
+        wake = self._wakes[lane.model]
+        while lane.waiting:
+            wake.clear()
+            look_again_s = await self._look(lane)
+            if not lane.waiting:
+                return
+            try:
+                async with asyncio.timeout(look_again_s):
+                    await wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _look(self, lane: Lane) -> float | None:
+        """Act on what the lane needs. Returns when to look again without an event, in seconds."""
+        figures = self._figures(lane)
+        need = need_of(figures)
+        if need is Need.NOTHING:
+            doubt_s = figures.suspected_for_s
+            return None if doubt_s is None else max(0.05, SUSPICION_S - doubt_s)
+        try:
+            return await self._start(lane, need)
+        except ModelBeingDeleted:
+            lane.fail_waiting(UnknownModel(f"model {lane.model!r} was deleted", model=lane.model))
+        except Overloaded as error:
+            # Postgres is away: the requests wait for it as long as they would for a start.
+            logger.warning("no plan for %s now: %s", lane.model, error.message)
+            return self._next_backoff(lane.model)
+        except FirstlightError as error:
+            lane.fail_waiting(error)
+        return None
+
+    def _figures(self, lane: Lane) -> LaneFigures:
+        suspected_s = lane.suspected_s
+        return LaneFigures(
+            waiting=lane.waiting,
+            ready_capacity=lane.ready_capacity,
+            starting=len(lane.starting),
+            live_instances=self._table.live_instances(lane.model),
+            max_instances=self._max_instances_of(lane.model) or 1,
+            suspected_for_s=None if suspected_s is None else time.monotonic() - suspected_s,
+        )
+
+    async def _start(self, lane: Lane, need: Need) -> float | None:
+        deadline_s = lane.latest_deadline_s()
+        planned = await self._starter.plan(
+            lane.model,
+            deadline_s=max(0.0, deadline_s - time.monotonic()),
+            may_wait=need is Need.FIRST,
+            request_id=lane.first_request_id,
+        )
+        self._on_planned(lane.model, planned)
+        match planned.decision:
+            case Place():
+                self._backoff_s.pop(lane.model, None)
+                await self._carry_out(lane, planned, deadline_s=deadline_s)
+                return None
+            case Wait(ready_in_s=ready_in_s):
+                soonest_s = self._next_backoff(lane.model)
+                return min(LATEST_LOOK_S, max(SOONEST_LOOK_S, soonest_s, ready_in_s or 0.0))
+            case Reject(reason=reason, retry_after_s=retry_after_s):
+                return self._rejected(lane, reason, retry_after_s)
+
+    def _rejected(self, lane: Lane, reason: str, retry_after_s: float) -> float | None:
+        if lane.ready_capacity or lane.starting or lane.draining:
+            # Not lost: what runs will come to them, or a place is being freed.
+            return min(LATEST_LOOK_S, max(SOONEST_LOOK_S, self._next_backoff(lane.model), retry_after_s))
+        lane.fail_waiting(
+            NoCapacity(
+                f"model {lane.model!r} cannot be started now: {reason}",
+                model=lane.model,
+                retry_after_s=retry_after_s,
+            )
+        )
+        return None
+
+    async def _carry_out(self, lane: Lane, planned: PlannedStart, *, deadline_s: float) -> None:
+        plan = planned.plan
+        assert plan is not None
+        self._starter.hint(planned)
+        if self._table.state_of(plan.instance_id) is None:
+            # Our own commit's notification may still be on its way; nobody must plan a second start.
+            self._table.apply(
+                InstanceNotice(
+                    instance_id=plan.instance_id,
+                    model=plan.model,
+                    host_id=plan.host_id,
+                    state=InstanceState.STARTING,
+                    endpoint=None,
+                    epoch=plan.epoch,
+                    max_concurrency=plan.max_concurrency,
+                )
+            )
+        await self._begin(lane, planned, deadline_s=deadline_s)
+
+    async def _begin(self, lane: Lane, planned: PlannedStart, *, deadline_s: float) -> None:
+        assert planned.plan is not None
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            try:
+                await self._starter.begin(planned)
+                return
+            except Overloaded as error:
+                logger.warning("start of %s waits for Temporal: %s", lane.model, error.message)
+                failure = error
+            if time.monotonic() + backoff_s > deadline_s:
+                break
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(LONGEST_BACKOFF_S, 2 * backoff_s)
+        lane.close(planned.plan.instance_id)
+        await self._starter.give_up(planned, failure.message)
+        lane.fail_waiting(StartFailed(f"the start could not begin: {failure.message}", retry_after_s=5.0))
+
+    def _start_failed(self, lane: Lane, notice: InstanceNotice) -> None:
+        """The workflow has tried what it could; who waited hears why, unless something else can serve."""
+        if lane.ready_capacity or lane.starting:
+            return
+        sentence = notice.failure or "its host gave no reason"
+        lane.fail_waiting(
+            StartFailed(
+                f"model {lane.model!r} could not be started: {sentence}",
+                model=lane.model,
+                instance_id=notice.instance_id,
+                cause=notice.failure_code,
+                retry_after_s=5.0,
+            )
+        )
+
+    def _next_backoff(self, model: str) -> float:
+        backoff_s = self._backoff_s.get(model, FIRST_BACKOFF_S)
+        self._backoff_s[model] = min(LONGEST_BACKOFF_S, 2 * backoff_s)
+        return backoff_s
