@@ -191,7 +191,8 @@ class StartDirector:
                 return self._rejected(lane, reason, retry_after_s)
 
     def _rejected(self, lane: Lane, reason: str, retry_after_s: float) -> float | None:
-        if lane.ready_capacity or lane.starting or lane.draining:
+        is_hopeful = lane.ready_capacity or lane.starting or lane.draining or lane.suspected_s is not None
+        if is_hopeful:
             # Not lost: what runs will come to them, or a place is being freed.
             return min(LATEST_LOOK_S, max(SOONEST_LOOK_S, self._next_backoff(lane.model), retry_after_s))
         lane.fail_waiting(

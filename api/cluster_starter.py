@@ -1,0 +1,102 @@
+"""Starts on the real cluster: decisions in Postgres, hints over gRPC, the workflow in Temporal."""
+
+from __future__ import annotations
+
+import time
+
+from temporalio.client import Client
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError
+
+from api.background import Background
+from api.host_directory import HostDirectory
+from api.starts import Starter
+from firstlight.contracts.starting import start_cold_start
+from firstlight.contracts.starts import AbandonInput, ColdStartInput
+from firstlight.database.connection import Database
+from firstlight.database.records import PlannedStart
+from firstlight.database.starts_repository import abandon_start, plan_start
+from firstlight.domain.errors import Overloaded
+from firstlight.rpc.channels import Channels
+from firstlight.rpc.clients import HostClient, StoreClient
+
+
+class ClusterStarter(Starter):
+    def __init__(
+        self,
+        *,
+        database: Database,
+        temporal: Client,
+        channels: Channels,
+        hosts: HostDirectory,
+        background: Background,
+        max_plans: int,
+        is_eager: bool = False,
+    ) -> None:
+        """`is_eager`: a control worker runs on the same Temporal client, which saves a hop."""
+        self._database = database
+        self._temporal = temporal
+        self._channels = channels
+        self._hosts = hosts
+        self._background = background
+        self._max_plans = max_plans
+        self._is_eager = is_eager
+
+    async def plan(
+        self, model: str, *, deadline_s: float | None, may_wait: bool, request_id: str
+    ) -> PlannedStart:
+        return await plan_start(
+            self._database,
+            model=model,
+            deadline_s=deadline_s,
+            may_wait=may_wait,
+            request_id=request_id,
+            now_unix_s=time.time(),
+        )
+
+    def hint(self, planned: PlannedStart) -> None:
+        self._background.start(self._hint_store(planned), name="prepare hint to the store")
+        self._background.start(self._hint_engine(planned), name="prepare hint to the engine")
+
+    async def begin(self, planned: PlannedStart) -> None:
+        assert planned.plan is not None
+        request = ColdStartInput(
+            plan=planned.plan,
+            max_plans=self._max_plans,
+            candidates_markdown=planned.candidates_markdown,
+        )
+        try:
+            await start_cold_start(self._temporal, request, eager=self._is_eager)
+        except WorkflowAlreadyStartedError:
+            # It began, and ended, on an earlier try whose answer was lost: its outcome is in Postgres.
+            return
+        except (RPCError, OSError, RuntimeError) as error:
+            # RuntimeError is what the client raises when the connection itself cannot be made.
+            raise Overloaded(f"Temporal does not answer: {error}", retry_after_s=5.0) from error
+
+    async def give_up(self, planned: PlannedStart, failure: str) -> None:
+        assert planned.plan is not None
+        request = AbandonInput(plan=planned.plan, failure_code="start_failed", failure=failure)
+        self._background.start(self._abandon(request), name="abandon a start that could not begin")
+
+    async def _abandon(self, request: AbandonInput) -> None:
+        async with self._database.transaction() as session:
+            await abandon_start(session, request)
+
+    async def _hint_store(self, planned: PlannedStart) -> None:
+        plan = planned.plan
+        if plan is None or (host := await self._hosts.of(plan.host_id)) is None:
+            return
+        await StoreClient(self._channels, host.store_address).prepare(
+            checkpoint_id=plan.checkpoint.checkpoint_id,
+            instance_id=plan.instance_id,
+            decided_at_unix_s=plan.decided_at_unix_s,
+        )
+
+    async def _hint_engine(self, planned: PlannedStart) -> None:
+        plan = planned.plan
+        if plan is None or (host := await self._hosts.of(plan.host_id)) is None:
+            return
+        await HostClient(self._channels, host.host_address).prepare_engine(
+            checkpoint_id=plan.checkpoint.checkpoint_id, instance_id=plan.instance_id
+        )

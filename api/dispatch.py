@@ -1,0 +1,150 @@
+"""From a journal to a token stream that survives the death of an engine.
+
+The stream goes on behind the tokens already given, on whatever instance has room; at most `MAX_RESUMES`
+times, then the client hears a clear error. A token is given once and never taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from api.background import Background
+from api.engine_client import EngineClient, Health
+from api.journal import Journal
+from api.routing.lane import Lane, Route, Slot
+from api.routing.route_table import RouteTable
+from firstlight.domain.errors import (
+    EngineBusy,
+    EngineError,
+    EngineGone,
+    FirstlightError,
+    InstanceDraining,
+    StaleEpoch,
+)
+from firstlight.domain.lifecycle import InstanceState
+from firstlight.rpc import engine_pb2
+
+logger = logging.getLogger(__name__)
+
+MAX_RESUMES = 3
+# The instance is not (or no longer) able to run this request; another may be.
+ELSEWHERE = (EngineError, InstanceDraining, StaleEpoch)
+BUSY_PAUSE_S = 0.05
+PROBE_EVERY_S = 0.5
+PROBE_AT_MOST_EVERY_S = 5.0
+
+FirstToken = Callable[[Slot, float], None]
+
+
+class Dispatcher:
+    """`on_first_token(slot, dispatched_s)` hears of the first token of every stream; monotonic seconds."""
+
+    def __init__(
+        self,
+        *,
+        engines: EngineClient,
+        table: RouteTable,
+        background: Background,
+        on_resume: Callable[[str], None] = lambda model: None,
+    ) -> None:
+        self._engines = engines
+        self._table = table
+        self._background = background
+        self._on_resume = on_resume
+
+    async def tokens(
+        self,
+        journal: Journal,
+        lane: Lane,
+        *,
+        deadline_s: float,
+        on_first_token: FirstToken = lambda slot, dispatched_s: None,
+    ) -> AsyncGenerator[engine_pb2.GenerateChunk, None]:
+        """Chunks until one carries a finish_reason.
+
+        Raises: QueueFull, StartTimeout, StartFailed, NoCapacity before the first token; EngineError when
+        engines failed too often; ContextTooLong and other InvalidInput from the engine.
+        """
+        while True:
+            slot = await lane.take(deadline_s=deadline_s, request_id=journal.request_id)
+            try:
+                async with aclosing(self._stream(slot, journal, on_first_token)) as stream:
+                    async for chunk in stream:
+                        yield chunk
+                return
+            except ELSEWHERE as error:
+                await self._after_failure(slot, lane, journal, error)
+            finally:
+                lane.give_back(slot)
+
+    async def _stream(
+        self, slot: Slot, journal: Journal, on_first_token: FirstToken
+    ) -> AsyncGenerator[engine_pb2.GenerateChunk, None]:
+        dispatched_s = time.monotonic()
+        stream = self._engines.generate(slot.route, journal)
+        try:
+            async for chunk in stream:
+                if chunk.has_token:
+                    if not self._is_next(journal, chunk, slot.route):
+                        continue
+                    if not journal.emitted:
+                        on_first_token(slot, dispatched_s)
+                    journal.emitted.append(chunk.token_id)
+                yield chunk
+                if chunk.finish_reason:
+                    return
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]  # InferenceClient.generate is a generator
+        raise EngineGone(
+            f"instance {slot.route.instance_id} ended its stream without saying why",
+            instance_id=slot.route.instance_id,
+        )
+
+    def _is_next(self, journal: Journal, chunk: engine_pb2.GenerateChunk, route: Route) -> bool:
+        """False for a token that was given already. Raises: EngineGone for a gap, which must not be shown."""
+        expected = len(journal.emitted)
+        if chunk.position > expected:
+            raise EngineGone(
+                f"instance {route.instance_id} gave token {chunk.position} where {expected} was due",
+                instance_id=route.instance_id,
+            )
+        return chunk.position == expected
+
+    async def _after_failure(self, slot: Slot, lane: Lane, journal: Journal, error: FirstlightError) -> None:
+        route = slot.route
+        journal.resumes += 1
+        logger.warning(
+            "request %s: instance %s failed at token %d (%s); resume %d of %d",
+            journal.request_id,
+            route.instance_id,
+            len(journal.emitted),
+            error.message,
+            journal.resumes,
+            MAX_RESUMES,
+        )
+        if journal.resumes > MAX_RESUMES:
+            raise error
+        self._on_resume(route.model)
+        if isinstance(error, EngineBusy):
+            # Another replica of the API took the place; it is well, only full.
+            await asyncio.sleep(BUSY_PAUSE_S * 2**journal.resumes)
+        elif lane.suspect(route):
+            self._background.start(self._examine(lane, route), name=f"examine {route.instance_id}")
+
+    async def _examine(self, lane: Lane, route: Route) -> None:
+        """Ask a suspected engine until it is well or gone; the database's word ends this at any time."""
+        pause_s = PROBE_EVERY_S
+        while self._table.state_of(route.instance_id) is InstanceState.READY:
+            health = await self._engines.health(route)
+            if health is Health.WELL:
+                lane.trust(route)
+                return
+            if health is Health.GONE:
+                # It stays suspected until the database has learnt of its end too.
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(PROBE_AT_MOST_EVERY_S, 2 * pause_s)

@@ -1,0 +1,50 @@
+"""Engines as the API sees them: one token stream per call, and a question whether an engine is well."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from enum import StrEnum
+
+from api.journal import Journal
+from api.routing.lane import Route
+from firstlight.domain.errors import FirstlightError
+from firstlight.rpc import engine_pb2
+from firstlight.rpc.channels import Channels
+from firstlight.rpc.clients import InferenceClient
+
+
+class Health(StrEnum):
+    WELL = "well"
+    GONE = "gone"  # something else, or nothing of this epoch, answers at the address
+    SILENT = "silent"
+
+
+class EngineClient:
+    """Clients are kept per endpoint; the channel under each is opened once."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._channels = channels
+        self._clients: dict[str, InferenceClient] = {}
+
+    def generate(self, route: Route, journal: Journal) -> AsyncIterator[engine_pb2.GenerateChunk]:
+        """Tokens behind those of the journal. Closing the iterator cancels the call."""
+        return self._client(route.endpoint).generate(journal.to_request(epoch=route.epoch))
+
+    async def health(self, route: Route) -> Health:
+        try:
+            status = await self._client(route.endpoint).status(timeout_s=2.0)
+        except FirstlightError:
+            return Health.SILENT
+        is_same = status.instance_id == route.instance_id and status.epoch == route.epoch
+        return Health.WELL if is_same and status.state == "ready" else Health.GONE
+
+    async def forget(self, endpoint: str) -> None:
+        """Close the channel to an engine that has ended."""
+        if self._clients.pop(endpoint, None) is not None:
+            await self._channels.forget(endpoint)
+
+    def _client(self, endpoint: str) -> InferenceClient:
+        client = self._clients.get(endpoint)
+        if client is None:
+            client = self._clients[endpoint] = InferenceClient(self._channels, endpoint)
+        return client
