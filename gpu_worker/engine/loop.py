@@ -1,0 +1,218 @@
+"""The decode loop: one thread runs forward passes for all active requests and hands out their tokens."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+
+from firstlight.domain.errors import EngineError, EngineGone, FirstlightError, QueueFull
+from gpu_worker.engine.attention import Span, attending
+from gpu_worker.engine.interface import EngineRequest, Finished, Load, Token
+from gpu_worker.engine.requests import ActiveRequest, Deliver, validate
+from gpu_worker.engine.sampling import choose, top_logprobs
+from gpu_worker.engine.skeleton import Skeleton
+from gpu_worker.engine.step_plan import plan_step
+
+log = logging.getLogger(__name__)
+
+# What torch raises for one request's sake: out of memory, shapes, numerics.
+_STEP_FAILURES = (RuntimeError, ValueError, IndexError, MemoryError)
+
+
+class DecodeLoop:
+    """Up to `max_concurrency` requests run, up to `max_waiting` more wait, first come first served.
+
+    `submit` and `cancel` may be called from any thread; events are delivered from the loop's own.
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        *,
+        device: str,
+        max_concurrency: int,
+        max_waiting: int,
+        context_length: int,
+        chunk_tokens: int,
+        on_crash: Callable[[], None],
+    ) -> None:
+        self._skeleton = skeleton
+        self._device = device
+        self._max_concurrency = max_concurrency
+        self._max_waiting = max_waiting
+        self._context_length = context_length
+        self._chunk_tokens = chunk_tokens
+        self._on_crash = on_crash
+        self._changed = threading.Condition()
+        self._waiting: deque[ActiveRequest] = deque()
+        self._running: list[ActiveRequest] = []
+        self._is_closing = False
+        self._tokens_generated = 0
+        self._thread = threading.Thread(target=self._run, name="decode-loop", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: EngineRequest, deliver: Deliver) -> ActiveRequest:
+        """Raises: InvalidInput, ContextTooLong, QueueFull, EngineGone."""
+        validate(request, context_length=self._context_length, vocabulary_size=self._skeleton.vocabulary_size)
+        active = ActiveRequest(request, deliver)
+        with self._changed:
+            if self._is_closing:
+                raise EngineGone("the engine is shutting down")
+            if len(self._running) + len(self._waiting) >= self._max_concurrency + self._max_waiting:
+                raise QueueFull(f"{len(self._waiting)} requests are waiting already")
+            self._waiting.append(active)
+            self._changed.notify()
+        return active
+
+    def cancel(self, active: ActiveRequest) -> None:
+        """Free its slot before the next pass; nothing more is delivered. Fine for what has ended."""
+        with self._changed:
+            active.is_cancelled = True
+            self._changed.notify()
+
+    def load(self) -> Load:
+        with self._changed:
+            return Load(
+                running=len(self._running),
+                waiting=len(self._waiting),
+                tokens_generated=self._tokens_generated,
+            )
+
+    def close(self) -> None:
+        """Deliver EngineGone to all and end the thread."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._admit():
+                self._step()
+        except Exception:  # the loop is this thread's outermost: a bug here must end the engine, not hang it
+            log.exception("decode loop crashed")
+            self._on_crash()
+        finally:
+            self._abandon()
+
+    def _admit(self) -> bool:
+        """Drop the cancelled, fill the slots; wait while there is nobody. False when it is time to end."""
+        with self._changed:
+            while True:
+                self._running = [active for active in self._running if not active.is_cancelled]
+                self._waiting = deque(active for active in self._waiting if not active.is_cancelled)
+                while self._waiting and len(self._running) < self._max_concurrency:
+                    active = self._waiting.popleft()
+                    active.admitted_s = time.monotonic()
+                    self._running.append(active)
+                if self._running or self._is_closing:
+                    return not self._is_closing
+                self._changed.wait()
+
+    def _abandon(self) -> None:
+        with self._changed:
+            self._is_closing = True
+            left = [*self._running, *self._waiting]
+            self._running, self._waiting = [], deque()
+        for active in left:
+            active.deliver(EngineGone("the engine stopped"))
+
+    def _step(self) -> None:
+        full = [active for active in self._running if active.is_full]
+        for active in full:
+            self._end(active, Finished("length"))
+        plan = [
+            (self._running[index], tokens)
+            for index, tokens in plan_step(self._running, chunk_tokens=self._chunk_tokens)
+        ]
+        if not plan:
+            return
+        try:
+            self._pass(plan)
+        except _STEP_FAILURES as failure:
+            log.warning("a pass of %d requests failed, running them one by one: %s", len(plan), failure)
+            self._pass_singly(plan)
+
+    def _pass_singly(self, plan: Sequence[tuple[ActiveRequest, int]]) -> None:
+        """Find who made a pass fail; the others go on. Caches count a pass only when all of it succeeded."""
+        for active, tokens in plan:
+            try:
+                self._pass([(active, tokens)])
+            except _STEP_FAILURES as failure:
+                self._end(active, EngineError(f"the model failed on this request: {failure}"))
+
+    def _pass(self, plan: Sequence[tuple[ActiveRequest, int]]) -> None:
+        token_ids: list[int] = []
+        positions: list[int] = []
+        rows: list[int] = []
+        spans: list[Span] = []
+        ready: list[ActiveRequest] = []
+        for active, tokens in plan:
+            start = active.cached_tokens
+            spans.append(Span(cache=active.cache, offset=len(token_ids), length=tokens))
+            if tokens == active.pending_tokens:
+                ready.append(active)
+                rows.append(len(token_ids) + tokens - 1)
+            token_ids += active.tokens[start : start + tokens]
+            positions += range(start, start + tokens)
+        with attending(spans):
+            scores = self._skeleton.logits(
+                *(torch.tensor(values, device=self._device) for values in (token_ids, positions, rows))
+            ).float()
+            # Inside: on a GPU a pass has succeeded only when its result has arrived.
+            scores = scores.cpu()
+        for active, row in zip(ready, scores, strict=True):
+            self._emit(active, row)
+
+    def _emit(self, active: ActiveRequest, scores: torch.Tensor) -> None:
+        try:
+            event = self._next(active, scores)
+        except _STEP_FAILURES as failure:
+            self._end(active, EngineError(f"no token could be chosen: {failure}"))
+            return
+        if isinstance(event, Finished):
+            self._end(active, event)
+            return
+        active.append(event.token_id)
+        self._tokens_generated += 1
+        active.deliver(event)
+        if active.is_full:
+            self._end(active, Finished("length"))
+
+    def _next(self, active: ActiveRequest, scores: torch.Tensor) -> Token | Finished:
+        request = active.request
+        if bool(scores.isnan().any()):
+            raise ValueError("the model's scores are not numbers")
+        token_id = choose(
+            scores,
+            request.sampling,
+            position=active.position,
+            prompt=request.prompt_token_ids,
+            generated=active.generated,
+        )
+        is_eos = token_id in self._skeleton.eos_token_ids and not request.ignore_eos
+        if is_eos or token_id in request.stop_token_ids:
+            return Finished("stop")
+        logprob, alternatives = (
+            top_logprobs(scores, token_id, request.top_logprobs) if request.logprobs else (None, ())
+        )
+        now = time.monotonic()
+        return Token(
+            position=active.position,
+            token_id=token_id,
+            logprob=logprob,
+            top_logprobs=alternatives,
+            queue_s=active.admitted_s - active.submitted_s if active.is_first else 0.0,
+            prefill_s=now - active.admitted_s if active.is_first else 0.0,
+        )
+
+    def _end(self, active: ActiveRequest, event: Finished | FirstlightError) -> None:
+        with self._changed:
+            self._running = [other for other in self._running if other is not active]
+        active.deliver(event)
