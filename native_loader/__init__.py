@@ -1,1 +1,57 @@
-"""Firstlight's checkpoint loader."""
+"""Firstlight's checkpoint loader, usable alone.
+
+Promises: what was saved is loaded bit for bit or not at all; a disk is read at its own speed, past the page
+cache; memory is handed to other processes without a copy. Knows nothing of models, hosts or workflows, and
+imports torch only inside of the functions that make or take tensors.
+"""
+
+from __future__ import annotations
+
+from native_loader._native import (
+    Arena,
+    ArenaView,
+    LoadJob,
+    LoadReport,
+    PartitionSummary,
+    PartitionWriter,
+    Segment,
+    crc32c,
+    crc32c_implementation,
+)
+from native_loader.execution_order import execution_order
+from native_loader.manifest import FileEntry, Manifest, PartitionEntry, TensorEntry, parse_manifest
+from native_loader.reader import Checkpoint, open_checkpoint, verify
+from native_loader.safetensors_source import SafetensorsFile, SafetensorsHeader, SourceTensor, parse_header
+from native_loader.standalone import load_into, load_state_dict, save_checkpoint
+from native_loader.writer import CheckpointWriter, StorageMember, remove_leftovers
+
+__all__ = [
+    "Arena",
+    "ArenaView",
+    "Checkpoint",
+    "CheckpointWriter",
+    "FileEntry",
+    "LoadJob",
+    "LoadReport",
+    "Manifest",
+    "PartitionEntry",
+    "PartitionSummary",
+    "PartitionWriter",
+    "SafetensorsFile",
+    "SafetensorsHeader",
+    "Segment",
+    "SourceTensor",
+    "StorageMember",
+    "TensorEntry",
+    "crc32c",
+    "crc32c_implementation",
+    "execution_order",
+    "load_into",
+    "load_state_dict",
+    "open_checkpoint",
+    "parse_header",
+    "parse_manifest",
+    "remove_leftovers",
+    "save_checkpoint",
+    "verify",
+]

@@ -87,8 +87,9 @@ void bind_view(nb::module_& module) {
 
 void bind_arena(nb::module_& module) {
     nb::class_<PyArena>(module, "Arena",
-                        "Memory as a file descriptor that outlives its readers. Closing it leaves running loads, "
-                        "exported memoryviews and other processes' mappings valid.")
+                        "Memory as a file descriptor that outlives its readers.\n\n"
+                        "Closing it leaves running loads, exported memoryviews and other processes' mappings "
+                        "valid.")
         .def(
             "__init__",
             [](PyArena* self, std::uint64_t size_bytes, const std::string& kind) {

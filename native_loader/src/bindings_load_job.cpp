@@ -128,9 +128,10 @@ void bind_load_job(nb::module_& module) {
                 return without_gil([&] { return self.job->result(); });
             },
             nb::arg("timeout_s") = nb::none(),
-            "Waits, then answers the report or raises what went wrong: ChecksumMismatch (a segment failed twice; "
-            "field `chunk` is its index), ManifestInvalid(rule='out_of_file') for a file cut short, ReadFailed, "
-            "PoolFull, Cancelled; TimeoutError if it has not ended in time.");
+            "Waits, then answers the report or raises what went wrong.\n\n"
+            "Raises: ChecksumMismatch (a segment failed twice; field `chunk` is its index),\n"
+            "ManifestInvalid(rule='out_of_file') for a file cut short, ReadFailed, PoolFull, Cancelled;\n"
+            "TimeoutError if it has not ended in time.");
 }
 
 }  // namespace firstlight::bindings

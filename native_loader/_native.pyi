@@ -1,0 +1,210 @@
+"""
+C++ core of native_loader: memory as descriptors, direct reads with checksums, partition files.
+
+Every call releases the GIL while it reads, writes, waits or copies, and raises firstlight.domain.errors.
+"""
+
+from collections.abc import Sequence
+
+def crc32c(data: bytes | bytearray | memoryview, seed: int = 0) -> int:
+    """CRC32C of `data` appended to what `seed` is the checksum of."""
+
+def crc32c_implementation() -> str:
+    """What crc32c runs on here: 'sse4.2', 'armv8-crc' or 'software'."""
+
+class Arena:
+    """
+    Memory as a file descriptor that outlives its readers.
+
+    Closing it leaves running loads, exported memoryviews and other processes' mappings valid.
+    """
+
+    def __init__(self, size_bytes: int, kind: str = "auto") -> None:
+        """
+        `size_bytes` is rounded up to 2 MiB; `kind` is auto, hugetlb, tmpfs, memfd or anonymous.
+
+        Raises: PoolFull if the machine does not grant it, InvalidInput.
+        """
+
+    @property
+    def kind(self) -> str:
+        """What the machine granted: hugetlb, tmpfs, memfd or anonymous."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    def read_only_fd(self) -> int:
+        """
+        A new descriptor, the caller's to close, through which the memory can only be read.
+        """
+
+    def prefault(self, threads: int = 1) -> None:
+        """
+        Makes every page resident. Raises: PoolFull if the machine has too few.
+        """
+
+    def buffer(self, offset: int = 0, length: int | None = None) -> memoryview:
+        """Writable bytes of the arena, not copied; they keep the mapping alive."""
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Copies `data` in, without the GIL."""
+
+    def close(self) -> None:
+        """Idempotent."""
+
+    def __enter__(self) -> Arena: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+class ArenaView:
+    """
+    A read-only mapping of another process's arena. Closing it leaves exported memoryviews valid.
+    """
+
+    def __init__(self, fd: int, size_bytes: int) -> None:
+        """
+        Maps the first `size_bytes` of `fd`, which stays the caller's to close.
+        """
+
+    @property
+    def size_bytes(self) -> int: ...
+    def populate(self, offset: int = 0, length: int | None = None, threads: int = 1) -> None:
+        """Maps the pages ahead of need, so that first use takes no fault."""
+
+    def buffer(self, offset: int = 0, length: int | None = None) -> memoryview:
+        """Read-only bytes of the arena, not copied; they keep the mapping alive."""
+
+    def close(self) -> None:
+        """Idempotent."""
+
+    def __enter__(self) -> ArenaView: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+class Segment:
+    """A range of a file and where in the arena it goes."""
+
+    def __init__(
+        self, *, path: str, file_offset: int, length: int, arena_offset: int, crc32c: int | None = None
+    ) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def file_offset(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def arena_offset(self) -> int: ...
+    @property
+    def crc32c(self) -> int | None: ...
+
+class LoadReport:
+    """What a finished load did."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def io_mode(self) -> str:
+        """'direct', 'buffered', or 'mixed'."""
+
+    @property
+    def read_again(self) -> list[int]:
+        """Indices of the segments that failed once and passed when read again."""
+
+class LoadJob:
+    """
+    Reads segments into an arena on threads of its own; the first begin first.
+
+    It starts when constructed. Deleting it cancels it.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        segments: Sequence[Segment],
+        *,
+        threads: int = 4,
+        direct: bool = True,
+        populate: bool = False,
+    ) -> None:
+        """
+        `populate` makes memory resident just before it is read, for an arena that was not prefaulted.
+
+        Raises: CheckpointMissing, ReadFailed, InvalidInput (a segment outside of the arena).
+        """
+
+    @property
+    def bytes_total(self) -> int: ...
+    @property
+    def bytes_done(self) -> int:
+        """Verified bytes, in whole segments."""
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Verified bytes without a hole, counted along the list of segments."""
+
+    @property
+    def is_done(self) -> bool:
+        """Ended, well or not."""
+
+    @property
+    def io_mode(self) -> str:
+        """'direct', 'buffered' where O_DIRECT was refused, or 'mixed'."""
+
+    @property
+    def event_fd(self) -> int:
+        """
+        Readable once the job has ended. Owned by the job: watch it, neither read nor close it.
+        """
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """True once the job has ended, False at the timeout."""
+
+    def wait_prefix(self, size_bytes: int, timeout_s: float | None = None) -> bool:
+        """
+        True once the first `size_bytes` are there; False at the timeout or if the job ended without them.
+        """
+
+    def cancel(self) -> None:
+        """Stops before the next read; wait() tells when it has."""
+
+    def result(self, timeout_s: float | None = None) -> LoadReport:
+        """
+        Waits, then answers the report or raises what went wrong.
+
+        Raises: ChecksumMismatch (a segment failed twice; field `chunk` is its index),
+        ManifestInvalid(rule='out_of_file') for a file cut short, ReadFailed, PoolFull, Cancelled;
+        TimeoutError if it has not ended in time.
+        """
+
+class PartitionSummary:
+    """Size and chunk checksums of a finished partition."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def chunk_crc32c(self) -> list[int]: ...
+
+class PartitionWriter:
+    """
+    Writes one partition file front to back with its checksums. One thread at a time.
+    """
+
+    def __init__(self, path: str, *, chunk_bytes: int, expected_bytes: int = 0) -> None:
+        """
+        `path` must not exist. Reserves `expected_bytes` on the disk.
+
+        Raises: DiskFull, StorageError.
+        """
+
+    @property
+    def position(self) -> int: ...
+    def append(self, data: bytes | bytearray | memoryview) -> None:
+        """
+        Raises: DiskFull, StorageError; after either, every later call raises it again.
+        """
+
+    def pad_to(self, alignment: int) -> None:
+        """Appends zeros up to the next multiple of `alignment`, at most 4096."""
+
+    def finish(self) -> PartitionSummary:
+        """Pads to 4 KiB and fsyncs."""

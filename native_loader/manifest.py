@@ -1,0 +1,197 @@
+"""What a checkpoint says about itself.
+
+    partition-0.bin   |tensor 0|pad|tensor 1|pad| ... |pad to 4 KiB|     each tensor on a 256-byte boundary
+                      |---- chunk 0 ----|---- chunk 1 ----|- .. -|       each chunk with its CRC32C
+
+A `Manifest` in hand obeys every law of the format: `parse_manifest` is the only way to one from bytes, and
+raises `ManifestInvalid(rule=...)` otherwise. The laws themselves are in `manifest_laws`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from native_loader._native import Segment
+
+FORMAT_VERSION = 1
+TENSOR_ALIGNMENT_BYTES = 256
+PARTITION_ALIGNMENT_BYTES = 4096
+ARENA_ALIGNMENT_BYTES = 2 << 20
+CHUNK_BYTES = 16 << 20
+MANIFEST_NAME = "manifest.json"
+DIGEST_KEY = b',\n"digest":"sha256:'
+DIGEST_END = b'"\n}\n'
+
+
+def align_up(value: int, alignment: int) -> int:
+    return -(-value // alignment) * alignment
+
+
+def partition_name(index: int) -> str:
+    return f"partition-{index}.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor's bytes are and how to read them.
+
+    `offset` and `size_bytes` span from the first byte touched to the last; `shape` and `stride` count elements.
+    `shares` names the first tensor of the same storage when this one's bytes overlap with it (a view).
+    """
+
+    name: str
+    partition: int
+    offset: int
+    size_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    shares: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionEntry:
+    name: str
+    size_bytes: int
+    chunk_crc32c: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A small file kept as it was: configuration, tokenizer."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`tensors` stand in execution order. `aliases` maps further names of a tensor (tied weights) to its own.
+
+    `dtype` is the type most bytes have; `digest` is "sha256:<hex>" over the file's text before it.
+    """
+
+    format_version: int
+    source: str
+    revision: str
+    dtype: str
+    transformers_version: str | None
+    chunk_bytes: int
+    partitions: tuple[PartitionEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+    aliases: MappingProxyType[str, str]
+    files: tuple[FileEntry, ...]
+    digest: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all partitions: what a load reads."""
+        return sum(partition.size_bytes for partition in self.partitions)
+
+    def arena_offsets(self) -> tuple[tuple[int, ...], int]:
+        """An offset per partition, each on a 2 MiB boundary, and the total of memory they need."""
+        offsets, end = [], 0
+        for partition in self.partitions:
+            offsets.append(end)
+            end = align_up(end + partition.size_bytes, ARENA_ALIGNMENT_BYTES)
+        return tuple(offsets), max(end, ARENA_ALIGNMENT_BYTES)
+
+    def layout_segments(self, arena_offsets: Sequence[int], *, directory: Path) -> list[Segment]:
+        """The chunks of all partitions as a load reads them: chunk 0 of each, then chunk 1 of each, ..."""
+        return [
+            Segment(
+                path=str(directory / self.partitions[index].name),
+                file_offset=start,
+                length=length,
+                arena_offset=arena_offsets[index] + start,
+                crc32c=self.partitions[index].chunk_crc32c[chunk],
+            )
+            for index, chunk, start, length in self._chunks()
+        ]
+
+    def prefix_bytes_for(self, names: Iterable[str]) -> int:
+        """How long a load's `prefix_bytes` must be for these tensors (or aliases) to be there.
+
+        Raises: KeyError for a name the checkpoint does not have.
+        """
+        ends = [0] * len(self.partitions)
+        entries = {entry.name: entry for entry in self.tensors}
+        for name in names:
+            entry = entries[self.aliases.get(name, name)]
+            ends[entry.partition] = max(ends[entry.partition], entry.offset + entry.size_bytes)
+        done = needed = 0
+        for index, _, start, length in self._chunks():
+            done += length
+            if start < ends[index]:
+                needed = done
+        return needed
+
+    def _chunks(self) -> list[tuple[int, int, int, int]]:
+        found = [
+            (start // self.chunk_bytes, index, start, min(self.chunk_bytes, partition.size_bytes - start))
+            for index, partition in enumerate(self.partitions)
+            for start in range(0, partition.size_bytes, self.chunk_bytes)
+        ]
+        return [(index, chunk, start, length) for chunk, index, start, length in sorted(found)]
+
+
+def _line(value: object) -> str:
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+
+
+def _lines(entries: Iterable[object]) -> str:
+    text = ",\n".join(_line(entry) for entry in entries)
+    return f"[\n{text}\n]" if text else "[]"
+
+
+def _tensor_record(entry: TensorEntry) -> dict[str, object]:
+    record = asdict(entry)
+    if entry.shares is None:
+        del record["shares"]
+    return record
+
+
+def serialize_manifest(manifest: Manifest) -> bytes:
+    """The file's text, one entry a line. Its digest covers every byte before it, and is computed here."""
+    heads = {
+        "format_version": manifest.format_version,
+        "source": manifest.source,
+        "revision": manifest.revision,
+        "dtype": manifest.dtype,
+        "transformers_version": manifest.transformers_version,
+        "chunk_bytes": manifest.chunk_bytes,
+    }
+    fields = [f'"{key}":{_line(value)}' for key, value in heads.items()]
+    fields.append(f'"partitions":{_lines(asdict(entry) for entry in manifest.partitions)}')
+    fields.append(f'"tensors":{_lines(_tensor_record(entry) for entry in manifest.tensors)}')
+    fields.append(f'"aliases":{_line(dict(manifest.aliases))}')
+    fields.append(f'"files":{_lines(asdict(entry) for entry in manifest.files)}')
+    return seal(("{\n" + ",\n".join(fields)).encode("ascii"))
+
+
+def seal(body: bytes) -> bytes:
+    """`body` (the text of an open JSON object) closed with its digest."""
+    return body + DIGEST_KEY + hashlib.sha256(body).hexdigest().encode() + DIGEST_END
+
+
+def sealed(manifest: Manifest) -> tuple[Manifest, bytes]:
+    """The manifest with its digest filled in, and its text."""
+    text = serialize_manifest(manifest)
+    digest = text[-len(DIGEST_END) - 64 : -len(DIGEST_END)].decode()
+    return replace(manifest, digest=f"sha256:{digest}"), text
+
+
+def parse_manifest(text: bytes) -> Manifest:
+    """Decode and hold against every law of the format. Raises: ManifestInvalid, its `rule` naming the law."""
+    from native_loader.manifest_decoder import decode_manifest
+    from native_loader.manifest_laws import check_manifest
+
+    manifest = decode_manifest(text)
+    check_manifest(manifest)
+    return manifest
