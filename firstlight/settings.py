@@ -60,6 +60,8 @@ class Settings(BaseSettings):
         default="127.0.0.1",
         description="Address of this machine that a GPU host's services listen on and are reached at.",
     )
+    host_address: str | None = Field(default=None, description="Where a host agent finds its supervisor.")
+    store_address: str | None = Field(default=None, description="Where a host agent finds its store.")
     gpus_per_host: int = Field(default=1, ge=1, description="GPUs (engine slots on a CPU machine) per host.")
     ssd_capacity_bytes: int = Field(default=20 << 30, gt=0, description="SSD cache per host.")
     dram_capacity_bytes: int = Field(default=2 << 30, gt=0, description="DRAM pool per host.")
