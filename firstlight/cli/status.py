@@ -7,7 +7,7 @@ import typer
 from firstlight.cli.client import ApiClient
 from firstlight.cli.options import ApiKey, ApiUrl, AsJson
 from firstlight.cli.output import console, print_json
-from firstlight.domain.errors import FirstlightError
+from firstlight.domain.errors import ApiUnreachable, FirstlightError
 
 
 def register(app: typer.Typer) -> None:
@@ -41,9 +41,9 @@ def _gather(client: ApiClient) -> dict[str, object]:
 def _is_ready(client: ApiClient) -> bool:
     try:
         client.get("/readyz")
-    except FirstlightError as failure:
-        if failure.fields.get("code") == "api_unreachable" or type(failure).code == "api_unreachable":
-            raise
+    except ApiUnreachable:
+        raise
+    except FirstlightError:
         return False
     return True
 

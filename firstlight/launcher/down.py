@@ -18,12 +18,11 @@ STOPPED_WITHIN_S = 60.0
 def stop_run(settings: Settings) -> str:
     """Ask the launcher to stop and wait for it; end leftovers of a killed one. Returns what was done."""
     record = read_run(settings.state_dir)
-    if record is None:
-        return "nothing runs here"
-    if is_running(record.launcher):
+    if record is not None and is_running(record.launcher):
         _stop_launcher(record, settings.state_dir)
         return "stopped"
-    ended = end_leftovers(record)
+    ended = end_leftovers(record) if record is not None else []
+    ended += _stop_postgres(settings.state_dir)
     run_path(settings.state_dir).unlink(missing_ok=True)
     return f"stopped what a killed run had left: {', '.join(ended)}" if ended else "nothing runs here"
 
@@ -32,6 +31,17 @@ def end_leftovers(record: RunRecord) -> list[str]:
     """End processes of a launcher that is gone; returns their roles."""
     found = end_processes(record.processes.values())
     return [role for role, process in record.processes.items() if process in found]
+
+
+def _stop_postgres(state_dir: Path) -> list[str]:
+    """The embedded Postgres is a daemon of its own, and outlives a launcher that is killed."""
+    from firstlight.launcher.embedded.postgres import EmbeddedPostgres
+
+    server = EmbeddedPostgres(state_dir)
+    if server.pid is None:
+        return []
+    server.stop()
+    return ["postgres"]
 
 
 def _stop_launcher(record: RunRecord, state_dir: Path) -> None:
