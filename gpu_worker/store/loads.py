@@ -96,12 +96,13 @@ class Loads:
 
     async def _load(self, cached: CachedCheckpoint, work: SharedWork[LoadState]) -> None:
         name = cached.checkpoint_id
-        sizes = await asyncio.to_thread(self._memory.partition_sizes, cached.directory)
+        readable = await asyncio.to_thread(self._memory.open, cached.directory)
+        sizes = readable.partition_sizes
         room = self._pool.reserve(name, sizes, cost_s=sum(sizes) / self._bandwidth)
         for evicted in room.evicted:
             log.info("evicted from dram checkpoint=%s for=%s", evicted, name)
         try:
-            transfer = self._memory.begin(cached.directory, room.extents)
+            transfer = readable.begin(room.extents)
             work.tell(replace(work.progress, bytes_total=sum(sizes), moving_at_unix_s=time.time()))
             await self._follow(transfer, work)
         except BaseException:

@@ -25,6 +25,19 @@ class Transfer(ABC):
         """
 
 
+class Readable(ABC):
+    """A checkpoint on SSD that can be brought into the arena."""
+
+    @property
+    @abstractmethod
+    def partition_sizes(self) -> tuple[int, ...]:
+        """Bytes of each partition."""
+
+    @abstractmethod
+    def begin(self, extents: Sequence[Extent]) -> Transfer:
+        """Begin to read it into `extents`, one a partition. Raises: CheckpointMissing, ReadFailed."""
+
+
 class Memory(ABC):
     """The arena of one host."""
 
@@ -40,9 +53,5 @@ class Memory(ABC):
         """Make the whole arena resident; blocks for as long as that takes."""
 
     @abstractmethod
-    def partition_sizes(self, directory: Path) -> tuple[int, ...]:
-        """Bytes of each partition of a checkpoint, its manifest validated. Raises: CheckpointError."""
-
-    @abstractmethod
-    def begin(self, directory: Path, extents: Sequence[Extent]) -> Transfer:
-        """Begin to read a checkpoint into `extents`, one a partition. Raises: CheckpointError, ReadFailed."""
+    def open(self, directory: Path) -> Readable:
+        """A checkpoint, manifest and file sizes validated. Raises: CheckpointError, ReadFailed."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpu_worker.store.extents import Extent
-from gpu_worker.store.memory import Memory, Transfer
-from native_loader import Arena, LoadJob, Segment, open_checkpoint
+from gpu_worker.store.memory import Memory, Readable, Transfer
+from native_loader import Arena, Checkpoint, LoadJob, open_checkpoint
 
 
 class NativeTransfer(Transfer):
@@ -19,7 +19,7 @@ class NativeTransfer(Transfer):
 
     @property
     def bytes_done(self) -> int:
-        return int(self._job.bytes_done)
+        return self._job.bytes_done
 
     async def wait(self) -> None:
         try:
@@ -41,6 +41,24 @@ class NativeTransfer(Transfer):
             loop.remove_reader(self._job.event_fd)
 
 
+class NativeReadable(Readable):
+    """A checkpoint in our own format."""
+
+    def __init__(self, checkpoint: Checkpoint, arena: Arena, *, threads: int, populate: bool) -> None:
+        self._checkpoint = checkpoint
+        self._arena = arena
+        self._threads = threads
+        self._populate = populate
+
+    @property
+    def partition_sizes(self) -> tuple[int, ...]:
+        return tuple(partition.size_bytes for partition in self._checkpoint.manifest.partitions)
+
+    def begin(self, extents: Sequence[Extent]) -> NativeTransfer:
+        segments = self._checkpoint.segments([extent.offset for extent in extents])
+        return NativeTransfer(LoadJob(self._arena, segments, threads=self._threads, populate=self._populate))
+
+
 class NativeMemory(Memory):
     """One arena, of the best kind this machine grants. Raises: PoolFull when it grants none."""
 
@@ -52,20 +70,14 @@ class NativeMemory(Memory):
         self.size_bytes = self._arena.size_bytes
 
     def read_only_fd(self) -> int:
-        return int(self._arena.read_only_fd())
+        return self._arena.read_only_fd()
 
     def prefault(self) -> None:
         self._arena.prefault(threads=1)
         self._is_resident = True
 
-    def partition_sizes(self, directory: Path) -> tuple[int, ...]:
-        return tuple(partition.size_bytes for partition in open_checkpoint(directory).manifest.partitions)
-
-    def begin(self, directory: Path, extents: Sequence[Extent]) -> NativeTransfer:
-        segments: list[Segment] = []
-        for index, extent in enumerate(extents):
-            segments += open_checkpoint(directory).segments(index, arena_offset=extent.offset)
+    def open(self, directory: Path) -> NativeReadable:
         # Until the background has touched every page, a load makes its own resident as it goes.
-        return NativeTransfer(
-            LoadJob(self._arena, segments, threads=self._threads, populate=not self._is_resident)
+        return NativeReadable(
+            open_checkpoint(directory), self._arena, threads=self._threads, populate=not self._is_resident
         )

@@ -1,7 +1,7 @@
 """The SSD cache: whole checkpoints by id, accounted to the byte, evicted to make room, quarantined when bad.
 
     <root>/checkpoints/<checkpoint id>/   whole ones; a rename puts them here
-    <root>/writing/<checkpoint id>/       a conversion under way; dead at start, removed then
+    <root>/writing/<checkpoint id>/…      a conversion under way; dead at start, removed then
     <root>/staging/<checkpoint id>/       bytes as fetched; kept over a crash, so that a fetch resumes
     <root>/quarantine/<checkpoint id>-<n> a checkpoint whose bytes failed their checksum
 
@@ -30,6 +30,7 @@ from gpu_worker.store.eviction import EvictionOrder
 log = logging.getLogger("store.ssd")
 
 MANIFEST = "manifest.json"
+WHOLE = "whole"
 DOWNLOAD_BYTES_PER_S = 100e6
 
 
@@ -133,21 +134,24 @@ class SsdCache:
     def writing_dir(self, checkpoint_id: str) -> Path:
         """Where a conversion may write; empty of leftovers, and not made yet."""
         parse_checkpoint_id(checkpoint_id)
-        path = self._root / "writing" / checkpoint_id
-        shutil.rmtree(path, ignore_errors=True)
-        return path
+        # In a folder of its own, so that what the writer keeps beside it goes with it.
+        folder = self._root / "writing" / checkpoint_id
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder / WHOLE
 
     def drop_writing(self, checkpoint_id: str) -> None:
         shutil.rmtree(self._root / "writing" / checkpoint_id, ignore_errors=True)
 
     def publish(self, checkpoint_id: str) -> CachedCheckpoint:
         """Make what stands in `writing_dir` present, whole or not at all."""
-        source, target = self._root / "writing" / checkpoint_id, self._root / "checkpoints" / checkpoint_id
+        source = self._root / "writing" / checkpoint_id / WHOLE
+        target = self._root / "checkpoints" / checkpoint_id
         sync_directory(source)
         os.rename(source, target)
         # Without this the rename may not outlive a power cut although the caller was told "present".
         sync_directory(target.parent)
-        sync_directory(source.parent)
+        self.drop_writing(checkpoint_id)
         self._admit(checkpoint_id, last_used_unix_s=time.time())
         return self.get(checkpoint_id)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from firstlight.domain.errors import FirstlightError
 from gpu_worker.store.extents import Extent
-from gpu_worker.store.memory import Memory, Transfer
+from gpu_worker.store.memory import Memory, Readable, Transfer
 from gpu_worker.store.ssd_cache import SsdCache
 
 MANIFEST = b'{"digest": "d1"}'
@@ -41,6 +41,18 @@ class HeldTransfer(Transfer):
         self._outcome.set_exception(error)
 
 
+class HeldReadable(Readable):
+    def __init__(self, memory: HeldMemory, directory: Path) -> None:
+        self._memory, self._directory = memory, directory
+
+    @property
+    def partition_sizes(self) -> tuple[int, ...]:
+        return tuple(path.stat().st_size for path in sorted(self._directory.glob("partition-*.bin")))
+
+    def begin(self, extents: Sequence[Extent]) -> HeldTransfer:
+        return self._memory.begun(HeldTransfer(self._memory, self._directory, extents))
+
+
 class HeldMemory(Memory):
     """A memfd, and the transfers begun in it in order."""
 
@@ -59,13 +71,13 @@ class HeldMemory(Memory):
     def prefault(self) -> None:
         return
 
-    def partition_sizes(self, directory: Path) -> tuple[int, ...]:
-        return tuple(path.stat().st_size for path in sorted(directory.glob("partition-*.bin")))
+    def open(self, directory: Path) -> HeldReadable:
+        return HeldReadable(self, directory)
 
-    def begin(self, directory: Path, extents: Sequence[Extent]) -> HeldTransfer:
-        self.transfers.append(HeldTransfer(self, directory, extents))
+    def begun(self, transfer: HeldTransfer) -> HeldTransfer:
+        self.transfers.append(transfer)
         self._begun.set()
-        return self.transfers[-1]
+        return transfer
 
     async def transfer(self, index: int) -> HeldTransfer:
         """The transfer `index`, once it has begun."""
