@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
 from pathlib import Path
+from threading import Thread
 
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.download import Downloads
@@ -44,7 +44,6 @@ class Store:
             arena_bytes=memory.size_bytes,
             kind=memory.kind,
         )
-        self._prefault: asyncio.Task[None] | None = None
 
     def may_evict(self, checkpoint_id: str) -> bool:
         """Neither on its way to DRAM nor read there: its files are what a reader of it looks at too."""
@@ -55,11 +54,10 @@ class Store:
     def start(self, *, socket_path: Path, prefault: bool) -> None:
         self._handover.start(socket_path)
         if prefault:
-            self._prefault = asyncio.get_running_loop().create_task(self._make_resident())
+            # A daemon, not a pool's thread: a stop must not wait until a large arena has been touched.
+            Thread(target=self._make_resident, name="prefault", daemon=True).start()
 
     async def close(self) -> None:
-        if self._prefault is not None:
-            self._prefault.cancel()
         await self._handover.close()
         await self.loads.close()
         await self.downloads.close()
@@ -70,10 +68,10 @@ class Store:
         if self.pool.is_resident(checkpoint_id):
             self.pool.evict(checkpoint_id)
 
-    async def _make_resident(self) -> None:
+    def _make_resident(self) -> None:
         """Touch the arena once, behind the first loads, so that later ones never pay for fresh pages."""
         began = time.monotonic()
-        await asyncio.to_thread(self.memory.prefault)
+        self.memory.prefault()
         took_s = time.monotonic() - began
         log.info(
             "arena resident bytes=%d kind=%s in_s=%.2f", self.memory.size_bytes, self.memory.kind, took_s
