@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from threading import Thread
 
+from firstlight.domain.errors import FirstlightError
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.download import Downloads
 from gpu_worker.store.handover import Handover
@@ -71,7 +72,12 @@ class Store:
     def _make_resident(self) -> None:
         """Touch the arena once, behind the first loads, so that later ones never pay for fresh pages."""
         began = time.monotonic()
-        self.memory.prefault()
+        try:
+            self.memory.prefault()
+        except FirstlightError as failure:
+            # Loads still make their own pages resident, and answer for it if they cannot.
+            log.error("the arena cannot be made resident: %s", failure.message)
+            return
         took_s = time.monotonic() - began
         log.info(
             "arena resident bytes=%d kind=%s in_s=%.2f", self.memory.size_bytes, self.memory.kind, took_s
