@@ -1,4 +1,4 @@
-"""Sessions and transactions on one Postgres database; every database failure leaves here as one of our errors."""
+"""Sessions and transactions on one Postgres database; every failure leaves here as one of ours."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
+from firstlight.database.failures import translated
 from firstlight.database.notifications import Notification, Reconnected, listen
-from firstlight.domain.errors import DatabaseUnavailable, StorageError
+from firstlight.database.triggers import INSTANCE_CHANNEL, MODEL_CHANNEL
+
+__all__ = ["INSTANCE_CHANNEL", "MODEL_CHANNEL", "Database", "Notification", "Reconnected"]
 
 CONNECT_TIMEOUT_S = 5
 POOL_TIMEOUT_S = 5.0
@@ -35,15 +36,15 @@ class Database:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
-        """A session to read with; nothing is committed unless the caller does. Raises: DatabaseUnavailable."""
-        with _translated():
+        """A session to read with; the caller commits, if at all. Raises: DatabaseUnavailable."""
+        with translated():
             async with self._sessions() as session:
                 yield session
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """Commit at the end, roll back on any error. Retries are the caller's. Raises: DatabaseUnavailable."""
-        with _translated():
+        """Commit at the end, roll back on any error; never retried here. Raises: DatabaseUnavailable."""
+        with translated():
             async with self._sessions.begin() as session:
                 yield session
 

@@ -1,13 +1,30 @@
-"""Hosts: registration, lease, loss, and what lies on them."""
+"""Hosts: registration, lease, loss, and what lies on them. What is longer lives beside it."""
 
 from __future__ import annotations
 
-from sqlalchemy.ext.asyncio import AsyncSession
+from datetime import timedelta
+from typing import Any
 
-from firstlight.contracts.hosts import FailHostInput, FailHostReceipt, MendInput, MendReceipt
-from firstlight.database.records import HostRecord, HostRegistration, InstanceRecord
+from sqlalchemy import Interval, cast, delete, func, literal, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.elements import ColumnElement
+
+from firstlight.contracts.hosts import FailHostInput, FailHostReceipt
+from firstlight.database.edges import edges_from_json, edges_to_json, prior_edge
+from firstlight.database.host_listing import list_hosts
+from firstlight.database.host_mending import list_stale_starts, mend_host
+from firstlight.database.instance_closing import close_instance
+from firstlight.database.keys_repository import audit
+from firstlight.database.placements import record_checkpoint, remove_placement, write_placement
+from firstlight.database.records import HostRecord, HostRegistration
+from firstlight.database.tables import GpuRow, HostRow, InstanceRow, PlacementRow, ReservationRow
+from firstlight.domain.errors import UnknownHost
+from firstlight.domain.fleet import Edge, Tier
+from firstlight.domain.lifecycle import HOST_STEPS, HostState, InstanceState, check_step
 
 __all__ = [
+    "HOST_LOST",
     "HostRecord",
     "HostRegistration",
     "fail_host",
@@ -20,51 +37,103 @@ __all__ = [
     "set_placements",
 ]
 
+# failure_code of what a lost host ran.
+HOST_LOST = "host_lost"
+
 
 async def register_host(session: AsyncSession, registration: HostRegistration, *, lease_s: float) -> int:
-    """Join or rejoin the fleet; the number returned fences off every earlier registration."""
-    raise NotImplementedError
+    """Join or rejoin the fleet; the number returned fences off every earlier registration.
+
+    A host that is draining stays so. What was learned of its edges is kept.
+    """
+    row = await _lock(session, registration.host_id)
+    if row is None:
+        row = HostRow(host_id=registration.host_id, registration=0, state=HostState.READY, edges={})
+        session.add(row)
+    elif row.state == HostState.LOST:
+        check_step(HOST_STEPS, what=f"host {row.host_id}", old=HostState.LOST, new=HostState.READY)
+        row.state = HostState.READY
+    row.registration += 1
+    row.lost_at = None
+    row.host_class = registration.host_class
+    row.host_address = registration.host_address
+    row.store_address = registration.store_address
+    row.ssd_capacity_bytes = registration.ssd_capacity_bytes
+    row.dram_capacity_bytes = registration.dram_capacity_bytes
+    row.ssd_read_bytes_per_s = registration.ssd_read_bytes_per_s
+    row.edges = _seeded(row.edges, registration.ssd_read_bytes_per_s)
+    row.registered_at = row.renewed_at = func.clock_timestamp()
+    row.lease_expires_at = _lease_end(lease_s)
+    number = row.registration
+    await session.flush()
+    await _write_gpus(session, registration)
+    return number
 
 
 async def renew_lease(session: AsyncSession, *, host_id: str, registration: int, lease_s: float) -> bool:
     """False: superseded or lost; the host must register again."""
-    raise NotImplementedError
+    renewed = await session.execute(
+        update(HostRow)
+        .where(
+            HostRow.host_id == host_id,
+            HostRow.registration == registration,
+            HostRow.state != HostState.LOST,
+        )
+        .values(renewed_at=func.clock_timestamp(), lease_expires_at=_lease_end(lease_s))
+        .returning(HostRow.host_id)
+    )
+    return renewed.scalar_one_or_none() is not None
 
 
 async def lease_remaining_s(session: AsyncSession, *, host_id: str, registration: int) -> float | None:
-    """Seconds by the database's clock, negative once expired; None: superseded, or marked lost."""
-    raise NotImplementedError
+    """Seconds by the database's clock, negative once expired; None: superseded, lost or unknown."""
+    remaining = await session.scalar(
+        select(func.extract("epoch", HostRow.lease_expires_at - func.clock_timestamp())).where(
+            HostRow.host_id == host_id,
+            HostRow.registration == registration,
+            HostRow.state != HostState.LOST,
+        )
+    )
+    return float(remaining) if remaining is not None else None
 
 
 async def fail_host(session: AsyncSession, request: FailHostInput) -> FailHostReceipt:
-    """Mark the host lost and fail what it served. Idempotent per registration.
+    """Mark the host lost and fail all it served, in one transaction. Idempotent per registration.
 
-    Its starts are left to their workflows, which re-plan them: the host takes no plan any more.
+    A start on it is left to its ColdStart, which finds the host silent and plans it anew elsewhere; the
+    lost host takes no plan any more. `marked` is False for a registration that was superseded.
     """
-    raise NotImplementedError
-
-
-async def list_hosts(session: AsyncSession) -> list[HostRecord]:
-    """All hosts by id, lost ones included."""
-    raise NotImplementedError
-
-
-async def list_stale_starts(
-    session: AsyncSession, *, host_id: str, older_than_s: float
-) -> list[InstanceRecord]:
-    """Starts on this host (or on lost ones) planned longer ago than that: ask Temporal whether they run."""
-    raise NotImplementedError
-
-
-async def mend_host(
-    session: AsyncSession, request: MendInput, *, running_starts: frozenset[str] | None = None
-) -> MendReceipt:
-    """Make the rows agree with the host's report.
-
-    `running_starts`: instances whose ColdStart is known to run; they are never given up. None: unknown, and
-    a start is given up only when far beyond its estimate.
-    """
-    raise NotImplementedError
+    row = await _lock(session, request.host_id)
+    if row is None or row.registration != request.registration:
+        return FailHostReceipt(marked=False)
+    if row.state != HostState.LOST:
+        check_step(HOST_STEPS, what=f"host {row.host_id}", old=HostState(row.state), new=HostState.LOST)
+        row.state = HostState.LOST
+        row.lost_at = func.clock_timestamp()
+        # Its memory is gone with it; its disk may come back.
+        await session.execute(
+            delete(PlacementRow).where(PlacementRow.host_id == row.host_id, PlacementRow.tier == Tier.DRAM)
+        )
+        await audit(
+            session,
+            actor="control",
+            act="host lost",
+            subject=f"host/{row.host_id}",
+            detail={"reason": request.reason},
+        )
+        await session.flush()
+    await _fail_instances(session, row.host_id, request.reason)
+    failed = await session.scalars(
+        select(InstanceRow.instance_id)
+        .join(HostRow, HostRow.host_id == InstanceRow.host_id)
+        .where(
+            InstanceRow.host_id == row.host_id,
+            InstanceRow.failure_code == HOST_LOST,
+            InstanceRow.ended_at >= HostRow.lost_at,
+        )
+        .order_by(InstanceRow.instance_id)
+    )
+    return FailHostReceipt(marked=True, failed_instances=list(failed))
 
 
 async def set_placements(
@@ -81,4 +150,85 @@ async def set_placements(
 
     Raises: UnknownHost, UnknownCheckpoint, CheckpointMismatch.
     """
-    raise NotImplementedError
+    if await session.get(HostRow, host_id) is None:
+        raise UnknownHost(f"there is no host {host_id!r}", host_id=host_id)
+    await record_checkpoint(
+        session, checkpoint_id=checkpoint_id, manifest_digest=manifest_digest, size_bytes=size_bytes
+    )
+    for tier, present in ((Tier.SSD, ssd), (Tier.DRAM, dram)):
+        if present:
+            await write_placement(
+                session, host_id=host_id, checkpoint_id=checkpoint_id, tier=tier, size_bytes=size_bytes
+            )
+        elif present is not None:
+            await remove_placement(session, host_id=host_id, checkpoint_id=checkpoint_id, tier=tier)
+
+
+async def _lock(session: AsyncSession, host_id: str) -> HostRow | None:
+    return await session.get(HostRow, host_id, with_for_update=True, populate_existing=True)
+
+
+# Any: SQLAlchemy types an interval's arithmetic so.
+def _lease_end(lease_s: float) -> ColumnElement[Any]:
+    return func.clock_timestamp() + cast(literal(timedelta(seconds=lease_s)), Interval)
+
+
+# Any: the column's JSON document.
+def _seeded(document: dict[str, Any], ssd_read_bytes_per_s: float) -> dict[str, object]:
+    """Edges as learned; those with no observation yet start from what the host's probe measured."""
+    edges = edges_from_json(document)
+    for edge in Edge:
+        if edge not in edges or edges[edge].observations == 0:
+            edges[edge] = prior_edge(edge, ssd_read_bytes_per_s=ssd_read_bytes_per_s)
+    return edges_to_json(edges)
+
+
+async def _write_gpus(session: AsyncSession, registration: HostRegistration) -> None:
+    """One row per GPU; a GPU that is no longer there goes, unless an instance still holds it."""
+    if registration.gpu_count:
+        rows = [
+            {
+                "host_id": registration.host_id,
+                "gpu_index": index,
+                "memory_bytes": registration.gpu_memory_bytes,
+            }
+            for index in range(registration.gpu_count)
+        ]
+        statement = insert(GpuRow).values(rows)
+        await session.execute(
+            statement.on_conflict_do_update(
+                index_elements=["host_id", "gpu_index"],
+                set_={"memory_bytes": statement.excluded.memory_bytes},
+            )
+        )
+    is_held = (
+        select(ReservationRow.instance_id)
+        .where(ReservationRow.host_id == GpuRow.host_id, ReservationRow.gpu_index == GpuRow.gpu_index)
+        .exists()
+    )
+    await session.execute(
+        delete(GpuRow).where(
+            GpuRow.host_id == registration.host_id, GpuRow.gpu_index >= registration.gpu_count, ~is_held
+        )
+    )
+
+
+async def _fail_instances(session: AsyncSession, host_id: str, reason: str) -> None:
+    rows = await session.scalars(
+        select(InstanceRow)
+        .where(
+            InstanceRow.host_id == host_id,
+            InstanceRow.state.in_([InstanceState.READY, InstanceState.DRAINING]),
+        )
+        .order_by(InstanceRow.instance_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    for row in rows.all():
+        await close_instance(
+            session,
+            row,
+            outcome=InstanceState.FAILED,
+            reason=f"host {host_id} was lost: {reason}",
+            failure_code=HOST_LOST,
+        )

@@ -31,6 +31,8 @@ class InstanceRow(Base):
     """One run of a model, from decision to end; kept as history afterwards."""
 
     __tablename__ = "instances"
+    # An update reads `is_live` back at once: an async session cannot fetch it when it is asked for.
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012  as SQLAlchemy reads it
     __table_args__ = (
         CheckConstraint(one_of("state", InstanceState), name="state_is_known"),
         CheckConstraint("epoch >= 1", name="epoch_is_positive"),

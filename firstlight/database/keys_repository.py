@@ -3,43 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from firstlight.database.access_tables import KEY_SCOPES
+from firstlight.database.plan_writing import new_id
 from firstlight.database.records import ApiKeyRecord, AuditRecord
+from firstlight.database.tables import ApiKeyRow, AuditRow
+from firstlight.domain.errors import Conflict, InvalidInput
 
 
 async def create_key(
     session: AsyncSession, *, name: str, key_hash: str, scope: str, expires_at_unix_s: float | None = None
 ) -> ApiKeyRecord:
-    """Keep a key by its SHA-256 (hex); scope is inference or admin. Raises: Conflict if the hash is known."""
-    raise NotImplementedError
+    """Keep a key by its SHA-256 (hex); scope is inference or admin.
+
+    Raises: InvalidInput for another scope; Conflict if the hash is known.
+    """
+    if scope not in KEY_SCOPES:
+        raise InvalidInput(f"scope {scope!r} is not one of {', '.join(KEY_SCOPES)}", scope=scope)
+    expires_at = datetime.fromtimestamp(expires_at_unix_s, UTC) if expires_at_unix_s is not None else None
+    row = ApiKeyRow(
+        key_id=new_id("key"), name=name, key_hash=key_hash.lower(), scope=scope, expires_at=expires_at
+    )
+    try:
+        async with session.begin_nested():
+            session.add(row)
+    except IntegrityError as error:
+        raise Conflict("this API key exists already, or its hash is not a SHA-256") from error
+    await session.refresh(row)
+    return _key(row)
 
 
 async def list_keys(session: AsyncSession) -> list[ApiKeyRecord]:
     """All keys, revoked ones included, newest first."""
-    raise NotImplementedError
+    return [
+        _key(row) for row in await session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created_at.desc()))
+    ]
 
 
 async def list_active_hashes(session: AsyncSession) -> dict[str, str]:
     """Hash → scope of every key that is neither revoked nor expired now."""
-    raise NotImplementedError
+    rows = await session.execute(
+        select(ApiKeyRow.key_hash, ApiKeyRow.scope).where(
+            ApiKeyRow.revoked_at.is_(None),
+            or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()),
+        )
+    )
+    return dict(rows.tuples().all())
 
 
 async def revoke_key(session: AsyncSession, key_id: str) -> bool:
     """False: no such key, or revoked already."""
-    raise NotImplementedError
+    revoked = await session.execute(
+        update(ApiKeyRow)
+        .where(ApiKeyRow.key_id == key_id, ApiKeyRow.revoked_at.is_(None))
+        .values(revoked_at=func.now())
+        .returning(ApiKeyRow.key_id)
+    )
+    return revoked.scalar_one_or_none() is not None
 
 
 async def audit(
     session: AsyncSession, *, actor: str, act: str, subject: str, detail: Mapping[str, object] | None = None
 ) -> None:
-    """Add one line to the audit log, in the caller's transaction."""
-    raise NotImplementedError
+    """Add one line to the audit log, in the caller's transaction: no act without its line."""
+    session.add(AuditRow(actor=actor, act=act, subject=subject, detail=dict(detail or {})))
+    await session.flush()
 
 
 async def list_audit(
     session: AsyncSession, *, subject: str | None = None, limit: int = 100
 ) -> list[AuditRecord]:
     """The latest entries, newest first."""
-    raise NotImplementedError
+    query = select(AuditRow).order_by(AuditRow.at.desc(), AuditRow.entry_id.desc()).limit(limit)
+    if subject is not None:
+        query = query.where(AuditRow.subject == subject)
+    return [
+        AuditRecord(
+            at_unix_s=row.at.timestamp(), actor=row.actor, act=row.act, subject=row.subject, detail=row.detail
+        )
+        for row in await session.scalars(query)
+    ]
+
+
+def _key(row: ApiKeyRow) -> ApiKeyRecord:
+    return ApiKeyRecord(
+        key_id=row.key_id,
+        name=row.name,
+        key_hash=row.key_hash,
+        scope=row.scope,
+        created_at_unix_s=row.created_at.timestamp(),
+        expires_at_unix_s=row.expires_at.timestamp() if row.expires_at else None,
+        revoked_at_unix_s=row.revoked_at.timestamp() if row.revoked_at else None,
+    )

@@ -1,35 +1,30 @@
-"""Starts: plan, replan, publish, abandon, record."""
+"""Starts: plan, replan, publish, abandon, record. What is longer lives beside it."""
 
 from __future__ import annotations
 
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from firstlight.contracts.starts import AbandonInput, RecordStartInput, ReplanInput, ReplanReceipt
-from firstlight.database.connection import Database
-from firstlight.database.records import PlannedStart, StartRecord
-from firstlight.domain.names import HostId
+from firstlight.contracts.starts import AbandonInput
+from firstlight.database.instance_closing import close_instance, lock_instance
+from firstlight.database.placements import record_checkpoint, write_placement
+from firstlight.database.start_history import list_starts
+from firstlight.database.start_learning import record_first_token, record_start
+from firstlight.database.start_planning import plan_start, replan_start
+from firstlight.database.tables import InstanceRow, ModelRow
+from firstlight.domain.errors import ModelBeingDeleted, StaleEpoch
+from firstlight.domain.fleet import Tier
+from firstlight.domain.lifecycle import INSTANCE_STEPS, InstanceState, ModelState, check_step
 
-
-async def plan_start(
-    database: Database,
-    *,
-    model: str,
-    deadline_s: float | None,
-    may_wait: bool,
-    request_id: str,
-    now_unix_s: float,
-    excluded_hosts: frozenset[HostId] = frozenset(),
-) -> PlannedStart:
-    """Decide and make it real in one transaction: decision, instance and GPUs, or none of them.
-
-    Raises: UnknownModel, ModelBeingDeleted, DatabaseUnavailable.
-    """
-    raise NotImplementedError
-
-
-async def replan_start(database: Database, request: ReplanInput, *, now_unix_s: float) -> ReplanReceipt:
-    """Move the start to another host under a new epoch, or mark it failed. Idempotent per failed plan."""
-    raise NotImplementedError
+__all__ = [
+    "abandon_start",
+    "list_starts",
+    "plan_start",
+    "publish_route",
+    "record_first_token",
+    "record_start",
+    "replan_start",
+]
 
 
 async def publish_route(
@@ -41,33 +36,58 @@ async def publish_route(
     manifest_digest: str,
     size_bytes: int,
 ) -> None:
-    """starting → ready. Idempotent for the same epoch and endpoint.
+    """starting → ready: from the commit on, requests go to `endpoint`. Idempotent for the same epoch.
 
+    Also records that the host has the checkpoint on SSD and in DRAM, and its digest and size when unset.
     Raises: UnknownInstance; StaleEpoch if the plan was replaced or given up; ModelBeingDeleted;
     CheckpointMismatch.
     """
-    raise NotImplementedError
+    row = await lock_instance(session, instance_id)
+    if row.epoch != epoch or not row.is_live:
+        raise StaleEpoch(
+            f"instance {instance_id} is {row.state} under epoch {row.epoch}; epoch {epoch} is too late",
+            instance_id=instance_id,
+            epoch=epoch,
+        )
+    if row.state != InstanceState.STARTING:
+        return
+    await _check_still_wanted(session, row)
+    await record_checkpoint(
+        session, checkpoint_id=row.checkpoint_id, manifest_digest=manifest_digest, size_bytes=size_bytes
+    )
+    for tier in (Tier.SSD, Tier.DRAM):
+        await write_placement(
+            session, host_id=row.host_id, checkpoint_id=row.checkpoint_id, tier=tier, size_bytes=size_bytes
+        )
+    check_step(
+        INSTANCE_STEPS, what=f"instance {instance_id}", old=InstanceState(row.state), new=InstanceState.READY
+    )
+    row.state = InstanceState.READY
+    row.endpoint = endpoint
+    row.ready_at = func.clock_timestamp()
 
 
 async def abandon_start(session: AsyncSession, request: AbandonInput) -> None:
-    """Release the GPUs and close the row, unless a newer plan owns it. Idempotent."""
-    raise NotImplementedError
+    """Release the GPUs and close the row, unless a newer plan owns it. Idempotent.
+
+    Raises: UnknownInstance.
+    """
+    row = await lock_instance(session, request.plan.instance_id)
+    if row.epoch > request.plan.epoch:
+        return
+    await close_instance(
+        session,
+        row,
+        outcome=InstanceState(request.outcome),
+        reason=request.failure,
+        failure_code=request.failure_code,
+    )
 
 
-async def record_start(session: AsyncSession, request: RecordStartInput) -> None:
-    """Keep predicted beside actual, and refit the host's edges and the model's attach time. Idempotent."""
-    raise NotImplementedError
-
-
-async def record_first_token(
-    session: AsyncSession, *, instance_id: str, first_token_s: float, request_to_first_token_s: float
-) -> None:
-    """Add what the API saw of the first request a start served. Raises: UnknownInstance."""
-    raise NotImplementedError
-
-
-async def list_starts(
-    session: AsyncSession, *, model: str | None = None, limit: int = 20
-) -> list[StartRecord]:
-    """The latest starts, newest first."""
-    raise NotImplementedError
+async def _check_still_wanted(session: AsyncSession, row: InstanceRow) -> None:
+    # Locked against the delete that would begin between this look and our commit.
+    state = await session.scalar(
+        select(ModelRow.state).where(ModelRow.model_id == row.model_id).with_for_update(read=True)
+    )
+    if state != ModelState.ACTIVE:
+        raise ModelBeingDeleted(f"model {row.model!r} is being deleted", model=row.model)

@@ -1,0 +1,204 @@
+"""The fleet as the scheduler sees it, read in one round trip and in one statement's snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from firstlight.database.decision_json import estimate_from_json
+from firstlight.database.edges import edges_from_json, remaining_bytes
+from firstlight.domain.errors import UnknownModel
+from firstlight.domain.estimator import PRIOR_CONTROL_S, learned_seconds
+from firstlight.domain.fleet import Edge, EdgeModel, FleetSnapshot, Gpu, Host, Model, StartUnderWay, Tier
+from firstlight.domain.lifecycle import HostState, InstanceState, ModelState
+from firstlight.domain.names import CheckpointId, HostId, InstanceId, ModelName
+
+# A draining instance ends within its drain timeout, mostly at once.
+DRAINING_FREE_IN_S = 5.0
+# Starts that the share of control work is learned from.
+CONTROL_OBSERVATIONS = 32
+
+_READ = text("""
+WITH wanted AS (
+  SELECT m.*, c.manifest_digest, c.size_bytes AS exact_bytes
+  FROM models m JOIN checkpoints c USING (checkpoint_id) WHERE m.name = :model
+)
+SELECT
+  (SELECT row_to_json(wanted) FROM wanted) AS model,
+  (SELECT json_agg(row_to_json(h) ORDER BY h.host_id) FROM (
+    SELECT host_id, host_class, edges, dram_capacity_bytes, ssd_capacity_bytes,
+      -- A host whose lease has run out takes no plan, even before anybody has marked it.
+      CASE WHEN lease_expires_at < now() THEN 'lost' ELSE state END AS state
+    FROM hosts) h) AS hosts,
+  (SELECT json_agg(row_to_json(g)) FROM (
+    SELECT gpus.host_id, gpus.gpu_index, gpus.memory_bytes, r.instance_id, i.state,
+      CASE WHEN m.min_instances = 0 THEN i.keep_alive_s END AS free_in_s
+    FROM gpus
+    LEFT JOIN reservations r USING (host_id, gpu_index)
+    LEFT JOIN instances i ON i.instance_id = r.instance_id
+    LEFT JOIN models m ON m.model_id = i.model_id) g) AS gpus,
+  (SELECT json_agg(row_to_json(p)) FROM (
+    SELECT host_id, tier FROM placements
+    WHERE checkpoint_id = (SELECT checkpoint_id FROM wanted) AND state = 'ready') p) AS placements,
+  (SELECT json_agg(row_to_json(s)) FROM (
+    SELECT i.instance_id, i.model, i.host_id, d.estimate,
+      extract(epoch FROM clock_timestamp() - i.planned_at) AS elapsed_s,
+      coalesce(c.size_bytes, m.size_bytes) AS size_bytes, m.source_bytes
+    FROM instances i
+    JOIN decisions d USING (decision_id)
+    JOIN models m ON m.model_id = i.model_id
+    JOIN checkpoints c ON c.checkpoint_id = i.checkpoint_id
+    WHERE i.is_live AND i.state = 'starting') s) AS starts,
+  (SELECT json_agg(row_to_json(l)) FROM (
+    SELECT instance_id, state FROM instances
+    WHERE is_live AND state <> 'draining' AND model_id = (SELECT model_id FROM wanted)
+    ORDER BY created_at) l) AS live,
+  (SELECT json_agg(control_s) FROM (
+    SELECT control_s FROM startup_observations WHERE control_s IS NOT NULL
+    ORDER BY recorded_at DESC LIMIT :observations) o) AS control
+""")
+
+# Any: rows of the statement above; each is read by exactly one function below.
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedModel:
+    """The model to be started, with what its instance and plan are made of."""
+
+    model_id: int
+    model: Model
+    state: ModelState
+    source: str
+    dtype: str
+    manifest_digest: str
+    context_length: int
+    max_instances: int
+    max_concurrency: int
+    keep_alive_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetView:
+    wanted: WantedModel
+    snapshot: FleetSnapshot
+    # The wanted model's instances that start or serve, oldest first.
+    starting: tuple[InstanceId, ...]
+    ready: tuple[InstanceId, ...]
+
+
+async def read_fleet(session: AsyncSession, *, model: str, now_unix_s: float) -> FleetView:
+    """Raises: UnknownModel."""
+    row: _Row = dict(
+        (await session.execute(_READ, {"model": model, "observations": CONTROL_OBSERVATIONS})).one()._mapping
+    )
+    if row["model"] is None:
+        raise UnknownModel(f"there is no model {model!r}", model=model)
+    wanted = _wanted(row["model"])
+    starts = row["starts"] or []
+    hosts = tuple(_host(host, row, starts, wanted) for host in row["hosts"] or [])
+    snapshot = FleetSnapshot(
+        taken_at_unix_s=now_unix_s,
+        hosts=hosts,
+        starts=tuple(_start(start) for start in starts),
+        control_s=learned_seconds(row["control"] or [], PRIOR_CONTROL_S),
+    )
+    live = row["live"] or []
+    return FleetView(
+        wanted=wanted,
+        snapshot=snapshot,
+        starting=_in_state(live, InstanceState.STARTING),
+        ready=_in_state(live, InstanceState.READY),
+    )
+
+
+def _in_state(live: list[_Row], state: InstanceState) -> tuple[InstanceId, ...]:
+    return tuple(InstanceId(row["instance_id"]) for row in live if row["state"] == state)
+
+
+def _wanted(row: _Row) -> WantedModel:
+    return WantedModel(
+        model_id=row["model_id"],
+        model=Model(
+            name=ModelName(row["name"]),
+            checkpoint_id=CheckpointId(row["checkpoint_id"]),
+            size_bytes=row["exact_bytes"] or row["size_bytes"],
+            source_bytes=row["source_bytes"],
+            gpu_count=row["gpu_count"],
+            attach_s=row["attach_s"],
+        ),
+        state=ModelState(row["state"]),
+        source=row["source"],
+        dtype=row["dtype"],
+        manifest_digest=row["manifest_digest"] or "",
+        context_length=row["context_length"],
+        max_instances=row["max_instances"],
+        max_concurrency=row["max_concurrency"],
+        keep_alive_s=row["keep_alive_s"],
+    )
+
+
+def _host(host: _Row, row: _Row, starts: list[_Row], wanted: WantedModel) -> Host:
+    name = host["host_id"]
+    edges = edges_from_json(host["edges"])
+    tiers = [Tier(place["tier"]) for place in row["placements"] or [] if place["host_id"] == name]
+    nearest = Tier.DRAM if Tier.DRAM in tiers else Tier.SSD
+    queued = _queued_bytes(edges, [start for start in starts if start["host_id"] == name])
+    return Host(
+        host_id=HostId(name),
+        host_class=host["host_class"],
+        state=HostState(host["state"]),
+        gpus=tuple(_gpu(gpu) for gpu in row["gpus"] or [] if gpu["host_id"] == name),
+        edges=edges,
+        tiers={wanted.model.checkpoint_id: nearest} if tiers else {},
+        queued_bytes=queued,
+        dram_capacity_bytes=host["dram_capacity_bytes"],
+        ssd_capacity_bytes=host["ssd_capacity_bytes"],
+    )
+
+
+def _queued_bytes(edges: Mapping[Edge, EdgeModel], starts: list[_Row]) -> dict[Edge, int]:
+    queued = {Edge.REMOTE_TO_SSD: 0, Edge.SSD_TO_DRAM: 0}
+    for start in starts:
+        remaining = remaining_bytes(
+            edges,
+            tier=Tier(start["estimate"]["tier"]),
+            size_bytes=start["size_bytes"],
+            source_bytes=start["source_bytes"],
+            elapsed_s=start["elapsed_s"],
+        )
+        for edge, size_bytes in remaining.items():
+            queued[edge] += size_bytes
+    return queued
+
+
+def _gpu(row: _Row) -> Gpu:
+    return Gpu(
+        index=row["gpu_index"],
+        memory_bytes=row["memory_bytes"],
+        instance_id=InstanceId(row["instance_id"]) if row["instance_id"] else None,
+        free_in_s=_free_in_s(row),
+    )
+
+
+def _free_in_s(row: _Row) -> float | None:
+    """When a held GPU may come back: only an idle instance says, and only its keep-alive time is known."""
+    if row["state"] == InstanceState.DRAINING:
+        return DRAINING_FREE_IN_S
+    if row["state"] == InstanceState.READY and row["free_in_s"] is not None:
+        return float(row["free_in_s"])
+    return None
+
+
+def _start(row: _Row) -> StartUnderWay:
+    estimate = estimate_from_json(row["estimate"])
+    return StartUnderWay(
+        instance_id=InstanceId(row["instance_id"]),
+        model=ModelName(row["model"]),
+        host_id=HostId(row["host_id"]),
+        ready_in_s=max(0.0, estimate.total_s - row["elapsed_s"]),
+    )

@@ -1,0 +1,211 @@
+"""Making the rows agree with what a host reports: engines, checkpoints, starts that nobody carries out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from firstlight.contracts.hosts import EngineToStop, HostReport, MendInput, MendReceipt, StoredRow
+from firstlight.database.decision_json import estimate_from_json
+from firstlight.database.instance_closing import close_instance
+from firstlight.database.instances_repository import read_instances
+from firstlight.database.placements import (
+    forget_unused_checkpoints,
+    remove_placement,
+    write_placement,
+)
+from firstlight.database.records import InstanceRecord
+from firstlight.database.tables import CheckpointRow, DecisionRow, HostRow, InstanceRow, PlacementRow
+from firstlight.domain.errors import EngineGone, StartTimeout, UnknownHost
+from firstlight.domain.fleet import Tier
+from firstlight.domain.lifecycle import HostState, InstanceState, PlacementState
+
+# A row that became ready so shortly before the report may be newer than what the host looked at.
+REPORT_MARGIN_S = 2.0
+# How far beyond its estimate a start is given up when nobody knows whether its workflow runs.
+OVERDUE_FACTOR = 4.0
+
+
+async def mend_host(
+    session: AsyncSession, request: MendInput, *, running_starts: frozenset[str] | None = None
+) -> MendReceipt:
+    """Make the rows agree with the host's report; name engines that no row owns.
+
+    `running_starts`: instances whose ColdStart is known to run; they are never given up, other stale ones
+    are. None: unknown, and a start is given up only when far beyond its estimate.
+    Raises: UnknownHost.
+    """
+    report = request.report
+    host = await session.get(HostRow, report.host_id, populate_existing=True)
+    if host is None:
+        raise UnknownHost(f"there is no host {report.host_id!r}", host_id=report.host_id)
+    mended = [
+        *await _close_without_engine(session, report),
+        *await _give_up_stale(session, request, running_starts),
+        *await _mend_placements(session, report),
+    ]
+    return MendReceipt(mended=mended, orphans=await _orphans(session, report))
+
+
+async def list_stale_starts(
+    session: AsyncSession, *, host_id: str, older_than_s: float
+) -> list[InstanceRecord]:
+    """Starts on this host, or on lost ones, planned longer ago than that: ask Temporal whether they run."""
+    return await read_instances(
+        session,
+        [
+            InstanceRow.state == InstanceState.STARTING,
+            InstanceRow.planned_at < func.now() - timedelta(seconds=older_than_s),
+            # Nobody reports for a lost host, so every host's mending looks after it.
+            or_(
+                InstanceRow.host_id == host_id,
+                InstanceRow.host_id.in_(select(HostRow.host_id).where(HostRow.state == HostState.LOST)),
+            ),
+        ],
+    )
+
+
+async def _orphans(session: AsyncSession, report: HostReport) -> list[EngineToStop]:
+    """Engines whose instance has ended, runs elsewhere or has another epoch. Spares have no instance."""
+    engines = [engine for engine in report.engines if engine.instance_id]
+    rows = await session.execute(
+        select(InstanceRow.instance_id, InstanceRow.epoch).where(
+            InstanceRow.instance_id.in_([engine.instance_id for engine in engines]),
+            InstanceRow.host_id == report.host_id,
+            InstanceRow.is_live,
+        )
+    )
+    owned = set(rows.tuples())
+    return [
+        EngineToStop(engine.instance_id, engine.epoch)
+        for engine in engines
+        if (engine.instance_id, engine.epoch) not in owned
+    ]
+
+
+async def _close_without_engine(session: AsyncSession, report: HostReport) -> list[str]:
+    """Rows that say an engine serves here, when the host has none of that instance and epoch."""
+    reported = {(engine.instance_id, engine.epoch) for engine in report.engines}
+    query = (
+        select(InstanceRow)
+        .where(
+            InstanceRow.host_id == report.host_id,
+            InstanceRow.state.in_([InstanceState.READY, InstanceState.DRAINING]),
+        )
+        .order_by(InstanceRow.instance_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    if report.taken_at_unix_s:
+        taken_at = datetime.fromtimestamp(report.taken_at_unix_s, UTC)
+        query = query.where(InstanceRow.ready_at < taken_at - timedelta(seconds=REPORT_MARGIN_S))
+    mended = []
+    for row in (await session.scalars(query)).all():
+        if (row.instance_id, row.epoch) in reported:
+            continue
+        was = row.state
+        outcome = InstanceState.STOPPED if was == InstanceState.DRAINING else InstanceState.FAILED
+        reason = f"the engine on {report.host_id} is gone"
+        await close_instance(session, row, outcome=outcome, reason=reason, failure_code=EngineGone.code)
+        mended.append(f"{row.instance_id} ({row.model}) was {was} though {reason}: closed as {outcome}")
+    return mended
+
+
+async def _give_up_stale(
+    session: AsyncSession, request: MendInput, running_starts: frozenset[str] | None
+) -> list[str]:
+    stale = await list_stale_starts(
+        session, host_id=request.report.host_id, older_than_s=request.stale_start_s
+    )
+    mended = []
+    for record in stale:
+        if running_starts is not None and record.instance_id in running_starts:
+            continue
+        if running_starts is None and not await _is_overdue(session, record, request.stale_start_s):
+            continue
+        row = await session.get_one(
+            InstanceRow, record.instance_id, with_for_update=True, populate_existing=True
+        )
+        # It may have become ready, or have been planned anew, while we looked.
+        if row.state != InstanceState.STARTING or row.epoch != record.epoch:
+            continue
+        reason = "its start was begun and nobody carries it out"
+        await close_instance(
+            session, row, outcome=InstanceState.FAILED, reason=reason, failure_code=StartTimeout.code
+        )
+        mended.append(f"{row.instance_id} ({row.model}) on {row.host_id} was given up: {reason}")
+    return mended
+
+
+async def _is_overdue(session: AsyncSession, record: InstanceRecord, stale_start_s: float) -> bool:
+    found = (
+        await session.execute(
+            select(DecisionRow.estimate, func.extract("epoch", func.now() - InstanceRow.planned_at))
+            .join(InstanceRow, InstanceRow.decision_id == DecisionRow.decision_id)
+            .where(InstanceRow.instance_id == record.instance_id)
+        )
+    ).one()
+    estimate = estimate_from_json(found[0] or {})
+    return float(found[1]) > stale_start_s + OVERDUE_FACTOR * estimate.total_s
+
+
+async def _mend_placements(session: AsyncSession, report: HostReport) -> list[str]:
+    """Placements as reported, of checkpoints that are known; others are the store's to evict."""
+    rows = (
+        await session.scalars(
+            select(PlacementRow)
+            .where(PlacementRow.host_id == report.host_id)
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        )
+    ).all()
+    kept = {(row.checkpoint_id, Tier(row.tier)): PlacementState(row.state) for row in rows}
+    stored = await _known(session, report.stored)
+    real = {
+        (row.checkpoint_id, tier): PlacementState.QUARANTINED if row.quarantined else PlacementState.READY
+        for row in stored
+        for tier, is_there in ((Tier.SSD, row.on_ssd), (Tier.DRAM, row.in_dram))
+        if is_there
+    }
+    sizes = {row.checkpoint_id: row.size_bytes for row in stored}
+    mended = []
+    for checkpoint_id, tier in sorted(kept.keys() - real.keys()):
+        # A load or download under way is not reported yet.
+        if kept[(checkpoint_id, tier)] is PlacementState.LOADING:
+            continue
+        await remove_placement(session, host_id=report.host_id, checkpoint_id=checkpoint_id, tier=tier)
+        mended.append(f"{report.host_id} no longer holds {checkpoint_id} in {tier}")
+    for (checkpoint_id, tier), state in sorted(real.items()):
+        if kept.get((checkpoint_id, tier)) is state:
+            continue
+        await write_placement(
+            session,
+            host_id=report.host_id,
+            checkpoint_id=checkpoint_id,
+            tier=tier,
+            size_bytes=sizes[checkpoint_id],
+            state=state,
+        )
+        mended.append(f"{report.host_id} holds {checkpoint_id} in {tier} ({state})")
+    if mended:
+        await forget_unused_checkpoints(session)
+    return mended
+
+
+async def _known(session: AsyncSession, stored: list[StoredRow]) -> list[StoredRow]:
+    """Rows of checkpoints we know, a copy with other bytes than the first conversion's as quarantined."""
+    found = await session.execute(
+        select(CheckpointRow.checkpoint_id, CheckpointRow.manifest_digest).where(
+            CheckpointRow.checkpoint_id.in_([row.checkpoint_id for row in stored])
+        )
+    )
+    digests = dict(found.tuples().all())
+    return [
+        row
+        if digests[row.checkpoint_id] in (None, row.manifest_digest) or not row.manifest_digest
+        else StoredRow(row.checkpoint_id, row.size_bytes, row.on_ssd, row.in_dram, True, row.manifest_digest)
+        for row in stored
+        if row.checkpoint_id in digests
+    ]

@@ -1,0 +1,26 @@
+"""Advisory locks of decisions. Always taken in this order: model, then fleet."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('firstlight-model ' || :model, 0))"
+_FLEET = "hashtextextended('firstlight-fleet', 0)"
+_MODEL = text(_LOCK)
+_SHARED = text(f"{_LOCK}, pg_advisory_xact_lock_shared({_FLEET})")
+_ALONE = text(f"{_LOCK}, pg_advisory_xact_lock({_FLEET})")
+
+
+async def lock_model(session: AsyncSession, model: str) -> None:
+    """Until the transaction ends, no other decision is made about this model."""
+    await session.execute(_MODEL, {"model": model})
+
+
+async def lock_decision(session: AsyncSession, model: str, *, is_last_attempt: bool) -> None:
+    """As `lock_model`; the last attempt also shuts out all other decisions: it can lose no GPU to one.
+
+    A statement of its own, before the snapshot is read: one taken together with the lock would show the
+    fleet as it was before the wait.
+    """
+    await session.execute(_ALONE if is_last_attempt else _SHARED, {"model": model})
