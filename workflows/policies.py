@@ -22,13 +22,14 @@ WATCH_IS_TAKEN_UP = timedelta(seconds=60)
 
 _PERMANENT = codes_of(*PERMANENT)
 
-# On a client's path: quick repeats, then another plan. An engine that refuses its bytes refuses them again.
+# On a client's path: repeats for about 7 s (a store or supervisor that restarts is back by then), then
+# another plan. An engine that refuses its bytes, or hangs over them, does so again.
 BRING_UP = RetryPolicy(
     initial_interval=timedelta(milliseconds=100),
     backoff_coefficient=2.0,
     maximum_interval=timedelta(seconds=2),
-    maximum_attempts=4,
-    non_retryable_error_types=[*_PERMANENT, *codes_of(errors.AttachFailed)],
+    maximum_attempts=7,
+    non_retryable_error_types=[*_PERMANENT, *codes_of(errors.AttachFailed, errors.StartTimeout)],
 )
 # Sources have bad minutes; bytes already fetched are kept, so a repeat is cheap.
 DOWNLOAD = RetryPolicy(

@@ -1,0 +1,116 @@
+"""Activities of the control plane: each one transaction, or one patient look at the database."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.errors import answering
+from activities.heartbeat import beating
+from activities.leases import watch_lease
+from firstlight.contracts import hosts, instances, starts
+from firstlight.contracts.activities import ControlActivities
+from firstlight.contracts.naming import cold_start_id
+from firstlight.database import (
+    hosts_repository,
+    instances_repository,
+    models_repository,
+    starts_repository,
+)
+from firstlight.database.connection import Database
+from firstlight.domain.errors import UnknownModel
+from firstlight.domain.lifecycle import HostState, ModelState
+
+
+class Control(ControlActivities):
+    def __init__(self, *, database: Database, client: Client) -> None:
+        self._database = database
+        self._client = client
+
+    @activity.defn(name="replan_start")
+    @answering
+    async def replan_start(self, request: starts.ReplanInput) -> starts.ReplanReceipt:
+        return await starts_repository.replan_start(self._database, request, now_unix_s=time.time())
+
+    @activity.defn(name="abandon_start")
+    @answering
+    async def abandon_start(self, request: starts.AbandonInput) -> starts.Nothing:
+        async with self._database.transaction() as session:
+            await starts_repository.abandon_start(session, request)
+        await self._finish_delete(request.plan.model)
+        return starts.Nothing()
+
+    @activity.defn(name="record_start")
+    @answering
+    async def record_start(self, request: starts.RecordStartInput) -> starts.Nothing:
+        async with self._database.transaction() as session:
+            await starts_repository.record_start(session, request)
+        return starts.Nothing()
+
+    @activity.defn(name="begin_drain")
+    @answering
+    async def begin_drain(self, request: instances.BeginDrainInput) -> instances.BeginDrainReceipt:
+        async with self._database.transaction() as session:
+            return await instances_repository.begin_drain(session, request)
+
+    @activity.defn(name="finish_instance")
+    @answering
+    async def finish_instance(self, request: instances.FinishInput) -> starts.Nothing:
+        async with self._database.transaction() as session:
+            await instances_repository.finish_instance(session, request)
+            model = (await instances_repository.get_instance(session, request.instance_id)).model
+        await self._finish_delete(model)
+        return starts.Nothing()
+
+    async def _finish_delete(self, model: str) -> None:
+        """The last instance of a model being deleted takes the model with it."""
+        with suppress(UnknownModel):
+            async with self._database.transaction() as session:
+                if (await models_repository.get_model(session, model)).state is ModelState.DELETING:
+                    await models_repository.finish_delete(session, model)
+
+    @activity.defn(name="watch_lease")
+    @answering
+    async def watch_lease(self, request: hosts.LeaseWatchInput) -> hosts.LeaseWatchReceipt:
+        async with beating("lease"):
+            return await watch_lease(self._database, request)
+
+    @activity.defn(name="fail_host")
+    @answering
+    async def fail_host(self, request: hosts.FailHostInput) -> hosts.FailHostReceipt:
+        async with self._database.transaction() as session:
+            return await hosts_repository.fail_host(session, request)
+
+    @activity.defn(name="list_hosts")
+    @answering
+    async def list_hosts(self, request: hosts.ReconcileInput) -> hosts.HostList:
+        async with self._database.session() as session:
+            found = await hosts_repository.list_hosts(session)
+        return hosts.HostList([host.host_id for host in found if host.state is not HostState.LOST])
+
+    @activity.defn(name="mend_host")
+    @answering
+    async def mend_host(self, request: hosts.MendInput) -> hosts.MendReceipt:
+        async with self._database.session() as session:
+            stale = await hosts_repository.list_stale_starts(
+                session, host_id=request.report.host_id, older_than_s=request.stale_start_s
+            )
+        running = frozenset(
+            [start.instance_id for start in stale if await self._is_running(start.model, start.instance_id)]
+        )
+        async with self._database.transaction() as session:
+            return await hosts_repository.mend_host(session, request, running_starts=running)
+
+    async def _is_running(self, model: str, instance_id: str) -> bool:
+        try:
+            found = await self._client.get_workflow_handle(cold_start_id(model, instance_id)).describe()
+        except RPCError as error:
+            # Only "there is none" is a no; a Temporal that does not answer lets this attempt fail.
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise
+        return found.status is WorkflowExecutionStatus.RUNNING
