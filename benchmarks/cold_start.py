@@ -267,8 +267,8 @@ def _prompt_token_ids(platform: Platform) -> list[int]:
         reply = store_pb2_grpc.StoreStub(channel).GetFiles(
             store_pb2.GetFilesRequest(checkpoint_id=checkpoint_id)
         )
-    text = ModelText.from_files(dict(reply.files))
-    return list(text.chat_token_ids([{"role": "user", "content": PROMPT}]))
+    text = ModelText(dict(reply.files))
+    return text.encode_chat([{"role": "user", "content": PROMPT}])
 
 
 # --- the yardstick ---
