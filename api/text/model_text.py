@@ -60,7 +60,11 @@ class ModelText:
         self.end_token_ids: tuple[int, ...] = () if end_id is None else (end_id,)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """Raises: InvalidInput for text that is not Unicode (half a surrogate pair)."""
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"the text is not valid Unicode: {error.reason}") from error
         return ids
 
     def encode_chat(
