@@ -24,7 +24,7 @@ async def list_hosts(session: AsyncSession) -> list[HostRecord]:
     gpus, placements = await _gpus(session), await _placements(session)
     return [
         _record(row, float(remaining_s), gpus[row.host_id], placements[row.host_id])
-        for row, remaining_s in rows.tuples()
+        for row, remaining_s in rows
     ]
 
 

@@ -77,7 +77,7 @@ async def _orphans(session: AsyncSession, report: HostReport) -> list[EngineToSt
             InstanceRow.is_live,
         )
     )
-    owned = set(rows.tuples())
+    owned = set(rows)
     return [
         EngineToStop(engine.instance_id, engine.epoch)
         for engine in engines
@@ -201,7 +201,7 @@ async def _known(session: AsyncSession, stored: list[StoredRow]) -> list[StoredR
             CheckpointRow.checkpoint_id.in_([row.checkpoint_id for row in stored])
         )
     )
-    digests = dict(found.tuples().all())
+    digests = dict(found.all())
     return [
         row
         if digests[row.checkpoint_id] in (None, row.manifest_digest) or not row.manifest_digest

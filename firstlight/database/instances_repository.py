@@ -61,7 +61,7 @@ async def read_instances(
         .order_by(InstanceRow.created_at.desc(), InstanceRow.epoch.desc())
         .execution_options(populate_existing=True)
     )
-    return [_record(row, gpu_indices or []) for row, gpu_indices in rows.tuples()]
+    return [_record(row, gpu_indices or []) for row, gpu_indices in rows]
 
 
 async def begin_drain(session: AsyncSession, request: BeginDrainInput) -> BeginDrainReceipt:

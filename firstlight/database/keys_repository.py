@@ -53,7 +53,7 @@ async def list_active_hashes(session: AsyncSession) -> dict[str, str]:
             or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()),
         )
     )
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 async def revoke_key(session: AsyncSession, key_id: str) -> bool:

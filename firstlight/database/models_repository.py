@@ -72,7 +72,7 @@ async def list_models(session: AsyncSession) -> list[ModelRecord]:
         .order_by(ModelRow.name)
         .execution_options(populate_existing=True)
     )
-    return [_record(model, checkpoint) for model, checkpoint in rows.tuples()]
+    return [_record(model, checkpoint) for model, checkpoint in rows]
 
 
 async def scale_model(
@@ -150,7 +150,7 @@ async def _find(session: AsyncSession, name: str) -> ModelRecord | None:
         .where(ModelRow.name == name)
         .execution_options(populate_existing=True)
     )
-    found = rows.tuples().one_or_none()
+    found = rows.one_or_none()
     return _record(*found) if found else None
 
 

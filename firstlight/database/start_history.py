@@ -24,7 +24,7 @@ async def list_starts(
     )
     if model is not None:
         query = query.where(InstanceRow.model == model)
-    return [_record(*rows) for rows in (await session.execute(query)).tuples()]
+    return [_record(*rows) for rows in (await session.execute(query))]
 
 
 def _record(instance: InstanceRow, decision: DecisionRow, seen: StartupObservationRow | None) -> StartRecord:

@@ -96,7 +96,7 @@ async def _refit_edges(session: AsyncSession, host: HostRow) -> None:
     for edge in (Edge.REMOTE_TO_SSD, Edge.SSD_TO_DRAM):
         seen = [
             TransferObservation(int(size_bytes), float(elapsed_s))
-            for size_bytes, elapsed_s in (await session.execute(_transfers(host.host_id, edge))).tuples()
+            for size_bytes, elapsed_s in await session.execute(_transfers(host.host_id, edge))
         ]
         if seen:
             prior = prior_edge(edge, ssd_read_bytes_per_s=host.ssd_read_bytes_per_s)
@@ -104,7 +104,7 @@ async def _refit_edges(session: AsyncSession, host: HostRow) -> None:
     host.edges = edges_to_json(edges)
 
 
-def _transfers(host_id: str, edge: Edge) -> Select[tuple[int, float]]:
+def _transfers(host_id: str, edge: Edge) -> Select[int, float]:
     """Bytes and seconds of the last transfers over the edge, newest first."""
     row = StartupObservationRow
     # A download counts by the larger of what goes in and what comes out, as the estimator does.
