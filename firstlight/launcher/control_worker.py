@@ -1,0 +1,82 @@
+"""The control worker: runs workflow code and the control-plane activities. Run as many as you like."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.control import Control
+from firstlight.contracts.naming import CONTROL_QUEUE
+from firstlight.database.connection import Database
+from firstlight.domain.errors import InvalidSettings
+from firstlight.launcher.role_process import run_role, unless_stopped
+from firstlight.launcher.temporal_client import connect, ensure_reconciler
+from firstlight.settings import Settings
+from workflows.registry import WORKFLOWS
+from workflows.sandbox import runner
+
+log = logging.getLogger(__name__)
+
+# A killed worker's cached runs are offered to others after so long.
+STICKY_TIMEOUT = timedelta(seconds=1)
+
+
+def control_worker(client: Client, database: Database) -> Worker:
+    """The worker itself, for this process or inside the API's (which saves a start a hop)."""
+    control = Control(database=database, client=client)
+    return Worker(
+        client,
+        task_queue=CONTROL_QUEUE,
+        workflows=WORKFLOWS,
+        activities=[
+            control.replan_start,
+            control.abandon_start,
+            control.record_start,
+            control.begin_drain,
+            control.finish_instance,
+            control.watch_lease,
+            control.fail_host,
+            control.list_hosts,
+            control.mend_host,
+        ],
+        workflow_runner=runner(),
+        # Every host of the fleet holds one slot with its lease watch.
+        max_concurrent_activities=2000,
+        sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
+        max_heartbeat_throttle_interval=timedelta(milliseconds=500),
+        default_heartbeat_throttle_interval=timedelta(milliseconds=500),
+        graceful_shutdown_timeout=timedelta(seconds=2),
+    )
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Work until `stop` is set. Raises: InvalidSettings."""
+    database = Database(database_url(settings))
+    try:
+        client = await unless_stopped(connect(settings), stop)
+        if client is None:
+            return
+        async with control_worker(client, database):
+            log.info("control worker polls %s", CONTROL_QUEUE)
+            await ensure_reconciler(client, every_s=settings.reconcile_every_s)
+            await stop.wait()
+    finally:
+        await database.close()
+    log.info("control worker stopped")
+
+
+def database_url(settings: Settings) -> str:
+    """Raises: InvalidSettings."""
+    if settings.database_url is None:
+        raise InvalidSettings(
+            "FIRSTLIGHT_DATABASE_URL must name the database", setting="FIRSTLIGHT_DATABASE_URL"
+        )
+    return settings.database_url
+
+
+def main() -> None:
+    run_role(serve)

@@ -1,0 +1,150 @@
+"""The agent of one GPU host: polls the host's task queue and keeps its membership of the fleet.
+
+It holds no state of its own: killed and started again, it finds engines and bytes where they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.host import GpuHost
+from firstlight.contracts.naming import host_queue
+from firstlight.database.connection import Database
+from firstlight.database.records import HostRegistration
+from firstlight.domain.errors import EngineGone, InvalidSettings, StartTimeout
+from firstlight.domain.names import HostId
+from firstlight.launcher.control_worker import database_url
+from firstlight.launcher.gpu_host import host_dir, host_ids
+from firstlight.launcher.membership import Membership
+from firstlight.launcher.role_process import run_role, unless_stopped
+from firstlight.launcher.temporal_client import connect
+from firstlight.rpc.channels import Channels
+from firstlight.rpc.clients import HostClient, StoreClient
+from firstlight.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    host: str
+    store: str
+
+
+def host_worker(client: Client, host_id: str, activities: GpuHost) -> Worker:
+    return Worker(
+        client,
+        task_queue=host_queue(host_id),
+        activities=[
+            activities.download_checkpoint,
+            activities.bring_up,
+            activities.watch_instance,
+            activities.stop_instance,
+            activities.report_inventory,
+        ],
+        max_concurrent_activities=200,
+        # A cancellation travels back with a heartbeat, so heartbeats must not be held back for long.
+        max_heartbeat_throttle_interval=timedelta(milliseconds=300),
+        default_heartbeat_throttle_interval=timedelta(milliseconds=300),
+        graceful_shutdown_timeout=timedelta(seconds=2),
+    )
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Work until `stop` is set. Raises: InvalidSettings."""
+    database = Database(database_url(settings), pool_size=3)
+    try:
+        async with Channels() as channels:
+            await _work(settings, channels, database, stop)
+    finally:
+        await database.close()
+    log.info("agent stopped")
+
+
+async def _work(settings: Settings, channels: Channels, database: Database, stop: asyncio.Event) -> None:
+    host_id = _own_id(settings)
+    at = addresses(settings, host_id)
+    client = await unless_stopped(connect(settings), stop)
+    host = await unless_stopped(_describe(host_id, at, channels), stop)
+    if client is None or host is None:
+        return
+    activities = GpuHost(
+        host_id=host_id,
+        channels=channels,
+        host_address=at.host,
+        store_address=at.store,
+        database=database,
+    )
+    # Polling comes before joining: a host that may be chosen must take the work up.
+    async with host_worker(client, host_id, activities):
+        log.info("agent polls %s", host_queue(host_id))
+        membership = Membership(database=database, client=client, host=host, lease_s=settings.lease_s)
+        await unless_stopped(membership.keep(), stop)
+
+
+def _own_id(settings: Settings) -> HostId:
+    ids = host_ids(settings)
+    if len(ids) != 1:
+        raise InvalidSettings(
+            "an agent serves one host: name it in FIRSTLIGHT_HOST_IDS", setting="FIRSTLIGHT_HOST_IDS"
+        )
+    return ids[0]
+
+
+def addresses(settings: Settings, host_id: HostId) -> Addresses:
+    """From the settings, else from the file the supervisor publishes. Raises: InvalidSettings."""
+    if settings.host_address and settings.store_address:
+        return Addresses(host=settings.host_address, store=settings.store_address)
+    path = host_dir(settings.state_dir, host_id) / "host.json"
+    try:
+        published = json.loads(path.read_text())
+        return Addresses(host=published["host_address"], store=published["store_address"])
+    except (OSError, ValueError, KeyError) as failure:
+        raise InvalidSettings(
+            f"{host_id} is not running: set FIRSTLIGHT_HOST_ADDRESS and FIRSTLIGHT_STORE_ADDRESS, or start "
+            f"its supervisor, which writes {path}",
+            setting="FIRSTLIGHT_HOST_ADDRESS",
+        ) from failure
+
+
+async def _describe(host_id: HostId, at: Addresses, channels: Channels) -> HostRegistration:
+    """What this machine has; waits for a store and a supervisor that are starting."""
+    store, host = StoreClient(channels, at.store), HostClient(channels, at.host)
+    is_told = False
+    while True:
+        try:
+            stored, engines = await store.inventory(), await host.list_engines()
+            break
+        except (EngineGone, StartTimeout) as failure:
+            if not is_told:
+                log.warning("waiting for %s: %s", host_id, failure.message)
+            is_told = True
+        await asyncio.sleep(0.2)
+    return HostRegistration(
+        host_id=host_id,
+        host_class=f"cpu-{os.cpu_count()}c",
+        host_address=at.host,
+        store_address=at.store,
+        gpu_count=engines.gpu_count,
+        # Without GPUs an engine's share of the machine's memory stands for one.
+        gpu_memory_bytes=_memory_bytes() // max(1, engines.gpu_count),
+        ssd_capacity_bytes=stored.ssd_capacity_bytes,
+        dram_capacity_bytes=stored.dram_capacity_bytes,
+        ssd_read_bytes_per_s=stored.ssd_read_bytes_per_s,
+    )
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    run_role(serve)

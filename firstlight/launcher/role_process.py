@@ -1,0 +1,55 @@
+"""The outermost shell of a role's process: settings, log, and an end that SIGTERM asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from firstlight.domain.errors import FirstlightError
+from firstlight.settings import Settings, read_settings
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+Role = Callable[[Settings, asyncio.Event], Awaitable[None]]
+
+
+def run_role(role: Role, *, settings: Settings | None = None) -> None:
+    """Run `role(settings, stop)` until it returns; `stop` is set by SIGTERM or SIGINT.
+
+    A role that cannot go on ends the process with code 1 and one sentence.
+    """
+    try:
+        settings = settings or read_settings()
+        logging.basicConfig(
+            level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
+        )
+        asyncio.run(_until_stopped(role, settings))
+    except FirstlightError as error:
+        print(f"firstlight: {error.message}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+async def _until_stopped(role: Role, settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await role(settings, stop)
+
+
+# Any: what a coroutine yields and is sent, which only the event loop sees.
+async def unless_stopped(work: Coroutine[Any, Any, Answer], stop: asyncio.Event) -> Answer | None:
+    """What `work` answers, or None if `stop` came first; it is cancelled and waited for then."""
+    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for unfinished in (task, stopped):
+            unfinished.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
+    return None if task.cancelled() else task.result()
