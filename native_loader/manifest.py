@@ -40,7 +40,7 @@ def partition_name(index: int) -> str:
 class TensorEntry:
     """Where one tensor's bytes are and how to read them.
 
-    `offset` and `size_bytes` span from the first byte touched to the last; `shape` and `stride` count elements.
+    `offset` and `size_bytes` span from the first byte touched to the last; shape and stride count elements.
     `shares` names the first tensor of the same storage when this one's bytes overlap with it (a view).
     """
 

@@ -56,8 +56,8 @@ class Checkpoint:
     def bind(self, buffers: Sequence[memoryview]) -> dict[str, torch.Tensor]:
         """Tensors over memory that holds (or will hold) the partitions, one buffer each; nothing is copied.
 
-        An alias is the very same tensor object. The memory must begin on a 256-byte boundary; the tensors keep
-        it alive. Writing to a tensor over a read-only buffer ends the process.
+        An alias is the very same tensor object. The memory must begin on a 256-byte boundary; the tensors
+        keep it alive. Writing to a tensor over a read-only buffer ends the process.
         """
         from native_loader.torch_binding import bind_tensors
 

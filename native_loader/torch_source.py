@@ -63,7 +63,7 @@ def memory_of(spans: Sequence[Span]) -> memoryview:
         return memoryview(b"")
     memory = (ctypes.c_char * (end - start)).from_address(start)
     # A bare address owns nothing: a copy made from another device would be freed under the view.
-    memory.owners = [span.tensor for span in spans]
+    memory.owners = [span.tensor for span in spans]  # type: ignore[attr-defined]
     return memoryview(memory).cast("B")
 
 
