@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
@@ -13,17 +15,21 @@ from gpu_worker.engine.client import EngineHandle, Nursery
 from gpu_worker.engine.control import EngineConfig
 from gpu_worker.host.backoff import Backoff
 
+ZYGOTE = (sys.executable, "-m", "gpu_worker.engine.zygote")
+
 log = logging.getLogger("host.zygote")
 
 
 class KeptZygote:
     """Starts a zygote, and another when it ends. Engines of an ended one serve on."""
 
-    def __init__(self, socket_dir: Path) -> None:
+    def __init__(self, socket_dir: Path, *, executable: Sequence[str] = ZYGOTE) -> None:
         self._socket_dir = socket_dir
+        self._executable = executable
         self._names = count(1)
         self._nursery: Nursery | None = None
         self._ready = asyncio.Event()
+        self._ended = asyncio.Event()
         # A nursery whose zygote died still holds the connections of its engines.
         self._old: list[Nursery] = []
         self._task: asyncio.Task[None] | None = None
@@ -39,7 +45,17 @@ class KeptZygote:
         """Fork one engine, waiting for a zygote if there is none now. Raises: EngineGone."""
         await self._ready.wait()
         assert self._nursery is not None
-        return await self._nursery.spawn(config)
+        forking = asyncio.ensure_future(self._nursery.spawn(config))
+        ending = asyncio.ensure_future(self._ended.wait())
+        try:
+            # Not left to the connection's end alone: a forked engine may hold the zygote's socket open.
+            await asyncio.wait([forking, ending], return_when=asyncio.FIRST_COMPLETED)
+            if not forking.done():
+                raise EngineGone("the engine zygote ended before it forked")
+            return forking.result()
+        finally:
+            forking.cancel()
+            ending.cancel()
 
     async def close(self) -> None:
         """Kill every engine and the zygote."""
@@ -55,9 +71,12 @@ class KeptZygote:
         while True:
             began = time.monotonic()
             path = self._socket_dir / f"engines-{next(self._names)}.sock"
-            self._nursery = await Nursery.start(socket_path=path)
+            self._nursery = await Nursery.start(socket_path=path, executable=self._executable)
             await self._watch(self._nursery)
             self._ready.clear()
+            # A fresh event for the next zygote: whoever waits for this one's end holds this one.
+            ended, self._ended = self._ended, asyncio.Event()
+            ended.set()
             self._old.append(self._nursery)
             self._nursery = None
             lived_s = time.monotonic() - began

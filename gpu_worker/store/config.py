@@ -40,6 +40,11 @@ class StoreConfig:
         for name in ("ssd_capacity_bytes", "dram_capacity_bytes", "load_threads", "fetch_parallelism"):
             if getattr(self, name) <= 0:
                 raise InvalidSettings(f"{name} must be positive, not {getattr(self, name)}")
+        # The address is published as it is bound, and nobody can connect to a wildcard of another machine.
+        if self.bind_address in ("", "0.0.0.0", "::"):  # noqa: S104 - refused, not bound
+            raise InvalidSettings(
+                "bind_address must be an address that the other machines reach this host at"
+            )
         if not 0 <= self.port < 65536:
             raise InvalidSettings(f"port {self.port} is not a port")
 
