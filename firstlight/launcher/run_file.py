@@ -65,17 +65,6 @@ def own_mark() -> ProcessMark:
     return own
 
 
-def is_up(state_dir: Path) -> bool:
-    """Whether a launcher holds the state directory now."""
-    try:
-        with hold_lock(state_dir):
-            return False
-    except AlreadyRunning:
-        return True
-    except OSError:
-        return False
-
-
 @contextlib.contextmanager
 def hold_lock(state_dir: Path) -> Iterator[None]:
     """Be the only launcher of `state_dir`, which must exist. Raises: AlreadyRunning."""

@@ -14,7 +14,7 @@ from firstlight.launcher.log_files import LARGEST_LOG_BYTES, open_log, tail
 from firstlight.launcher.machine_checks import check_disk, check_port, prepare_state_dir
 from firstlight.launcher.process_marks import ProcessMark
 from firstlight.launcher.role_environment import role_environment
-from firstlight.launcher.run_file import RunRecord, hold_lock, is_up, own_mark, read_run, run_path
+from firstlight.launcher.run_file import RunRecord, hold_lock, own_mark, read_run, run_path
 from firstlight.settings import read_settings
 
 RECORD = RunRecord(
@@ -41,11 +41,11 @@ def test_a_run_file_that_is_not_one_counts_as_none(tmp_path: Path, text: str) ->
 def test_the_second_launcher_of_a_state_dir_is_told_about_the_first(tmp_path: Path) -> None:
     RECORD.write(tmp_path)
     with hold_lock(tmp_path):
-        assert is_up(tmp_path)
         told = r"pid 7, http://127\.0\.0\.1:1.*firstlight down"
         with pytest.raises(AlreadyRunning, match=told), hold_lock(tmp_path):
             pass
-    assert not is_up(tmp_path)
+    with hold_lock(tmp_path):
+        assert read_run(tmp_path) == RECORD
 
 
 def test_own_mark_is_stable() -> None:
