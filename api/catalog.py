@@ -31,6 +31,11 @@ class Catalog:
             key=lambda record: record.name,
         )
 
+    @property
+    def all_records(self) -> list[ModelRecord]:
+        """Those being deleted included."""
+        return list(self._records.values())
+
     def known(self, name: str) -> ModelRecord | None:
         return self._records.get(name)
 

@@ -1,0 +1,163 @@
+"""Everything the application is made of, put together once; routes take what they need from here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from temporalio.client import Client
+
+from api.admin.deletion import Deletions
+from api.admin.deployment import Describe
+from api.admission import Admission
+from api.auth import KeyRing, check_listener
+from api.background import Background
+from api.catalog import Catalog
+from api.checkpoint_files import StoreFiles
+from api.cluster_starter import ClusterStarter
+from api.dispatch import Dispatcher
+from api.engine_client import EngineClient
+from api.feed import Feed
+from api.health import Health
+from api.host_directory import HostDirectory
+from api.metrics import Metrics
+from api.openai.generation import Clock, Patience
+from api.routing.lane import Lane, Route
+from api.routing.notices import InstanceNotice
+from api.routing.route_table import LIVE, RouteTable
+from api.start_ledger import StartLedger
+from api.starts import StartDirector
+from api.text_cache import TextCache
+from firstlight.database.connection import Database
+from firstlight.domain.lifecycle import InstanceState
+from firstlight.rpc.channels import Channels
+from firstlight.settings import Settings
+
+FRESH_WITHIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What comes from outside. `is_eager`: a control worker runs on `temporal` in this process."""
+
+    settings: Settings
+    database: Database
+    temporal: Client
+    describe: Describe
+    patience: Patience = Patience()
+    body_limit_bytes: int = 16 << 20
+    is_eager: bool = False
+
+
+class Services:
+    """Built without a running loop; `open` starts listening, `close` ends everything it started.
+
+    `dependencies.database` and `.temporal` stay the caller's to close.
+    """
+
+    def __init__(self, dependencies: Dependencies) -> None:
+        settings, database = dependencies.settings, dependencies.database
+        self.settings = settings
+        self.database = database
+        self.temporal = dependencies.temporal
+        self.describe = dependencies.describe
+        self.patience = dependencies.patience
+        self.body_limit_bytes = dependencies.body_limit_bytes
+        self.keys = KeyRing(settings)
+        self.metrics = Metrics()
+        self.background = Background()
+        self.channels = Channels()
+        self.engines = EngineClient(self.channels)
+        self.hosts = HostDirectory(database)
+        self.catalog = Catalog(database)
+        self.table = RouteTable(
+            max_queue=settings.max_queue_per_model, on_demand=self._demand, on_change=self._changed
+        )
+        self.metrics.watch(self.table)
+        self.texts = TextCache(
+            folder=settings.state_dir / "api" / "text",
+            source=StoreFiles(hosts=self.hosts, channels=self.channels),
+        )
+        self.ledger = StartLedger(
+            database=database, table=self.table, metrics=self.metrics, background=self.background
+        )
+        self.director = StartDirector(
+            starter=ClusterStarter(
+                database=database,
+                temporal=dependencies.temporal,
+                channels=self.channels,
+                hosts=self.hosts,
+                background=self.background,
+                max_plans=settings.max_plans,
+                is_eager=dependencies.is_eager,
+            ),
+            table=self.table,
+            max_instances_of=self.catalog.max_instances_of,
+            on_planned=self.ledger.planned,
+        )
+        self.dispatcher = Dispatcher(
+            engines=self.engines,
+            table=self.table,
+            background=self.background,
+            on_resume=lambda model: self.metrics.resumes.labels(model).inc(),
+        )
+        self.admission = Admission(catalog=self.catalog, table=self.table, texts=self.texts)
+        self.deletions = Deletions(
+            database=database,
+            temporal=dependencies.temporal,
+            catalog=self.catalog,
+            background=self.background,
+        )
+        self.health = Health(database=database, temporal=dependencies.temporal, keys=self.keys)
+        self.feed = Feed(database=database, table=self.table, catalog=self.catalog, director=self.director)
+        self._endpoints: dict[str, str] = {}
+
+    def clock(self) -> Clock:
+        """Of a request that arrives now."""
+        now_s = time.monotonic()
+        return Clock(arrived_s=now_s, deadline_s=now_s + self.settings.start_timeout_s)
+
+    async def open(self) -> None:
+        """Raises: InvalidSettings for a listener that is open to others without keys."""
+        await self.health.look()
+        check_listener(self.settings, self.keys)
+        self.background.start(self.health.run(), name="health")
+        self.background.start(self.feed.run(), name="listener")
+        self.background.start(self._after_first_refresh(), name="preparations")
+
+    async def close(self) -> None:
+        await self.director.close()
+        await self.background.close()
+        await self.channels.close()
+
+    async def _after_first_refresh(self) -> None:
+        await self.feed.is_fresh.wait()
+        await self.texts.preload(self.catalog.records)
+        await self.hosts.refresh()
+        await self.deletions.resume()
+
+    def _demand(self, lane: Lane) -> None:
+        self.director.demand(lane)
+
+    def _changed(self, notice: InstanceNotice, before: InstanceState | None) -> None:
+        self.director.changed(notice, before)
+        self.ledger.changed(notice, before)
+        self.deletions.changed(notice, before)
+        if notice.state in LIVE and notice.endpoint is not None:
+            self._endpoints[notice.instance_id] = notice.endpoint
+        elif notice.state not in LIVE and (endpoint := self._endpoints.pop(notice.instance_id, None)):
+            self._close_channel(endpoint)
+
+    def _close_channel(self, endpoint: str) -> None:
+        # A new engine may have taken the port already: its channel is the same.
+        if endpoint not in self._endpoints.values():
+            self.background.start(self.engines.forget(endpoint), name=f"close channel to {endpoint}")
+
+    def routes_of(self, model: str) -> tuple[Route, ...]:
+        return self.table.lane(model).routes
+
+    async def until_fresh(self) -> None:
+        """Wait until the routes are known, at most `FRESH_WITHIN_S`."""
+        async with asyncio.timeout(FRESH_WITHIN_S):
+            await self.feed.is_fresh.wait()

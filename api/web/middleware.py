@@ -1,0 +1,136 @@
+"""Plain ASGI layers around the application: request id, key check, body limit, counting of answers.
+
+Each is a function of three messages; a layer with a task of its own per request would cost milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.auth import ADMIN, KeyRing
+from api.errors import HttpError
+from api.metrics import Metrics
+
+REQUEST_ID = b"x-request-id"
+_GOOD_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+# Anyone may ask whether the process lives; what it serves and how it does is for holders of a key.
+_OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+
+
+def header_of(scope: Scope, name: bytes) -> bytes | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found
+    return None
+
+
+class RequestIds:
+    """Takes the caller's X-Request-Id or makes one; gives it back with the answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = header_of(scope, REQUEST_ID)
+        request_id = given if given and _GOOD_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}".encode()
+        scope.setdefault("state", {})["request_id"] = request_id.decode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (REQUEST_ID, request_id)]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class Answers:
+    """Counts answers by route pattern and status; paths that no route knows share one label."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                pattern = getattr(scope.get("route"), "path", "other")
+                self._metrics.answers.labels(pattern, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, send_counted)
+
+
+class KeyCheck:
+    """401 without a known key, 403 for an admin route with a key for inference only."""
+
+    def __init__(self, app: ASGIApp, *, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (refusal := self._refusal(scope)) is not None:
+            await refusal.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> HttpError | None:
+        if not self._keys.is_required or scope["path"] in _OPEN_PATHS:
+            return None
+        scheme, _, key = (header_of(scope, b"authorization") or b"").decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            return HttpError(
+                401, "an API key is needed: send it as 'Authorization: Bearer …'", "missing_api_key"
+            )
+        scope_of_key = self._keys.scope_of(key.strip())
+        if scope_of_key is None:
+            return HttpError(401, "the API key is not known, or no longer", "invalid_api_key")
+        if scope["path"].startswith("/admin/") and scope_of_key != ADMIN:
+            return HttpError(403, "this API key is for inference, not for administration", "forbidden")
+        return None
+
+
+class BodyLimit:
+    """413 for a body larger than `limit_bytes`, by its announced length or as it comes."""
+
+    def __init__(self, app: ASGIApp, *, limit_bytes: int) -> None:
+        self._app = app
+        self._limit_bytes = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = header_of(scope, b"content-length") or b"0"
+        if not announced.isdigit() or int(announced) > self._limit_bytes:
+            await body_too_large().response()(scope, receive, send)
+            return
+        taken = 0
+
+        async def receive_within() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._limit_bytes:
+                raise BodyTooLarge
+            return message
+
+        await self._app(scope, receive_within, send)
+
+
+class BodyTooLarge(Exception):
+    """Raised while the body is read, so before any answer has begun; the application answers it."""
+
+
+def body_too_large() -> HttpError:
+    return HttpError(413, "the body of the request is too large", "body_too_large")
