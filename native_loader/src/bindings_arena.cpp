@@ -105,7 +105,12 @@ void bind_arena(nb::module_& module) {
         .def_prop_ro("size_bytes", [](PyArena& self) { return self.get().size_bytes(); })
         .def(
             "read_only_fd",
-            [](PyArena& self) { return without_gil([&] { return self.get().read_only_fd(); }).release(); },
+            [](PyArena& self) {
+                // With the GIL, which keeps another thread from closing the arena meanwhile.
+                Result<FileDescriptor> fd = self.get().read_only_fd();
+                if (!fd) raise(fd.error());
+                return fd.value().release();
+            },
             "A new descriptor, the caller's to close, through which the memory can only be read.")
         .def(
             "prefault",
