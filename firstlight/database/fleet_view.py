@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,17 @@ async def read_fleet(session: AsyncSession, *, model: str, now_unix_s: float) ->
         raise UnknownModel(f"there is no model {model!r}", model=model)
     wanted = _wanted(row["model"])
     starts = row["starts"] or []
-    hosts = tuple(_host(host, row, starts, wanted) for host in row["hosts"] or [])
+    gpus, placements, queued = (_by_host(row[name]) for name in ("gpus", "placements", "starts"))
+    hosts = tuple(
+        _host(
+            host,
+            gpus=gpus[host["host_id"]],
+            placements=placements[host["host_id"]],
+            starts=queued[host["host_id"]],
+            wanted=wanted,
+        )
+        for host in row["hosts"] or []
+    )
     snapshot = FleetSnapshot(
         taken_at_unix_s=now_unix_s,
         hosts=hosts,
@@ -114,6 +125,13 @@ async def read_fleet(session: AsyncSession, *, model: str, now_unix_s: float) ->
         starting=_in_state(live, InstanceState.STARTING),
         ready=_in_state(live, InstanceState.READY),
     )
+
+
+def _by_host(rows: list[_Row] | None) -> dict[str, list[_Row]]:
+    found: dict[str, list[_Row]] = defaultdict(list)
+    for row in rows or []:
+        found[row["host_id"]].append(row)
+    return found
 
 
 def _in_state(live: list[_Row], state: InstanceState) -> tuple[InstanceId, ...]:
@@ -142,20 +160,20 @@ def _wanted(row: _Row) -> WantedModel:
     )
 
 
-def _host(host: _Row, row: _Row, starts: list[_Row], wanted: WantedModel) -> Host:
-    name = host["host_id"]
+def _host(
+    host: _Row, *, gpus: list[_Row], placements: list[_Row], starts: list[_Row], wanted: WantedModel
+) -> Host:
     edges = edges_from_json(host["edges"])
-    tiers = [Tier(place["tier"]) for place in row["placements"] or [] if place["host_id"] == name]
+    tiers = [Tier(place["tier"]) for place in placements]
     nearest = Tier.DRAM if Tier.DRAM in tiers else Tier.SSD
-    queued = _queued_bytes(edges, [start for start in starts if start["host_id"] == name])
     return Host(
-        host_id=HostId(name),
+        host_id=HostId(host["host_id"]),
         host_class=host["host_class"],
         state=HostState(host["state"]),
-        gpus=tuple(_gpu(gpu) for gpu in row["gpus"] or [] if gpu["host_id"] == name),
+        gpus=tuple(_gpu(gpu) for gpu in gpus),
         edges=edges,
         tiers={wanted.model.checkpoint_id: nearest} if tiers else {},
-        queued_bytes=queued,
+        queued_bytes=_queued_bytes(edges, starts),
         dram_capacity_bytes=host["dram_capacity_bytes"],
         ssd_capacity_bytes=host["ssd_capacity_bytes"],
     )
