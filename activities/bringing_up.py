@@ -60,10 +60,16 @@ class BringUp:
                 queue_s=message.queue_s,
                 load_s=message.elapsed_s,
                 tier=message.from_tier,
+                moving_at_unix_s=message.moving_at_unix_s,
             )
         if heart.progress.tier == RESIDENT and earlier is not None and earlier.tier not in ("", RESIDENT):
             # The bytes came while a dead attempt waited for them: its figures are the true ones.
-            heart.note(queue_s=earlier.queue_s, load_s=earlier.load_s, tier=earlier.tier)
+            heart.note(
+                queue_s=earlier.queue_s,
+                load_s=earlier.load_s,
+                tier=earlier.tier,
+                moving_at_unix_s=earlier.moving_at_unix_s,
+            )
         return heart.progress
 
     async def _attach(self, plan: StartPlan) -> tuple[str, float]:
@@ -123,6 +129,7 @@ def _phases(request: BringUpInput, load: Progress, attach_s: float) -> PhaseSeco
         attach_s=attach_s,
         tier="remote" if request.download_s > 0 else load.tier,
         bytes_moved=0 if load.tier == RESIDENT else load.bytes_total,
+        moving_at_unix_s=load.moving_at_unix_s,
     )
     # Two machines' clocks: a start never takes less than what was measured on one of them.
     parts_s = measured.queue_s + measured.download_s + measured.load_s + measured.attach_s

@@ -24,6 +24,7 @@ class Progress:
     queue_s: float = 0.0
     load_s: float = 0.0
     tier: str = ""
+    moving_at_unix_s: float = 0.0
 
 
 class Heart:

@@ -98,6 +98,7 @@ class ActualAnswer(BaseModel):
     total_s: float
     bytes_moved: int
     plans_tried: int
+    moving_at_unix_s: float | None
 
 
 class StartRow(BaseModel):

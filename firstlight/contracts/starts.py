@@ -69,6 +69,8 @@ class PhaseSeconds:
     total_s: float = 0.0
     tier: str = ""
     bytes_moved: int = 0
+    # When the first byte moved towards DRAM, on the host's clock; 0: it was there already.
+    moving_at_unix_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

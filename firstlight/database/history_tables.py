@@ -70,6 +70,8 @@ class StartupObservationRow(Base):
     plans_tried: Mapped[int | None]
     size_bytes: Mapped[int | None]
     bytes_moved: Mapped[int | None]
+    # Seconds since the Unix epoch, on the host's clock.
+    moving_at_unix_s: Mapped[float | None]
     predicted_queue_s: Mapped[float | None]
     predicted_download_s: Mapped[float | None]
     predicted_load_s: Mapped[float | None]

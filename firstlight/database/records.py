@@ -83,6 +83,8 @@ class ActualStart:
     total_s: float
     bytes_moved: int
     plans_tried: int
+    # When the first byte moved towards DRAM, on the host's clock; None: it was there already.
+    moving_at_unix_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,5 +61,6 @@ def _actual(seen: StartupObservationRow | None) -> ActualStart | None:
         control_s=seen.control_s or 0.0,
         total_s=seen.total_s,
         bytes_moved=seen.bytes_moved or 0,
+        moving_at_unix_s=seen.moving_at_unix_s,
         plans_tried=seen.plans_tried or 1,
     )

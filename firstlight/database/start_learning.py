@@ -76,6 +76,7 @@ async def _observation(session: AsyncSession, request: RecordStartInput, host: H
         "plans_tried": request.plans_tried,
         "size_bytes": exact_bytes or plan.checkpoint.size_bytes,
         "bytes_moved": phases.bytes_moved,
+        "moving_at_unix_s": phases.moving_at_unix_s or None,
         "predicted_queue_s": estimate.queue_s,
         "predicted_download_s": estimate.download_s,
         "predicted_load_s": estimate.load_s,

@@ -468,6 +468,7 @@ def upgrade() -> None:
         sa.Column("plans_tried", sa.BigInteger(), nullable=True),
         sa.Column("size_bytes", sa.BigInteger(), nullable=True),
         sa.Column("bytes_moved", sa.BigInteger(), nullable=True),
+        sa.Column("moving_at_unix_s", sa.Float(precision=53), nullable=True),
         sa.Column("predicted_queue_s", sa.Float(precision=53), nullable=True),
         sa.Column("predicted_download_s", sa.Float(precision=53), nullable=True),
         sa.Column("predicted_load_s", sa.Float(precision=53), nullable=True),
