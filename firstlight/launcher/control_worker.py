@@ -10,6 +10,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.control import Control
+from firstlight.contracts.activities import ControlActivities
 from firstlight.contracts.naming import CONTROL_QUEUE
 from firstlight.database.connection import Database
 from firstlight.domain.errors import InvalidSettings
@@ -27,7 +28,10 @@ STICKY_TIMEOUT = timedelta(seconds=1)
 
 def control_worker(client: Client, database: Database) -> Worker:
     """The worker itself, for this process or inside the API's (which saves a start a hop)."""
-    control = Control(database=database, client=client)
+    return worker_of(client, Control(database=database, client=client))
+
+
+def worker_of(client: Client, control: ControlActivities) -> Worker:
     return Worker(
         client,
         task_queue=CONTROL_QUEUE,

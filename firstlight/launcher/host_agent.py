@@ -16,6 +16,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.host import GpuHost
+from firstlight.contracts.activities import HostActivities
 from firstlight.contracts.naming import host_queue
 from firstlight.database.connection import Database
 from firstlight.database.records import HostRegistration
@@ -39,7 +40,7 @@ class Addresses:
     store: str
 
 
-def host_worker(client: Client, host_id: str, activities: GpuHost) -> Worker:
+def host_worker(client: Client, host_id: str, activities: HostActivities) -> Worker:
     return Worker(
         client,
         task_queue=host_queue(host_id),
