@@ -1,0 +1,71 @@
+"""Reads a source's weights through transformers, into the layout the model has when it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.quantization_config import GgufConfig
+
+from firstlight.domain.errors import SourceCorrupt
+from gpu_worker.convert.size import estimate_size
+from gpu_worker.convert.source import ModelSource
+from gpu_worker.engine.architectures import require_supported
+
+# What transformers, safetensors and gguf raise for files that are not what they should be.
+_UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, SafetensorError)
+
+
+# Any: transformers' models are untyped.
+def load_model(source: ModelSource, *, dtype: torch.dtype) -> Any:
+    """The model on the CPU in `dtype`, in evaluation mode. No code of the source runs.
+
+    Raises: SourceCorrupt when weights are unreadable, missing or misshapen; SourceUnsupported.
+    """
+    estimate_size(source.directory if source.gguf_name is None else source.directory / source.gguf_name)
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    if source.gguf_name is not None:
+        options["gguf_file"] = source.gguf_name
+    try:
+        config = AutoConfig.from_pretrained(source.directory, **options)
+    except _UNREADABLE as failure:
+        raise SourceCorrupt(f"the model's configuration cannot be read: {failure}") from failure
+    require_supported(config.to_dict())
+    if source.gguf_name is not None:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    except _UNREADABLE as failure:
+        raise SourceCorrupt(f"the weights cannot be read: {failure}") from failure
+    _require_complete(report)
+    return model.eval()
+
+
+# Any: transformers' loading report.
+def _require_complete(report: dict[str, Any]) -> None:
+    """transformers fills what is missing with random numbers; a model like that must not be served."""
+    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if found := sorted(map(str, report.get(kind) or ())):
+            raise SourceCorrupt(f"the weights do not fit the configuration: {kind} {', '.join(found[:3])}")
+
+
+def in_execution_order(model: Any) -> list[str]:
+    """Names of the state dict in the order one forward pass meets them; what it does not meet comes last."""
+    owners: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _module, _inputs, prefix=prefix: owners.append(prefix))
+        for prefix, module in model.named_modules()
+        if module._parameters or module._buffers
+    ]
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    rank = {prefix: index for index, prefix in reversed(list(enumerate(owners)))}
+    return sorted(model.state_dict(), key=lambda name: rank.get(name.rpartition(".")[0], len(owners)))

@@ -1,0 +1,167 @@
+"""The Inference service of one engine: gRPC to the engine's interface, under the fencing epoch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from firstlight.domain.errors import FirstlightError, InstanceDraining, InvalidInput
+from firstlight.rpc import engine_pb2, engine_pb2_grpc
+from firstlight.rpc.status import abort_with, answering
+from gpu_worker.engine.interface import EngineRequest, Event, Load, Token
+from gpu_worker.engine.sampling import Sampling
+from gpu_worker.engine.state import EngineState
+
+MAX_TOP_LOGPROBS = 32
+
+# Any: the context is generic in messages this service never names.
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class InferenceService(engine_pb2_grpc.InferenceServicer):
+    """Serves from the moment the process is spare; Generate is refused until a model is bound."""
+
+    def __init__(self, state: EngineState) -> None:
+        self._state = state
+        self._streams: dict[asyncio.Task[object], asyncio.Event] = {}
+        self._aborting = asyncio.Event()
+
+    async def Generate(
+        self, request: engine_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[engine_pb2.GenerateChunk]:
+        try:
+            self._state.check_epoch(request.epoch)
+            engine = self._state.ready_engine()
+            with self._state.request():
+                # Closed explicitly: a client that leaves between two tokens must free its slot at once.
+                async with contextlib.aclosing(engine.start(_engine_request(request))) as stream:
+                    async for event in self._until_aborted(stream):
+                        yield _chunk(event)
+        except FirstlightError as error:
+            await abort_with(context, error)
+
+    async def Status(
+        self, request: engine_pb2.EngineStatusRequest, context: Context
+    ) -> engine_pb2.EngineStatusReply:
+        state = self._state
+        reply = engine_pb2.EngineStatusReply(
+            state=state.name, idle_s=state.idle_s, rss_bytes=private_memory_bytes()
+        )
+        if (bound := state.attachment) is not None:
+            reply.instance_id, reply.epoch = bound.instance_id, bound.epoch
+            reply.model, reply.checkpoint_id = bound.model, bound.checkpoint_id
+        if (engine := state.engine) is not None:
+            load: Load = engine.load()
+            reply.running, reply.waiting = load.running, load.waiting
+            reply.tokens_generated = load.tokens_generated
+            reply.max_concurrency, reply.context_length = engine.max_concurrency, engine.context_length
+        return reply
+
+    async def WaitIdle(
+        self, request: engine_pb2.WaitIdleRequest, context: Context
+    ) -> engine_pb2.WaitIdleReply:
+        async with answering(context):
+            self._state.check_epoch(request.epoch)
+            return engine_pb2.WaitIdleReply(idle_s=await self._state.wait_idle(request.idle_s))
+        raise AssertionError("answered above")
+
+    async def Drain(self, request: engine_pb2.DrainRequest, context: Context) -> engine_pb2.DrainReply:
+        async with answering(context):
+            self._state.check_epoch(request.epoch)
+            return engine_pb2.DrainReply(aborted=await self.drain(request.timeout_s))
+        raise AssertionError("answered above")
+
+    async def drain(self, timeout_s: float) -> int:
+        """Refuse new requests and wait for the running ones; how many had to be ended after `timeout_s`."""
+        self._state.name = "draining"
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._state.wait_idle(0.0)
+                return 0
+        except TimeoutError:
+            aborted = self._state.active
+            self._aborting.set()
+            await self._state.wait_idle(0.0)
+            return aborted
+
+    async def _until_aborted(self, stream: AsyncIterator[Event]) -> AsyncIterator[Event]:
+        """The stream's events. Raises: InstanceDraining once a drain has run out of patience."""
+        aborting = asyncio.ensure_future(self._aborting.wait())
+        try:
+            while True:
+                following = asyncio.ensure_future(anext(stream, None))
+                try:
+                    await asyncio.wait({following, aborting}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    if not following.done():
+                        following.cancel()
+                        await asyncio.wait({following})
+                if following.cancelled():
+                    raise InstanceDraining("the instance was drained before this request was done")
+                event = following.result()
+                if event is None:
+                    return
+                yield event
+        finally:
+            aborting.cancel()
+
+
+def _engine_request(request: engine_pb2.GenerateRequest) -> EngineRequest:
+    if not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
+        raise InvalidInput(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}")
+    return EngineRequest(
+        request_id=request.request_id,
+        prompt_token_ids=tuple(request.prompt_token_ids),
+        resumed_token_ids=tuple(request.resumed_token_ids),
+        max_tokens=request.max_tokens,
+        stop_token_ids=frozenset(request.stop_token_ids),
+        ignore_eos=request.ignore_eos,
+        sampling=_sampling(request.sampling),
+        logprobs=request.logprobs,
+        top_logprobs=request.top_logprobs,
+    )
+
+
+def _sampling(sampling: engine_pb2.Sampling) -> Sampling:
+    """Zero means "off" on the wire, where every absent number is zero."""
+    return Sampling(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p or 1.0,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        repetition_penalty=sampling.repetition_penalty or 1.0,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=dict(sampling.logit_bias),
+    )
+
+
+def _chunk(event: Event) -> engine_pb2.GenerateChunk:
+    if not isinstance(event, Token):
+        return engine_pb2.GenerateChunk(finish_reason=event.reason)
+    return engine_pb2.GenerateChunk(
+        position=event.position,
+        token_id=event.token_id,
+        has_token=True,
+        logprob=event.logprob or 0.0,
+        top_logprobs=[
+            engine_pb2.TokenLogprob(token_id=token_id, logprob=logprob)
+            for token_id, logprob in event.top_logprobs
+        ],
+        queue_s=event.queue_s,
+        prefill_s=event.prefill_s,
+    )
+
+
+def private_memory_bytes() -> int:
+    """What this process holds by itself: the store's arena, mapped here too, is not counted."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
