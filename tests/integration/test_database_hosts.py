@@ -1,0 +1,268 @@
+"""Hosts: registration, lease, loss, and mending what drifted."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from fleets import DIGEST, add_host, add_model, placed, publish, running
+from sqlalchemy import text
+
+from firstlight.contracts.hosts import (
+    EngineRow,
+    EngineToStop,
+    FailHostInput,
+    HostReport,
+    MendInput,
+    MendReceipt,
+    StoredRow,
+)
+from firstlight.contracts.starts import StartPlan
+from firstlight.database import hosts_repository, instances_repository, models_repository
+from firstlight.database.connection import Database
+from firstlight.database.records import HostRecord
+from firstlight.domain.errors import UnknownCheckpoint, UnknownHost
+from firstlight.domain.fleet import Edge, Tier
+from firstlight.domain.lifecycle import HostState, InstanceState, PlacementState
+
+CHECKPOINT = "tiny@abcd1234"
+
+
+async def hosts(database: Database) -> dict[str, HostRecord]:
+    async with database.session() as session:
+        return {host.host_id: host for host in await hosts_repository.list_hosts(session)}
+
+
+async def state(database: Database, start: StartPlan) -> InstanceState:
+    async with database.session() as session:
+        return (await instances_repository.get_instance(session, start.instance_id)).state
+
+
+def engine(start: StartPlan) -> EngineRow:
+    return EngineRow(start.instance_id, start.epoch, "serving", "127.0.0.1:9000")
+
+
+def stored(
+    *, ssd: bool = True, dram: bool = True, quarantined: bool = False, digest: str = DIGEST
+) -> StoredRow:
+    return StoredRow(CHECKPOINT, 1_100_000_000, ssd, dram, quarantined, digest)
+
+
+async def mend(
+    database: Database,
+    *,
+    engines: list[EngineRow] | None = None,
+    held: list[StoredRow] | None = None,
+    stale_start_s: float = 30.0,
+    running_starts: frozenset[str] | None = None,
+    taken_at_unix_s: float = 0.0,
+) -> MendReceipt:
+    report = HostReport(
+        "host-a", [stored()] if held is None else held, engines or [], taken_at_unix_s=taken_at_unix_s
+    )
+    async with database.transaction() as session:
+        return await hosts_repository.mend_host(
+            session, MendInput(report, stale_start_s), running_starts=running_starts
+        )
+
+
+async def test_each_registration_fences_off_the_one_before(database: Database) -> None:
+    first = await add_host(database, "host-a", gpu_count=2)
+    second = await add_host(database, "host-a", gpu_count=1)
+    assert (first, second) == (1, 2)
+    async with database.transaction() as session:
+        assert not await hosts_repository.renew_lease(
+            session, host_id="host-a", registration=first, lease_s=9
+        )
+        assert await hosts_repository.lease_remaining_s(session, host_id="host-a", registration=first) is None
+        assert await hosts_repository.renew_lease(session, host_id="host-a", registration=second, lease_s=9)
+        left_s = await hosts_repository.lease_remaining_s(session, host_id="host-a", registration=second)
+        assert left_s is not None and 8 < left_s <= 9
+        receipt = await hosts_repository.fail_host(session, FailHostInput("host-a", first, "old news"))
+        assert not receipt.marked
+    host = (await hosts(database))["host-a"]
+    assert host.state is HostState.READY and len(host.gpus) == 1
+    assert host.edges[Edge.SSD_TO_DRAM].bandwidth_bytes_per_s == 1e9, "seeded from the probe"
+
+
+async def test_a_lost_host_fails_what_it_served_and_may_come_back(database: Database) -> None:
+    registration = await add_host(database, "host-a", gpu_count=2)
+    await add_model(database, "tiny")
+    await add_model(database, "other")
+    served, starting = await running(database, "tiny"), await placed(database, "other")
+    request = FailHostInput("host-a", registration, "no heartbeat for 10 s")
+    for _ in range(2):
+        async with database.transaction() as session:
+            receipt = await hosts_repository.fail_host(session, request)
+        assert receipt.marked and receipt.failed_instances == [served.instance_id]
+    assert await state(database, served) is InstanceState.FAILED
+    assert await state(database, starting) is InstanceState.STARTING, "its workflow plans it anew"
+    async with database.transaction() as session:
+        assert not await hosts_repository.renew_lease(
+            session, host_id="host-a", registration=registration, lease_s=9
+        )
+    lost = (await hosts(database))["host-a"]
+    assert lost.state is HostState.LOST
+    assert {(row.checkpoint_id, row.tier) for row in lost.placements} == {(CHECKPOINT, Tier.SSD)}
+    assert await add_host(database, "host-a", gpu_count=2) == registration + 1
+    assert (await hosts(database))["host-a"].state is HostState.READY
+
+
+async def test_a_gpu_that_is_held_stays_until_it_is_released(database: Database) -> None:
+    await add_host(database, "host-a", gpu_count=2)
+    for name in ("tiny", "other"):
+        await add_model(database, name)
+        await running(database, name)
+    await add_host(database, "host-a", gpu_count=1)
+    assert len((await hosts(database))["host-a"].gpus) == 2
+
+
+async def test_placements_are_set_one_tier_at_a_time(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+
+    async def set_placements(
+        host: str = "host-a", checkpoint: str = CHECKPOINT, **tiers: bool | None
+    ) -> None:
+        async with database.transaction() as session:
+            await hosts_repository.set_placements(
+                session, host_id=host, checkpoint_id=checkpoint, size_bytes=10, manifest_digest=DIGEST,
+                ssd=tiers.get("ssd"), dram=tiers.get("dram"),
+            )  # fmt: skip
+
+    async def tiers() -> set[Tier]:
+        return {row.tier for row in (await hosts(database))["host-a"].placements}
+
+    await set_placements(ssd=True)
+    assert await tiers() == {Tier.SSD}
+    await set_placements(dram=True)
+    assert await tiers() == {Tier.SSD, Tier.DRAM}
+    await set_placements(dram=False)
+    assert await tiers() == {Tier.SSD}
+    with pytest.raises(UnknownHost):
+        await set_placements(host="nowhere", ssd=True)
+    with pytest.raises(UnknownCheckpoint):
+        await set_placements(checkpoint="no@abcd1234", ssd=True)
+
+
+async def test_nothing_is_mended_where_nothing_drifted(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    start = await running(database, "tiny")
+    assert await mend(database, engines=[engine(start)]) == MendReceipt()
+
+
+async def test_engines_that_no_row_owns_are_named(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    start = await running(database, "tiny")
+    older = EngineRow(start.instance_id, start.epoch - 1, "serving", "127.0.0.1:1")
+    stranger = EngineRow("i-gone", 77, "serving", "127.0.0.1:2")
+    spare = EngineRow("", 0, "spare", "")
+    receipt = await mend(database, engines=[engine(start), older, stranger, spare])
+    assert receipt.orphans == [EngineToStop(start.instance_id, start.epoch - 1), EngineToStop("i-gone", 77)]
+    assert await state(database, start) is InstanceState.READY
+
+
+async def test_a_ready_row_without_its_engine_is_closed(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    start = await running(database, "tiny")
+    # A report taken before, or just as, the row became ready cannot know of its engine.
+    assert (await mend(database, taken_at_unix_s=time.time())).mended == []
+    receipt = await mend(database, taken_at_unix_s=time.time() + 60)
+    assert len(receipt.mended) == 1 and start.instance_id in receipt.mended[0]
+    assert await state(database, start) is InstanceState.FAILED
+    assert (await hosts(database))["host-a"].gpus[0].instance_id is None
+
+
+async def test_placements_follow_the_report(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    start = await running(database, "tiny")
+
+    async def placements() -> dict[Tier, PlacementState]:
+        return {row.tier: row.state for row in (await hosts(database))["host-a"].placements}
+
+    async def mended(*held: StoredRow) -> int:
+        return len((await mend(database, engines=[engine(start)], held=list(held))).mended)
+
+    assert await mended(stored(dram=False)) == 1
+    assert await placements() == {Tier.SSD: PlacementState.READY}
+    assert await mended(stored(dram=False, quarantined=True)) == 1
+    assert await placements() == {Tier.SSD: PlacementState.QUARANTINED}
+    assert await mended(stored()) == 2
+    assert await placements() == {Tier.SSD: PlacementState.READY, Tier.DRAM: PlacementState.READY}
+    assert await mended(stored(digest="other" * 10)) == 2, "other bytes are no copy of it"
+    assert set((await placements()).values()) == {PlacementState.QUARANTINED}
+    assert await mended() == 2
+    assert await placements() == {}
+    unknown = StoredRow("unknown@abcd1234", 5, True, False, False, "")
+    assert await mended(unknown) == 0
+
+
+async def age(database: Database, seconds: float) -> None:
+    async with database.transaction() as session:
+        await session.execute(
+            text("UPDATE instances SET planned_at = planned_at - make_interval(secs => :s)"), {"s": seconds}
+        )
+
+
+async def test_a_start_that_nobody_carries_out_is_given_up(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    start = await placed(database, "tiny")
+    assert (await mend(database, held=[], running_starts=frozenset())).mended == [], "it is young"
+    await age(database, 31)
+    async with database.session() as session:
+        stale = await hosts_repository.list_stale_starts(session, host_id="host-a", older_than_s=30)
+    assert [row.instance_id for row in stale] == [start.instance_id]
+    assert (await mend(database, held=[], running_starts=frozenset({start.instance_id}))).mended == []
+    # Whether its workflow runs is unknown, and a download of this size may take minutes.
+    assert (await mend(database, held=[])).mended == []
+    assert len((await mend(database, held=[], running_starts=frozenset())).mended) == 1
+    assert await state(database, start) is InstanceState.FAILED
+    again = await placed(database, "tiny")
+    await age(database, 3600)
+    assert len((await mend(database, held=[])).mended) == 1
+    assert await state(database, again) is InstanceState.FAILED
+
+
+async def test_a_forgotten_start_on_a_lost_host_is_given_up_by_any_host(database: Database) -> None:
+    registration = await add_host(database, "host-b")
+    await add_model(database, "tiny")
+    start = await placed(database, "tiny")
+    await add_host(database, "host-a")
+    async with database.transaction() as session:
+        await hosts_repository.fail_host(session, FailHostInput("host-b", registration, "silent"))
+    await age(database, 31)
+    assert len((await mend(database, held=[], running_starts=frozenset())).mended) == 1
+    assert await state(database, start) is InstanceState.FAILED
+
+
+async def test_a_deleted_model_comes_back_to_the_copies_that_are_left(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    start = await running(database, "tiny")
+    async with database.transaction() as session:
+        await models_repository.begin_delete(session, "tiny")
+    assert (await mend(database)).mended, "its engine is gone"
+    async with database.transaction() as session:
+        assert await models_repository.finish_delete(session, "tiny")
+    assert await state(database, start) is InstanceState.FAILED, "history stays"
+    record = await add_model(database, "tiny")
+    assert record.manifest_digest == DIGEST
+    assert (await placed(database, "tiny")).estimate.tier == Tier.DRAM
+
+
+async def test_a_checkpoint_of_no_model_and_no_host_is_forgotten(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    await publish(database, await placed(database, "tiny"))
+    async with database.transaction() as session:
+        await models_repository.begin_delete(session, "tiny")
+    await mend(database)
+    async with database.transaction() as session:
+        assert await models_repository.finish_delete(session, "tiny")
+    assert len((await mend(database, held=[])).mended) == 2
+    assert (await add_model(database, "tiny")).manifest_digest == ""
