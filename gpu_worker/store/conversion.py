@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from firstlight.domain.errors import FirstlightError, SourceCorrupt, error_type
+from firstlight.domain.names import parse_checkpoint_id
 from gpu_worker.store.tied_process import kill_group, start_tied
 
 log = logging.getLogger("store.convert")
@@ -31,6 +32,7 @@ async def convert(
     source: Path,
     destination: Path,
     *,
+    checkpoint_id: str,
     dtype: str,
     on_progress: Callable[[int, int], None],
     converter: Sequence[str] = CONVERTER,
@@ -40,7 +42,10 @@ async def convert(
     Raises: what the converter reports (SourceUnsupported, SourceCorrupt, DiskFull …), or SourceCorrupt when
     it dies without a word.
     """
+    # Recorded in the manifest, and so part of its digest: the same on every host, wherever the files lay.
+    model, revision = parse_checkpoint_id(checkpoint_id)
     argv = [*converter, str(source), str(destination), "--dtype", dtype]
+    argv += ["--model", model, "--revision", revision]
     process = await start_tied(argv, has_output=True)
     try:
         last = await _follow(process, on_progress)

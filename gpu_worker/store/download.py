@@ -9,7 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from firstlight.domain.errors import CheckpointMismatch, Conflict, InvalidInput, SourceCorrupt
+from firstlight.domain.errors import (
+    CheckpointMismatch,
+    Conflict,
+    InvalidInput,
+    SourceCorrupt,
+    SourceUnsupported,
+)
 from firstlight.domain.names import parse_checkpoint_id
 from gpu_worker.store.conversion import CONVERTER, Converted, convert
 from gpu_worker.store.fetch import fetch
@@ -90,9 +96,9 @@ class Downloads:
             if present is not None:
                 work.tell(_done(work.progress, present, was_present=True))
                 return
-            await _Download(self._cache, order, work, self._parallelism, self._converter).run(
-                self._one_conversion
-            )
+            await _Download(
+                self._cache, order, work, self._parallelism, self._converter, self._one_conversion
+            ).run()
         finally:
             del self._running[order.checkpoint_id]
 
@@ -116,14 +122,16 @@ class _Download:
         work: SharedWork[DownloadState],
         parallelism: int,
         converter: Sequence[str],
+        one_conversion: asyncio.Lock,
     ) -> None:
         self._cache = cache
         self._order = order
+        self._one_conversion = one_conversion
         self._work = work
         self._parallelism = parallelism
         self._converter = converter
 
-    async def run(self, one_conversion: asyncio.Lock) -> None:
+    async def run(self) -> None:
         name = self._order.checkpoint_id
         source = open_source(self._order.source)
         description = await source.describe()
@@ -134,21 +142,36 @@ class _Download:
             # What the conversion writes is known when it begins; until then, as much again as the source.
             reserve(staged_bytes + description.source_bytes)
             try:
-                path = await self._fetched(source, description)
-                async with one_conversion:
-                    converted = await self._converted(path, lambda size: reserve(staged_bytes + size))
-                self._verify(converted)
-            except (SourceCorrupt, CheckpointMismatch):
-                self._cache.drop_staging(name)
+                await self._bring(source, description, lambda size: reserve(staged_bytes + size))
+            except BaseException as failure:  # cancellation too: half a checkpoint is worth nothing
+                self._clear(failure)
                 raise
-            finally:
-                self._cache.keep_staging(name)
             self._cache.drop_staging(name)
             # The room promised becomes the room taken: it must not count twice.
             reserve(0)
             cached = self._cache.publish(name)
         log.info("downloaded checkpoint=%s bytes=%d", name, cached.size_bytes)
         self._work.tell(_done(self._work.progress, cached, was_present=False))
+
+    async def _bring(
+        self, source: Source, description: SourceDescription, reserve: Callable[[int], None]
+    ) -> None:
+        """Fetch, convert and verify; what was written stands ready to be published."""
+        path = await self._fetched(source, description)
+        async with self._one_conversion:
+            converted = await self._converted(path, reserve)
+        self._verify(converted)
+        # To the byte: what the conversion foretold knew of tensors only.
+        reserve(self._cache.written_bytes(self._order.checkpoint_id))
+
+    def _clear(self, failure: BaseException) -> None:
+        name = self._order.checkpoint_id
+        self._cache.drop_writing(name)
+        if isinstance(failure, SourceCorrupt | SourceUnsupported | CheckpointMismatch):
+            # These bytes will be no better the next time; after any other end a fetch resumes.
+            self._cache.drop_staging(name)
+        else:
+            self._cache.keep_staging(name)
 
     async def _fetched(self, source: Source, description: SourceDescription) -> Path:
         if source.local_path is not None:
@@ -179,6 +202,7 @@ class _Download:
             return await convert(
                 path,
                 destination,
+                checkpoint_id=self._order.checkpoint_id,
                 dtype=self._order.dtype,
                 on_progress=on_progress,
                 converter=self._converter,
@@ -194,7 +218,6 @@ class _Download:
         self._tell(phase="verify")
         expected = self._order.expected_digest
         if expected not in ("", converted.manifest_digest):
-            self._cache.drop_writing(self._order.checkpoint_id)
             raise CheckpointMismatch(
                 f"{self._order.checkpoint_id} converted from {self._order.source} has digest "
                 f"{converted.manifest_digest[:16]}…, but the first conversion recorded {expected[:16]}…",

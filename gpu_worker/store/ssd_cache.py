@@ -143,6 +143,10 @@ class SsdCache:
     def drop_writing(self, checkpoint_id: str) -> None:
         shutil.rmtree(self._root / "writing" / checkpoint_id, ignore_errors=True)
 
+    def written_bytes(self, checkpoint_id: str) -> int:
+        """What stands in `writing_dir` now."""
+        return directory_bytes(self._root / "writing" / checkpoint_id)
+
     def publish(self, checkpoint_id: str) -> CachedCheckpoint:
         """Make what stands in `writing_dir` present, whole or not at all."""
         source = self._root / "writing" / checkpoint_id / WHOLE
