@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from temporalio.client import Client
 
@@ -45,7 +45,7 @@ class Dependencies:
     database: Database
     temporal: Client
     describe: Describe
-    patience: Patience = Patience()
+    patience: Patience = field(default_factory=Patience)
     body_limit_bytes: int = 16 << 20
     is_eager: bool = False
 

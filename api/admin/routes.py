@@ -1,0 +1,165 @@
+"""/admin/v1: models, hosts, instances, starts, decisions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from api.admin.deployment import deploy
+from api.admin.fields import (
+    DeleteAnswer,
+    DeployRequest,
+    HostList,
+    InstanceList,
+    ModelAnswer,
+    ModelList,
+    ScaleRequest,
+    StartAnswer,
+    StartList,
+    StartRequest,
+    StartRow,
+)
+from api.admin.plain import plain
+from api.admin.warming import warm
+from api.openai.parsing import parse_json, validate
+from api.services import Services
+from api.web.documentation import body_of, errors
+from firstlight.database.hosts_repository import list_hosts
+from firstlight.database.instances_repository import list_instances
+from firstlight.database.models_repository import get_model, list_models, scale_model
+from firstlight.database.starts_repository import list_starts
+from firstlight.domain.errors import NotFound
+
+Limit = Annotated[int, Query(ge=1, le=200)]
+
+
+def admin_routes(services: Services) -> APIRouter:
+    router = APIRouter(prefix="/admin/v1", tags=["Administration"])
+    _add_models(router, services)
+    _add_fleet(router, services)
+    return router
+
+
+def _add_models(router: APIRouter, services: Services) -> None:
+    @router.post(
+        "/models",
+        response_model=None,
+        openapi_extra=body_of(DeployRequest),
+        responses={
+            200: {"model": ModelAnswer, "description": "Deployed already, with the same settings."},
+            201: {"model": ModelAnswer, "description": "Deployed."},
+            **errors(400, 403, 409, 413, 503),
+        },
+    )
+    async def deploy_model(request: Request) -> Response:
+        """Make a model known. No GPU is taken and no weight is fetched until it is asked for."""
+        wish = validate(DeployRequest, parse_json(await request.body()))
+        record, is_new = await deploy(
+            wish, describe=services.describe, database=services.database, settings=services.settings
+        )
+        await services.catalog.reload(record.name)
+        return JSONResponse(plain(record), status_code=201 if is_new else 200)
+
+    @router.get("/models", response_model=None, responses={200: {"model": ModelList}, **errors(403, 503)})
+    async def all_models() -> Response:
+        """All models, those being deleted included."""
+        async with services.database.session() as session:
+            return JSONResponse({"models": plain(await list_models(session))})
+
+    @router.get(
+        "/models/{name}",
+        response_model=None,
+        responses={200: {"model": ModelAnswer}, **errors(403, 404, 503)},
+    )
+    async def one_model(name: str) -> Response:
+        """One model."""
+        async with services.database.session() as session:
+            return JSONResponse(plain(await get_model(session, name)))
+
+    @router.delete(
+        "/models/{name}",
+        response_model=None,
+        responses={
+            200: {"model": DeleteAnswer, "description": "It is gone."},
+            202: {"model": DeleteAnswer, "description": "Its instances are ending; then it is gone."},
+            **errors(403, 404, 503),
+        },
+    )
+    async def delete_model(name: str) -> Response:
+        """Take a model out of service and end its instances. May be repeated."""
+        live = await services.deletions.delete(name)
+        state = "deleting" if live else "deleted"
+        return JSONResponse(
+            {"name": name, "state": state, "live_instances": live}, status_code=202 if live else 200
+        )
+
+    @router.post(
+        "/models/{name}/scale",
+        response_model=None,
+        openapi_extra=body_of(ScaleRequest),
+        responses={200: {"model": ModelAnswer}, **errors(400, 403, 404, 409, 413, 503)},
+    )
+    async def scale(name: str, request: Request) -> Response:
+        """Change what is given, leave the rest."""
+        wish = validate(ScaleRequest, parse_json(await request.body()))
+        async with services.database.transaction() as session:
+            record = await scale_model(session, name, **wish.model_dump(exclude_none=True))
+        await services.catalog.reload(name)
+        return JSONResponse(plain(record))
+
+    @router.post(
+        "/models/{name}/start",
+        response_model=None,
+        openapi_extra=body_of(StartRequest, is_required=False),
+        responses={
+            200: {"model": StartAnswer, "description": "It is ready."},
+            202: {"model": StartAnswer, "description": "It is on its way."},
+            **errors(400, 403, 404, 413, 429, 503),
+        },
+    )
+    async def start_model(name: str, request: Request) -> Response:
+        """Start an instance now, if none runs, and say what was decided."""
+        body = await request.body()
+        wish = validate(StartRequest, parse_json(body) if body else {})
+        answer = await warm(services, name, wait=wish.wait, request_id=request.state.request_id)
+        return JSONResponse(answer, status_code=200 if answer["state"] == "ready" else 202)
+
+
+def _add_fleet(router: APIRouter, services: Services) -> None:
+    @router.get("/hosts", response_model=None, responses={200: {"model": HostList}, **errors(403, 503)})
+    async def hosts() -> Response:
+        """GPU hosts: state, GPUs and who holds them, tiers, measured bandwidths."""
+        async with services.database.session() as session:
+            return JSONResponse({"hosts": plain(await list_hosts(session))})
+
+    @router.get(
+        "/instances", response_model=None, responses={200: {"model": InstanceList}, **errors(403, 503)}
+    )
+    async def instances(model: str | None = None) -> Response:
+        """Instances, ended ones included, newest first."""
+        async with services.database.session() as session:
+            return JSONResponse({"instances": plain(await list_instances(session, model=model))})
+
+    @router.get(
+        "/starts", response_model=None, responses={200: {"model": StartList}, **errors(400, 403, 503)}
+    )
+    async def starts(model: str | None = None, limit: Limit = 20) -> Response:
+        """The latest starts: predicted beside actual, phase by phase."""
+        async with services.database.session() as session:
+            return JSONResponse({"starts": plain(await list_starts(session, model=model, limit=limit))})
+
+    @router.get(
+        "/decisions/{decision_id}",
+        response_model=None,
+        responses={200: {"model": StartRow}, **errors(403, 404, 503)},
+    )
+    async def decision(decision_id: str) -> Response:
+        """The start that a decision led to, with every candidate and its estimate."""
+        async with services.database.session() as session:
+            found = await list_starts(session, limit=1000)
+        start = next((row for row in found if row.decision_id == decision_id), None)
+        if start is None:
+            raise NotFound(f"no start was decided as {decision_id[:80]!r}")
+        return JSONResponse(plain(start))

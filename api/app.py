@@ -1,0 +1,123 @@
+"""The application: routes, middleware and error answers around one `Services`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from api.admin.routes import admin_routes
+from api.errors import HttpError, http_error, internal_error
+from api.openai.routes import openai_routes
+from api.services import Dependencies, Services
+from api.web.middleware import Answers, BodyLimit, BodyTooLarge, KeyCheck, RequestIds, body_too_large
+from firstlight.domain.errors import FirstlightError
+
+logger = logging.getLogger(__name__)
+
+_EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def create_app(dependencies: Dependencies) -> FastAPI:
+    """The API as an ASGI application; its lifespan listens to Postgres and closes what it opened.
+
+    `app.state.services` holds the parts.
+    """
+    services = Services(dependencies)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            await services.open()
+            yield
+        finally:
+            await services.close()
+
+    app = FastAPI(
+        title="Firstlight",
+        version="0.1.0",
+        summary="OpenAI-compatible inference for many models on few GPUs.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.services = services
+    app.include_router(openai_routes(services))
+    app.include_router(admin_routes(services))
+    _add_health(app, services)
+    _add_error_answers(app)
+    # The last added is the outermost.
+    app.add_middleware(BodyLimit, limit_bytes=dependencies.body_limit_bytes)
+    app.add_middleware(KeyCheck, keys=services.keys)
+    app.add_middleware(Answers, metrics=services.metrics)
+    app.add_middleware(RequestIds)
+    return app
+
+
+def _add_health(app: FastAPI, services: Services) -> None:
+    @app.get("/healthz", tags=["Health"], response_model=None)
+    async def healthz() -> Response:
+        """The process answers."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get(
+        "/readyz",
+        tags=["Health"],
+        response_model=None,
+        responses={503: {"description": "Warm models answer; starts would not work now."}},
+    )
+    async def readyz() -> Response:
+        """Routes are known, and Postgres and Temporal answered a moment ago: starts would work."""
+        is_ready = services.health.is_ready and services.feed.is_fresh.is_set()
+        told = {
+            "status": "ready" if is_ready else "not ready",
+            "postgres": services.health.postgres.say(),
+            "temporal": services.health.temporal.say(),
+            "routes": "ok" if services.feed.is_fresh.is_set() else "being read",
+        }
+        return JSONResponse(told, status_code=200 if is_ready else 503)
+
+    @app.get("/metrics", tags=["Health"], response_model=None)
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(services.metrics.exposition(), media_type=_EXPOSITION)
+
+
+def _add_error_answers(app: FastAPI) -> None:
+    @app.exception_handler(FirstlightError)
+    async def known(request: Request, error: FirstlightError) -> Response:
+        answer = http_error(error)
+        if answer.status == 500:
+            logger.error("request %s: %s", _id_of(request), error.message, exc_info=error)
+        return answer.response()
+
+    @app.exception_handler(BodyTooLarge)
+    async def too_large(_: Request, __: BodyTooLarge) -> Response:
+        return body_too_large().response()
+
+    @app.exception_handler(HTTPException)
+    async def routing(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        answer = HttpError(error.status_code, message, "not_found" if error.status_code == 404 else None)
+        response = answer.response()
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(RequestValidationError)
+    async def parameters(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        param = str(first["loc"][-1])
+        return HttpError(400, f"{param}: {first['msg']}", "invalid_input", param=param).response()
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> Response:
+        logger.error("request %s ended by a bug", _id_of(request), exc_info=error)
+        return internal_error().response()
+
+
+def _id_of(request: Request) -> str:
+    return str(request.state.request_id)

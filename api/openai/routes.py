@@ -1,0 +1,154 @@
+"""/v1: chat completions, completions, models."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from api.openai.answers import ChatCompletion, ModelEntries, ModelEntry, TextCompletion
+from api.openai.fields import ChatRequest, CompletionRequest, GenerationFields
+from api.openai.generation import Generation, UsageWish
+from api.openai.order import Order, order_chat, order_completion
+from api.openai.parsing import parse_generation
+from api.openai.shapes import ChatChunks, CompletionChunks, Shape
+from api.services import Services
+from api.web.documentation import body_of, errors, events
+from api.web.exchange import Exchange, Sink
+from firstlight.database.models_repository import ModelRecord
+from firstlight.domain.errors import InvalidInput
+
+_GENERATION_ERRORS = errors(400, 404, 413, 429, 503)
+
+
+def openai_routes(services: Services) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+    @router.post(
+        "/chat/completions",
+        response_model=None,
+        openapi_extra=body_of(ChatRequest),
+        responses={200: {"model": ChatCompletion, **events()}, **_GENERATION_ERRORS},
+    )
+    async def chat_completions(request: Request) -> Response:
+        """Answer a conversation; a model that does not run is started first."""
+        wish = parse_generation(ChatRequest, await request.body())
+        return Exchange(_Chat(services, wish, request.state.request_id).run)
+
+    @router.post(
+        "/completions",
+        response_model=None,
+        openapi_extra=body_of(CompletionRequest),
+        responses={200: {"model": TextCompletion, **events()}, **_GENERATION_ERRORS},
+    )
+    async def completions(request: Request) -> Response:
+        """Go on with a text; a model that does not run is started first."""
+        wish = parse_generation(CompletionRequest, await request.body())
+        return Exchange(_Completion(services, wish, request.state.request_id).run)
+
+    @router.get("/models", response_model=None, responses={200: {"model": ModelEntries}, **errors()})
+    async def models() -> Response:
+        """All models that are deployed, running or not."""
+        return JSONResponse({"object": "list", "data": [_entry(row) for row in services.catalog.records]})
+
+    @router.get(
+        "/models/{name}", response_model=None, responses={200: {"model": ModelEntry}, **errors(404, 503)}
+    )
+    async def model(name: str) -> Response:
+        """One deployed model."""
+        return JSONResponse(_entry(await services.catalog.find(name)))
+
+    return router
+
+
+# Any: JSON.
+def _entry(record: ModelRecord) -> dict[str, Any]:
+    return {
+        "id": record.name,
+        "object": "model",
+        "created": int(record.created_at_unix_s),
+        "owned_by": "firstlight",
+    }
+
+
+class _Run:
+    """One request from its parsed body to its last byte."""
+
+    def __init__(self, services: Services, wish: GenerationFields, request_id: str) -> None:
+        self._services = services
+        self._fields = wish
+        self._request_id = request_id
+        self._clock = services.clock()
+        if wish.stream_options is not None and not wish.stream:
+            raise InvalidInput("stream_options needs stream to be true", param="stream_options")
+
+    async def run(self, sink: Sink) -> None:
+        services = self._services
+        record = await services.admission.find(self._fields.model)
+        order = await self._order(record)
+        generation = Generation(
+            order,
+            lane=services.table.lane(record.name),
+            dispatcher=services.dispatcher,
+            metrics=services.metrics,
+            on_first_token=services.ledger.first_token,
+            clock=self._clock,
+            patience=services.patience,
+        )
+        if not self._fields.stream:
+            await generation.answer(sink, self._shape(order))
+            return
+        options = self._fields.stream_options
+        usage = UsageWish(
+            at_end=options is not None and options.include_usage,
+            always=options is not None and options.continuous_usage_stats,
+        )
+        await generation.stream(sink, self._shape(order), usage)
+
+    async def _order(self, record: ModelRecord) -> Order:
+        raise NotImplementedError
+
+    def _shape(self, order: Order) -> Shape:
+        raise NotImplementedError
+
+
+class _Chat(_Run):
+    def __init__(self, services: Services, wish: ChatRequest, request_id: str) -> None:
+        super().__init__(services, wish, request_id)
+        self._wish = wish
+
+    async def _order(self, record: ModelRecord) -> Order:
+        text = await self._services.admission.text_of(
+            record, deadline_s=self._clock.deadline_s, request_id=self._request_id
+        )
+        return await order_chat(self._wish, record=record, text=text, request_id=self._request_id)
+
+    def _shape(self, order: Order) -> Shape:
+        return ChatChunks(
+            answer_id=f"chatcmpl-{self._request_id}",
+            kind="chat.completion.chunk" if self._wish.stream else "chat.completion",
+            created=int(time.time()),
+            model=order.record.name,
+        )
+
+
+class _Completion(_Run):
+    def __init__(self, services: Services, wish: CompletionRequest, request_id: str) -> None:
+        super().__init__(services, wish, request_id)
+        self._wish = wish
+
+    async def _order(self, record: ModelRecord) -> Order:
+        text = await self._services.admission.text_of(
+            record, deadline_s=self._clock.deadline_s, request_id=self._request_id
+        )
+        return await order_completion(self._wish, record=record, text=text, request_id=self._request_id)
+
+    def _shape(self, order: Order) -> Shape:
+        return CompletionChunks(
+            answer_id=f"cmpl-{self._request_id}",
+            created=int(time.time()),
+            model=order.record.name,
+            prefixes=[choice.prefix for choice in order.choices],
+        )

@@ -1,0 +1,109 @@
+"""Composition root of the API role: puts real parts together and serves them until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+import uvloop
+from temporalio.client import Client
+
+from api.app import create_app
+from api.services import Dependencies
+from firstlight.database.connection import Database
+from firstlight.domain.errors import InvalidSettings, LaunchError
+from firstlight.launcher.control_worker import database_url
+from firstlight.launcher.role_process import run_role
+from firstlight.launcher.temporal_client import tls_config
+from firstlight.settings import Settings
+from gpu_worker.store.sources.dispatch import describe_source
+
+log = logging.getLogger(__name__)
+
+# A rolling restart lets streams end by themselves for so long.
+GRACEFUL_S = 30
+
+
+class ApiServer(uvicorn.Server):
+    """Leaves signals to the role's own shell: uvicorn would end the process before we have closed."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main(settings: Settings | None = None) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    run_role(serve, settings=settings)
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set. Raises: InvalidSettings; LaunchError when the application cannot start."""
+    database = Database(database_url(settings), pool_size=10)
+    try:
+        app = create_app(
+            Dependencies(
+                settings=settings,
+                database=database,
+                temporal=await lazy_client(settings),
+                describe=describe_source,
+            )
+        )
+        server = ApiServer(server_config(app, settings))
+        stopping = asyncio.create_task(_stop(server, stop))
+        try:
+            await server.serve()
+        finally:
+            stopping.cancel()
+        if not server.started:
+            raise LaunchError("the API could not start; its log says why")
+    finally:
+        await database.close()
+    log.info("API stopped")
+
+
+# Any ASGI application: uvicorn's own type for it is a union of callables.
+def server_config(app: object, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        host=settings.api_host,
+        port=settings.api_port,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=GRACEFUL_S,
+        timeout_keep_alive=75,
+    )
+
+
+async def lazy_client(settings: Settings) -> Client:
+    """A client that connects when it is first used: the API serves warm models without Temporal."""
+    if settings.temporal_address is None:
+        raise InvalidSettings(
+            "FIRSTLIGHT_TEMPORAL_ADDRESS must name the Temporal server",
+            setting="FIRSTLIGHT_TEMPORAL_ADDRESS",
+        )
+    key = settings.temporal_api_key
+    return await Client.connect(
+        settings.temporal_address,
+        namespace=settings.temporal_namespace,
+        tls=tls_config(settings),
+        api_key=None if key is None else key.get_secret_value(),
+        lazy=True,
+    )
+
+
+async def _stop(server: ApiServer, stop: asyncio.Event) -> None:
+    await stop.wait()
+    server.should_exit = True
+
+
+if __name__ == "__main__":
+    main()

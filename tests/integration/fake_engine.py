@@ -1,0 +1,159 @@
+"""A contract fake of the engine: a real gRPC server that emits a token stream anyone can compute.
+
+Token at position p of a prompt is `token_at(...)`: it depends on the prompt, the position and, when sampled,
+the seed, so that a resumed stream goes on exactly as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from firstlight.domain.errors import FirstlightError, StaleEpoch
+from firstlight.rpc import engine_pb2, engine_pb2_grpc, store_pb2, store_pb2_grpc
+from firstlight.rpc.status import answering
+
+TokenAt = Callable[[Sequence[int], int, int], int | None]
+
+
+def scripted(tokens: Sequence[int]) -> TokenAt:
+    """The same tokens for every prompt; the model's end token behind the last."""
+    return lambda prompt, position, seed: tokens[position] if position < len(tokens) else None
+
+
+def hashed(vocabulary: int) -> TokenAt:
+    """Endless tokens that depend on prompt, position and seed."""
+
+    def token_at(prompt: Sequence[int], position: int, seed: int) -> int:
+        return zlib.crc32(repr((list(prompt), position, seed)).encode()) % vocabulary
+
+    return token_at
+
+
+@dataclass(eq=False)
+class FakeEngine(engine_pb2_grpc.InferenceServicer):
+    """One instance. Set `dies_at`, `pause_s` or `failure` to make it misbehave."""
+
+    instance_id: str
+    epoch: int
+    token_at: TokenAt
+    pause_s: float = 0.0
+    # Ends every stream without a finish_reason before this position.
+    dies_at: int | None = None
+    failure: FirstlightError | None = None
+    # While set, streams stand still.
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    requests: list[engine_pb2.GenerateRequest] = field(default_factory=list)
+    running: int = 0
+    most_running: int = 0
+    cancelled: int = 0
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+        self._server = grpc.aio.server()
+        engine_pb2_grpc.add_InferenceServicer_to_server(self, self._server)
+        self.endpoint = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+
+    async def start(self) -> FakeEngine:
+        await self._server.start()
+        return self
+
+    async def stop(self) -> None:
+        """Die: open streams break off."""
+        await self._server.stop(None)
+
+    # Any: grpc.aio's context is generic in messages that are not looked at.
+    async def Generate(
+        self, request: engine_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[engine_pb2.GenerateChunk]:
+        self.requests.append(request)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            async with answering(context):
+                if request.epoch != self.epoch:
+                    raise StaleEpoch(f"epoch {request.epoch} is not {self.epoch}")
+                if self.failure is not None:
+                    raise self.failure
+                async for chunk in self._tokens(request):
+                    yield chunk
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+    async def _tokens(self, request: engine_pb2.GenerateRequest) -> AsyncIterator[engine_pb2.GenerateChunk]:
+        seed = request.sampling.seed if request.sampling.temperature > 0 else 0
+        for position in range(len(request.resumed_token_ids), request.max_tokens):
+            if self.pause_s:
+                await asyncio.sleep(self.pause_s)
+            await self.gate.wait()
+            if position == self.dies_at:
+                return
+            token = self.token_at(list(request.prompt_token_ids), position, seed)
+            if token is None or (token in request.stop_token_ids and not request.ignore_eos):
+                yield engine_pb2.GenerateChunk(position=position, finish_reason="stop")
+                return
+            yield self._chunk(request, position, token)
+        yield engine_pb2.GenerateChunk(position=request.max_tokens, finish_reason="length")
+
+    def _chunk(
+        self, request: engine_pb2.GenerateRequest, position: int, token: int
+    ) -> engine_pb2.GenerateChunk:
+        chunk = engine_pb2.GenerateChunk(position=position, token_id=token, has_token=True)
+        if request.logprobs:
+            chunk.logprob = -0.25
+            for rank in range(request.top_logprobs):
+                chunk.top_logprobs.add(token_id=token + rank, logprob=-0.25 - rank)
+        return chunk
+
+    async def Status(
+        self, request: engine_pb2.EngineStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> engine_pb2.EngineStatusReply:
+        return engine_pb2.EngineStatusReply(
+            state="ready", instance_id=self.instance_id, epoch=self.epoch, running=self.running
+        )
+
+
+@dataclass(eq=False)
+class FakeStore(store_pb2_grpc.StoreServicer):
+    """A store that holds the small files of some checkpoints and notes the hints it gets."""
+
+    files: dict[str, dict[str, bytes]]
+    prepared: list[str] = field(default_factory=list)
+    served: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._server = grpc.aio.server()
+        store_pb2_grpc.add_StoreServicer_to_server(self, self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+
+    async def start(self) -> FakeStore:
+        await self._server.start()
+        return self
+
+    async def stop(self) -> None:
+        await self._server.stop(None)
+
+    async def Prepare(
+        self, request: store_pb2.PrepareRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> store_pb2.PrepareReply:
+        self.prepared.append(request.checkpoint_id)
+        return store_pb2.PrepareReply(found_in="ssd")
+
+    async def GetFiles(
+        self, request: store_pb2.GetFilesRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> store_pb2.GetFilesReply:
+        from firstlight.domain.errors import UnknownCheckpoint
+
+        async with answering(context):
+            if request.checkpoint_id not in self.files:
+                raise UnknownCheckpoint(f"{request.checkpoint_id} is not here")
+        self.served.append(request.checkpoint_id)
+        return store_pb2.GetFilesReply(files=self.files[request.checkpoint_id], manifest_digest="d" * 64)
