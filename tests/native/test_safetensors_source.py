@@ -1,0 +1,144 @@
+"""Safetensors files as others write them, and as nobody should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from firstlight.domain.errors import SourceCorrupt, SourceUnreachable, SourceUnsupported
+from native_loader import SafetensorsFile, load_state_dict, open_checkpoint, save_checkpoint, verify
+
+STATE = {
+    "model.layers.10.w": torch.randn(3, 5),
+    "model.layers.2.w": torch.randn(7).to(torch.bfloat16),
+    "model.embed_tokens.weight": torch.randn(9).to(torch.float8_e4m3fn),
+    "model.norm.weight": torch.tensor([True, False]),
+    "lm_head.weight": torch.empty(0, 4),
+    "packed": torch.arange(8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    "scale": torch.tensor(2.5, dtype=torch.float64),
+}
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return one.reshape(-1).view(torch.uint8).tolist() == other.reshape(-1).view(torch.uint8).tolist()
+
+
+def raw(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def test_a_real_file_is_read_as_it_is(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "m.safetensors", metadata={"format": "pt"})
+    with SafetensorsFile(tmp_path / "m.safetensors") as file:
+        assert set(file.tensors) == set(STATE)
+        assert file.metadata == {"format": "pt"}
+        with file.buffer("model.layers.10.w") as view:
+            assert bytes(view) == STATE["model.layers.10.w"].numpy().tobytes()
+        with pytest.raises(KeyError):
+            file.buffer("unknown")
+
+
+def test_a_model_directory_becomes_a_checkpoint_in_execution_order(tmp_path: Path) -> None:
+    source, path = tmp_path / "model", tmp_path / "checkpoint"
+    source.mkdir()
+    names = list(STATE)
+    shards = {"a.safetensors": names[:3], "b.safetensors": names[3:]}
+    for shard, members in shards.items():
+        save_file({name: STATE[name] for name in members}, source / shard)
+    weight_map = {name: shard for shard, members in shards.items() for name in members}
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (source / "config.json").write_bytes(b'{"model_type": "llama"}')
+    (source / "tokenizer.json").write_bytes(b"{}")
+    (source / "training_args.bin").write_bytes(b"pickle")
+    manifest = save_checkpoint(source, path)
+    verify(path)
+    loaded = load_state_dict(path)
+    assert all(same(loaded[name], tensor) for name, tensor in STATE.items())
+    order = [entry.name for entry in manifest.tensors]
+    assert order[:3] == ["model.embed_tokens.weight", "model.layers.2.w", "model.layers.10.w"]
+    assert order[-1] == "lm_head.weight"
+    assert set(open_checkpoint(path).files()) == {"config.json", "tokenizer.json"}
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes}
+
+
+MALICIOUS = {
+    "empty": b"",
+    "short": b"\1\0\0",
+    "header length beyond the file": (2**40).to_bytes(8, "little") + b"{}",
+    "header length overflows": b"\xff" * 8 + b"{}",
+    "header of nothing": bytes(8),
+    "not json": raw(b"{nope"),
+    "not utf-8": raw(b'{"\xff": 1}'),
+    "a list": raw([]),
+    "deeply nested": raw(b"[" * 100_000),
+    "a name twice": raw(b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":1}'),
+    "metadata of numbers": raw({"__metadata__": {"a": 1}}),
+    "metadata a list": raw({"__metadata__": []}),
+    "unknown dtype": raw(entry(dtype="F128"), bytes(8)),
+    "dtype of another kind": raw(entry(dtype=["F32"]), bytes(8)),
+    "shape contradicts": raw(entry(shape=[3]), bytes(8)),
+    "shape overflows": raw(entry(shape=[2**62, 2**62]), bytes(8)),
+    "negative shape": raw(entry(shape=[-2]), bytes(8)),
+    "boolean shape": raw(entry(shape=[True, 2]), bytes(8)),
+    "offsets reversed": raw(entry(data_offsets=[8, 0]), bytes(8)),
+    "negative offset": raw(entry(data_offsets=[-8, 0]), bytes(8)),
+    "three offsets": raw(entry(data_offsets=[0, 4, 8]), bytes(8)),
+    "beyond the file": raw(entry(data_offsets=[8, 16]), bytes(8)),
+    "hole at the start": raw(entry(data_offsets=[8, 16]), bytes(16)),
+    "file not covered": raw(entry(), bytes(9)),
+    "file cut short": raw(entry(), bytes(7)),
+    "overlap": raw(entry() | {"b": entry()["a"]}, bytes(16)),
+    "a field more": raw(entry(more=1), bytes(8)),
+    "a field less": raw({"a": {"dtype": "F32", "shape": [2]}}, bytes(8)),
+}
+
+
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_malicious_files_are_corrupt(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(MALICIOUS[name])
+    with pytest.raises(SourceCorrupt):
+        SafetensorsFile(path)
+
+
+def test_what_is_not_there_is_unreachable(tmp_path: Path) -> None:
+    for source in (tmp_path / "no", tmp_path / "no.safetensors"):
+        with pytest.raises(SourceUnreachable):
+            save_checkpoint(source, tmp_path / "c")
+    with pytest.raises(SourceUnreachable):
+        SafetensorsFile(tmp_path / "no.safetensors")
+
+
+def test_pickle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
+    with pytest.raises(SourceUnsupported, match="pickle"):
+        save_checkpoint(tmp_path, tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "index",
+    [b"{", b"[]", b'{"weight_map": []}', b'{"weight_map": {"a": "../x"}}', b'{"weight_map": {"a": "gone"}}',
+     b'{"weight_map": {"a": 3}}', b'{"weight_map": {"a": ["b"]}}'],
+)  # fmt: skip
+def test_an_index_that_lies_is_corrupt(tmp_path: Path, index: bytes) -> None:
+    (tmp_path / "model.safetensors.index.json").write_bytes(index)
+    with pytest.raises(SourceCorrupt):
+        save_checkpoint(tmp_path, tmp_path / "c")
+
+
+def test_a_tensor_in_two_shards_is_corrupt(tmp_path: Path) -> None:
+    for shard in ("a", "b"):
+        save_file({"w": torch.ones(1)}, tmp_path / f"{shard}.safetensors")
+    with pytest.raises(SourceCorrupt):
+        save_checkpoint(tmp_path, tmp_path / "c")
