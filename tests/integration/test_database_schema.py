@@ -145,7 +145,8 @@ async def test_rows_that_break_a_promise_are_refused(database: Database) -> None
         ),
         # A reservation of an instance that has ended.
         (
-            f"UPDATE instances SET state = 'stopped', ended_at = now() WHERE instance_id = '{start.instance_id}'",
+            "UPDATE instances SET state = 'stopped', ended_at = now() "
+            f"WHERE instance_id = '{start.instance_id}'",
             OWNED,
         ),
         # A reservation under another epoch than its instance's.
