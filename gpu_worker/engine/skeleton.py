@@ -90,16 +90,22 @@ def build_skeleton(directory: Path, *, dtype: torch.dtype, device: str = "cpu") 
     except (OSError, ValueError) as failure:
         raise AttachFailed(f"cannot read the model's configuration: {failure}") from failure
     architectures.require_supported(config)
-    attention.register()
     try:
         described = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         with _building, torch.device(device), _parameters_on_meta(), no_init_weights():
-            model = AutoModelForCausalLM.from_config(
-                described, dtype=dtype, attn_implementation=attention.NAME, trust_remote_code=False
-            )
+            model = assemble(described, dtype=dtype)
     except (ValueError, KeyError, TypeError) as failure:
         raise SourceUnsupported(f"config.json describes no model that can be built: {failure}") from failure
-    return Skeleton(model.eval(), config, eos_token_ids)
+    return Skeleton(model, config, eos_token_ids)
+
+
+# Any: transformers' configurations and models are untyped.
+def assemble(described: Any, *, dtype: torch.dtype) -> Any:
+    """The model of a transformers configuration, with our attention, ready to infer."""
+    attention.register()
+    return AutoModelForCausalLM.from_config(
+        described, dtype=dtype, attn_implementation=attention.NAME, trust_remote_code=False
+    ).eval()
 
 
 def read_eos_token_ids(directory: Path, config: Mapping[str, Any]) -> frozenset[int]:

@@ -26,7 +26,7 @@ class Pinned:
 
 
 class StoreLink:
-    """One connection. `view` is the whole arena, read-only; `on_lost` is called once when the store goes."""
+    """One connection. `view` is the whole arena, read-only; `on_lost` is called when the store goes."""
 
     def __init__(self, view: ArenaView, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.view = view
@@ -48,7 +48,7 @@ class StoreLink:
         return cls(view, reader, writer)
 
     async def pin(self, checkpoint_id: str) -> Pinned:
-        """Hold a resident checkpoint until the link ends. Raises: UnknownCheckpoint and what else the store says."""
+        """Hold a resident checkpoint until the link ends. Raises: UnknownCheckpoint, EngineGone."""
         async with self._one_at_a_time:
             if self._is_lost:
                 raise EngineGone("the store is gone")
