@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.text.model_text import ModelText
-from tests.property.text_tokenizers import KINDS
+from text_tokenizers import KINDS
 
 
 @cache
