@@ -53,6 +53,7 @@ class ColdStart:
     def __init__(self, request: ColdStartInput) -> None:
         self._plan = request.plan
         self._plans_tried = 1
+        self._stopped_epoch: int | None = None
         self._story = Story()
         self._tell_plan("placed")
 
@@ -161,10 +162,13 @@ class ColdStart:
 
     async def _stop_engine(self, reason: str) -> None:
         plan = self._plan
+        if self._stopped_epoch == plan.epoch:
+            return
         try:
             await host_calls.stop_instance(
                 plan.host_id, StopInstanceInput(plan.instance_id, plan.epoch, 0.0, reason)
             )
+            self._stopped_epoch = plan.epoch
         except ActivityError as failure:
             # The epoch fences off what may still run there, and the reconciler ends it.
             self._story.tell(f"engine on {plan.host_id} not stopped: {error_of(failure).message}")

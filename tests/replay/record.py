@@ -1,0 +1,213 @@
+"""Record the histories that replay tests keep: real workflows under real Temporal, scripted activities.
+
+    python tests/replay/record.py [NAME …]
+
+Writes tests/replay/histories/<release>/<name>.json for every scenario (or those named). Run it once per
+release and commit the result; histories of older releases stay, because runs of theirs may still be open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from temporalio.client import Client, WorkflowFailureError
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "integration"))
+
+from scripted_activities import Outcome  # noqa: E402
+from workflow_world import World, eventually, world  # noqa: E402
+
+from firstlight.contracts import naming  # noqa: E402
+from firstlight.contracts.hosts import (  # noqa: E402
+    EngineToStop,
+    FailHostReceipt,
+    HostList,
+    MendReceipt,
+    ReconcileInput,
+)
+from firstlight.contracts.instances import BeginDrainReceipt, StopSignal  # noqa: E402
+from firstlight.contracts.starting import announce_host, cancel_start, stop_instance  # noqa: E402
+from firstlight.contracts.starts import ReplanReceipt  # noqa: E402
+from firstlight.domain.errors import AttachFailed, ChecksumMismatch, EngineGone  # noqa: E402
+from firstlight.launcher.embedded.temporal import EmbeddedTemporal  # noqa: E402
+
+RELEASE = "0.1.0"
+# Takes a world, returns the ids of the workflows whose histories tell the scenario.
+Scenario = Callable[[World], Awaitable[list[str]]]
+
+
+async def cold_start_from_ssd(here: World) -> list[str]:
+    handle = await here.start(here.plan())
+    await handle.result()
+    return [handle.id]
+
+
+async def cold_start_with_download(here: World) -> list[str]:
+    plan = here.plan(tier="remote")
+    handle = await here.start(plan)
+    await handle.result()
+    return [handle.id, naming.download_id(plan.checkpoint.checkpoint_id, plan.host_id)]
+
+
+async def cold_start_with_retry_and_replan(here: World) -> list[str]:
+    here.host("a").script.then("bring_up", EngineGone("store restarts"), AttachFailed("bytes refused"))
+    here.control.script.then("replan_start", ReplanReceipt(plan=replace(here.plan("b"), epoch=8)))
+    handle = await here.start(here.plan())
+    await handle.result()
+    return [handle.id]
+
+
+async def cold_start_on_a_dead_host(here: World) -> list[str]:
+    here.control.script.then("replan_start", ReplanReceipt(plan=replace(here.plan("b"), epoch=8)))
+    handle = await here.start(here.plan("z"))
+    await handle.result()
+    return [handle.id]
+
+
+async def cold_start_of_a_corrupt_copy(here: World) -> list[str]:
+    here.host().script.then("bring_up", ChecksumMismatch("chunk 3"))
+    handle = await here.start(here.plan())
+    await handle.result()
+    return [handle.id]
+
+
+async def cold_start_that_fails(here: World) -> list[str]:
+    here.host().script.then("bring_up", AttachFailed("bytes refused"))
+    handle = await here.start(here.plan())
+    await _ended(handle.result())
+    return [handle.id]
+
+
+async def cold_start_cancelled(here: World) -> list[str]:
+    here.host().script.then("bring_up", _for_ever)
+    plan = here.plan()
+    handle = await here.start(plan)
+    await eventually(lambda: here.host().script.requests("bring_up"))
+    await cancel_start(here.client, model=plan.model, instance_id=plan.instance_id)
+    await _ended(handle.result())
+    return [handle.id]
+
+
+async def instance_idle(here: World) -> list[str]:
+    """Idle and needed first, idle and not needed then."""
+    here.control.script.then("begin_drain", BeginDrainReceipt(draining=False, state="ready"))
+    workflow_id, instance_id = await _instance(here)
+    for watches, how in ((1, "idle"), (2, "elapsed"), (3, "idle")):
+        await _watched(here, watches)
+        here.host().endings.end(instance_id, how)
+    await here.client.get_workflow_handle(workflow_id).result()
+    return [workflow_id]
+
+
+async def instance_exited(here: World) -> list[str]:
+    workflow_id, instance_id = await _instance(here)
+    here.host().endings.end(instance_id, "exited")
+    await here.client.get_workflow_handle(workflow_id).result()
+    return [workflow_id]
+
+
+async def instance_stopped(here: World) -> list[str]:
+    workflow_id, instance_id = await _instance(here)
+    await stop_instance(here.client, instance_id=instance_id, request=StopSignal("model deleted", 5.0))
+    await here.client.get_workflow_handle(workflow_id).result()
+    return [workflow_id]
+
+
+async def host_lost_and_returned(here: World) -> list[str]:
+    host_id = here.host_id("a")
+    here.control.script.then("fail_host", FailHostReceipt(marked=True, failed_instances=["never-ready"]))
+    await announce_host(here.client, host_id=host_id, registration=1)
+    await eventually(lambda: here.control.script.requests("watch_lease"))
+    here.control.leases.end(1, "expired")
+    await eventually(lambda: here.control.script.requests("fail_host"))
+    await announce_host(here.client, host_id=host_id, registration=2)
+    await eventually(lambda: len(here.control.script.requests("watch_lease")) == 2)
+    here.started.append(naming.host_workflow_id(host_id))
+    return [naming.host_workflow_id(host_id)]
+
+
+async def reconciler(here: World) -> list[str]:
+    here.control.script.then("list_hosts", HostList([here.host_id("a"), here.host_id("z")]))
+    here.control.script.then(
+        "mend_host", MendReceipt(mended=["placement added"], orphans=[EngineToStop("ghost", 3)])
+    )
+    workflow_id = f"reconcile-{here.run_id}"
+    handle = await here.client.start_workflow(
+        naming.FLEET_RECONCILER, ReconcileInput(), id=workflow_id, task_queue=naming.CONTROL_QUEUE
+    )
+    await handle.result()
+    return [workflow_id]
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    cold_start_from_ssd,
+    cold_start_with_download,
+    cold_start_with_retry_and_replan,
+    cold_start_on_a_dead_host,
+    cold_start_of_a_corrupt_copy,
+    cold_start_that_fails,
+    cold_start_cancelled,
+    instance_idle,
+    instance_exited,
+    instance_stopped,
+    host_lost_and_returned,
+    reconciler,
+)
+
+
+async def _instance(here: World) -> tuple[str, str]:
+    plan = here.plan()
+    await (await here.start(plan)).result()
+    await _watched(here, 1)
+    return naming.instance_workflow_id(plan.instance_id), plan.instance_id
+
+
+async def _watched(here: World, times: int) -> None:
+    await eventually(lambda: len(here.host().script.requests("watch_instance")) == times)
+
+
+async def _for_ever(_: object) -> Outcome:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def _ended(result: Awaitable[object]) -> None:
+    try:
+        await result
+    except WorkflowFailureError:
+        return
+
+
+async def record(names: set[str]) -> None:
+    folder = HERE / "histories" / RELEASE
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as state_dir:
+        server = EmbeddedTemporal(Path(state_dir), 0, 0)
+        client = await Client.connect(await server.start())
+        try:
+            for scenario in SCENARIOS:
+                if not names or scenario.__name__ in names:
+                    await _record_one(client, scenario, folder)
+        finally:
+            await server.stop()
+
+
+async def _record_one(client: Client, scenario: Scenario, folder: Path) -> None:
+    async with world(client) as here:
+        for number, workflow_id in enumerate(await scenario(here)):
+            history = await client.get_workflow_handle(workflow_id).fetch_history()
+            name = scenario.__name__ + (f"_{number}" if number else "")
+            kept = {"workflow_id": workflow_id, "history": history.to_json_dict()}
+            (folder / f"{name}.json").write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+            print(f"{name}: {len(history.events)} events")
+
+
+if __name__ == "__main__":
+    asyncio.run(record(set(sys.argv[1:])))
