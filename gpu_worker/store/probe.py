@@ -50,7 +50,7 @@ def measure(directory: Path) -> tuple[float, bool]:
         _write(path)
         fd, is_direct = _open_direct(path)
         try:
-            # The fastest of a few: what slows one down is somebody else, what the device can do is the figure.
+            # The fastest of a few: what slows one down is somebody else, and the device is what is measured.
             return PROBE_BYTES / min(_timed_read(fd) for _ in range(PASSES)), is_direct
         finally:
             os.close(fd)
