@@ -10,7 +10,7 @@ from rich.console import Console
 
 from firstlight.domain.names import HostId
 from firstlight.launcher.backing import BackingServices
-from firstlight.launcher.gpu_host import host_ids
+from firstlight.launcher.gpu_host import host_config, host_ids
 from firstlight.launcher.processes import RoleSpec, Supervisor
 from firstlight.launcher.progress import Steps
 from firstlight.launcher.readiness import api_is_ready, host_is_ready, wait_until
@@ -61,7 +61,12 @@ class Cluster:
 
     async def _wait_for_host(self, http: httpx.AsyncClient, steps: Steps, host: HostId) -> None:
         with steps.step(f"GPU host {host}"):
-            await wait_until(lambda: host_is_ready(http, host), supervisor=self._supervisor, role=host)
+            address_file = host_config(self._settings, host).address_file
+            await wait_until(
+                lambda: host_is_ready(http, host, address_file=address_file),
+                supervisor=self._supervisor,
+                role=host,
+            )
 
     def _api_url(self) -> str:
         settings = self._settings

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import httpx
 
@@ -42,12 +44,24 @@ async def api_is_ready(http: httpx.AsyncClient) -> bool:
     return await _get(http, "/readyz") is not None
 
 
-async def host_is_ready(http: httpx.AsyncClient, host: HostId) -> bool:
-    answer = await _get(http, "/admin/v1/hosts")
+async def host_is_ready(http: httpx.AsyncClient, host: HostId, *, address_file: Path) -> bool:
+    """Whether the host of this very run has joined: the row of an earlier one may still look alive."""
+    address = _host_address(address_file)
+    answer = await _get(http, "/admin/v1/hosts") if address else None
     if answer is None:
         return False
-    found = answer.json()["hosts"]
-    return any(row["host_id"] == host and row["state"] in ("ready", "draining") for row in found)
+    return any(
+        row["host_id"] == host and row["host_address"] == address and row["state"] in ("ready", "draining")
+        for row in answer.json()["hosts"]
+    )
+
+
+def _host_address(address_file: Path) -> str | None:
+    """What the host's supervisor publishes once it serves, and takes away before it starts."""
+    try:
+        return str(json.loads(address_file.read_text())["host_address"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 async def _get(http: httpx.AsyncClient, path: str) -> httpx.Response | None:

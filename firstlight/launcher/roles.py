@@ -19,6 +19,8 @@ def control_role(settings: Settings, role: str) -> RoleSpec:
         argv=(sys.executable, "-m", "firstlight.cli", "serve", role),
         env=role_environment(settings),
         log_path=log_path(settings.state_dir, role),
+        # A stream that goes on for longer than this is cut: whoever pressed Ctrl-C waits.
+        stop_s=5.0,
     )
 
 
