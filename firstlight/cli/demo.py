@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from firstlight.launcher.run_file import RunRecord
 
 MODEL = "smollm2-135m-instruct"
+RECORDED_WITHIN_S = 5.0
 PROMPT = "What is the capital of France, and what is it known for?"
 NEXT_STEPS = """
 [bold]Ask it with curl[/]
@@ -90,8 +92,19 @@ def _show(record: RunRecord, source: str, prompt: str) -> None:
         console.print(f"\n[bold]>[/] {prompt}")
         ask(client, MODEL, [{"role": "user", "content": prompt}], {"max_tokens": 96, "temperature": 0})
         console.print()
-        for start in client.get("/admin/v1/starts", model=MODEL, limit=1)["starts"]:
-            print_timeline(start)
+        print_timeline(_recorded_start(client))
+
+
+# Any: the JSON of one start.
+def _recorded_start(client: ApiClient) -> dict[str, Any]:
+    """The last start, once its figures are in the books: they are written behind the answer."""
+    deadline_s = time.monotonic() + RECORDED_WITHIN_S
+    while True:
+        start: dict[str, Any] = client.get("/admin/v1/starts", model=MODEL, limit=1)["starts"][0]
+        is_whole = start["actual"] is not None and start["first_token_s"] is not None
+        if is_whole or time.monotonic() > deadline_s:
+            return start
+        time.sleep(0.1)
 
 
 def _print_next_steps(record: RunRecord) -> None:

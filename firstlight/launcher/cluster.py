@@ -13,7 +13,7 @@ from firstlight.launcher.backing import BackingServices
 from firstlight.launcher.gpu_host import host_config, host_ids
 from firstlight.launcher.processes import RoleSpec, Supervisor
 from firstlight.launcher.progress import Steps
-from firstlight.launcher.readiness import api_is_ready, host_is_ready, wait_until
+from firstlight.launcher.readiness import api_is_ready, engines_are_warm, host_is_ready, wait_until
 from firstlight.launcher.roles import control_role, gpu_host_role
 from firstlight.launcher.run_file import RunRecord, own_mark
 from firstlight.settings import Settings
@@ -66,6 +66,10 @@ class Cluster:
                 lambda: host_is_ready(http, host, address_file=address_file),
                 supervisor=self._supervisor,
                 role=host,
+            )
+        with steps.step(f"GPU host {host}: spare engine"):
+            await wait_until(
+                lambda: engines_are_warm(address_file=address_file), supervisor=self._supervisor, role=host
             )
 
     def _api_url(self) -> str:

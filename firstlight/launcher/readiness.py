@@ -10,9 +10,11 @@ from pathlib import Path
 
 import httpx
 
-from firstlight.domain.errors import LaunchError
+from firstlight.domain.errors import EngineGone, LaunchError, StartTimeout
 from firstlight.domain.names import HostId
 from firstlight.launcher.processes import Supervisor
+from firstlight.rpc.channels import Channels
+from firstlight.rpc.clients import HostClient
 
 READY_WITHIN_S = 120.0
 # A role that ended so often before it was ever ready will not become ready.
@@ -54,6 +56,19 @@ async def host_is_ready(http: httpx.AsyncClient, host: HostId, *, address_file: 
         row["host_id"] == host and row["host_address"] == address and row["state"] in ("ready", "draining")
         for row in answer.json()["hosts"]
     )
+
+
+async def engines_are_warm(*, address_file: Path) -> bool:
+    """Whether the host has a spare engine, so that a start need not wait for imports."""
+    address = _host_address(address_file)
+    if address is None:
+        return False
+    async with Channels() as channels:
+        try:
+            listed = await HostClient(channels, address).list_engines()
+        except (EngineGone, StartTimeout):
+            return False
+    return any(engine.state != "starting" for engine in listed.engines)
 
 
 def _host_address(address_file: Path) -> str | None:
