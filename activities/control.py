@@ -99,11 +99,11 @@ class Control(ControlActivities):
             stale = await hosts_repository.list_stale_starts(
                 session, host_id=request.report.host_id, older_than_s=request.stale_start_s
             )
-        running = frozenset(
-            [start.instance_id for start in stale if await self._is_running(start.model, start.instance_id)]
+        abandoned = frozenset(
+            [s.instance_id for s in stale if not await self._is_running(s.model, s.instance_id)]
         )
         async with self._database.transaction() as session:
-            return await hosts_repository.mend_host(session, request, running_starts=running)
+            return await hosts_repository.mend_host(session, request, abandoned_starts=abandoned)
 
     async def _is_running(self, model: str, instance_id: str) -> bool:
         try:

@@ -9,13 +9,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from firstlight.contracts.hosts import EngineToStop, HostReport, MendInput, MendReceipt, StoredRow
 from firstlight.database.decision_json import estimate_from_json
+from firstlight.database.housekeeping import (
+    finish_deletes,
+    forget_old_refusals,
+    forget_unused_checkpoints,
+)
 from firstlight.database.instance_closing import close_instance
 from firstlight.database.instances_repository import read_instances
-from firstlight.database.placements import (
-    forget_unused_checkpoints,
-    remove_placement,
-    write_placement,
-)
+from firstlight.database.placements import remove_placement, write_placement
 from firstlight.database.records import InstanceRecord
 from firstlight.database.tables import CheckpointRow, DecisionRow, HostRow, InstanceRow, PlacementRow
 from firstlight.domain.errors import EngineGone, StartTimeout, UnknownHost
@@ -29,12 +30,13 @@ OVERDUE_FACTOR = 4.0
 
 
 async def mend_host(
-    session: AsyncSession, request: MendInput, *, running_starts: frozenset[str] | None = None
+    session: AsyncSession, request: MendInput, *, abandoned_starts: frozenset[str] | None = None
 ) -> MendReceipt:
     """Make the rows agree with the host's report; name engines that no row owns.
 
-    `running_starts`: instances whose ColdStart is known to run; they are never given up, other stale ones
-    are. None: unknown, and a start is given up only when far beyond its estimate.
+    `abandoned_starts`: instances of `list_stale_starts` whose ColdStart is known not to run; they alone are
+    given up. None: unknown, and a start is given up only when far beyond its estimate.
+    Also finishes deletes whose last instance has ended, and forgets what nobody needs.
     Raises: UnknownHost.
     """
     report = request.report
@@ -43,9 +45,11 @@ async def mend_host(
         raise UnknownHost(f"there is no host {report.host_id!r}", host_id=report.host_id)
     mended = [
         *await _close_without_engine(session, report),
-        *await _give_up_stale(session, request, running_starts),
+        *await _give_up_stale(session, request, abandoned_starts),
         *await _mend_placements(session, report),
+        *(f"model {name} was deleted: nothing of it runs" for name in await finish_deletes(session)),
     ]
+    await forget_old_refusals(session)
     return MendReceipt(mended=mended, orphans=await _orphans(session, report))
 
 
@@ -114,16 +118,17 @@ async def _close_without_engine(session: AsyncSession, report: HostReport) -> li
 
 
 async def _give_up_stale(
-    session: AsyncSession, request: MendInput, running_starts: frozenset[str] | None
+    session: AsyncSession, request: MendInput, abandoned_starts: frozenset[str] | None
 ) -> list[str]:
     stale = await list_stale_starts(
         session, host_id=request.report.host_id, older_than_s=request.stale_start_s
     )
     mended = []
     for record in stale:
-        if running_starts is not None and record.instance_id in running_starts:
-            continue
-        if running_starts is None and not await _is_overdue(session, record, request.stale_start_s):
+        if abandoned_starts is None:
+            if not await _is_overdue(session, record, request.stale_start_s):
+                continue
+        elif record.instance_id not in abandoned_starts:
             continue
         row = await session.get_one(
             InstanceRow, record.instance_id, with_for_update=True, populate_existing=True

@@ -14,8 +14,10 @@ from firstlight.contracts.hosts import FailHostInput, FailHostReceipt
 from firstlight.database.edges import edges_from_json, edges_to_json, prior_edge
 from firstlight.database.host_listing import list_hosts
 from firstlight.database.host_mending import list_stale_starts, mend_host
+from firstlight.database.housekeeping import finish_deletes
 from firstlight.database.instance_closing import close_instance
 from firstlight.database.keys_repository import audit
+from firstlight.database.locks import lock_fleet
 from firstlight.database.placements import record_checkpoint, remove_placement, write_placement
 from firstlight.database.records import HostRecord, HostRegistration
 from firstlight.database.tables import GpuRow, HostRow, InstanceRow, PlacementRow, ReservationRow
@@ -46,6 +48,8 @@ async def register_host(session: AsyncSession, registration: HostRegistration, *
 
     A host that is draining stays so. What was learned of its edges is kept.
     """
+    # A decision that has seen a GPU must not find it gone.
+    await lock_fleet(session)
     row = await _lock(session, registration.host_id)
     if row is None:
         row = HostRow(host_id=registration.host_id, registration=0, state=HostState.READY, edges={})
@@ -123,6 +127,7 @@ async def fail_host(session: AsyncSession, request: FailHostInput) -> FailHostRe
         )
         await session.flush()
     await _fail_instances(session, row.host_id, request.reason)
+    await finish_deletes(session)
     failed = await session.scalars(
         select(InstanceRow.instance_id)
         .join(HostRow, HostRow.host_id == InstanceRow.host_id)
@@ -165,7 +170,8 @@ async def set_placements(
 
 
 async def _lock(session: AsyncSession, host_id: str) -> HostRow | None:
-    return await session.get(HostRow, host_id, with_for_update=True, populate_existing=True)
+    # Its key stays as it is, so whoever only refers to the host need not wait.
+    return await session.get(HostRow, host_id, with_for_update={"key_share": True}, populate_existing=True)
 
 
 # Any: SQLAlchemy types an interval's arithmetic so.

@@ -115,7 +115,9 @@ async def _is_needed(session: AsyncSession, row: InstanceRow) -> bool:
     """Whether without this instance fewer would serve than the model's minimum."""
     # The lock makes two idle instances ask one after the other: both would see the other one staying.
     minimum = await session.scalar(
-        select(ModelRow.min_instances).where(ModelRow.model_id == row.model_id).with_for_update()
+        select(ModelRow.min_instances)
+        .where(ModelRow.model_id == row.model_id)
+        .with_for_update(key_share=True)
     )
     ready = await session.scalar(
         select(func.count()).where(

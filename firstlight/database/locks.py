@@ -1,4 +1,4 @@
-"""Advisory locks of decisions. Always taken in this order: model, then fleet."""
+"""Advisory locks of decisions. Always taken in this order, and before any row: model, then fleet."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('firstlight-model ' || :model, 0))"
 _FLEET = "hashtextextended('firstlight-fleet', 0)"
 _MODEL = text(_LOCK)
+_FLEET_ALONE = text(f"SELECT pg_advisory_xact_lock({_FLEET})")
 _SHARED = text(f"{_LOCK}, pg_advisory_xact_lock_shared({_FLEET})")
 _ALONE = text(f"{_LOCK}, pg_advisory_xact_lock({_FLEET})")
 
@@ -24,3 +25,8 @@ async def lock_decision(session: AsyncSession, model: str, *, is_last_attempt: b
     fleet as it was before the wait.
     """
     await session.execute(_ALONE if is_last_attempt else _SHARED, {"model": model})
+
+
+async def lock_fleet(session: AsyncSession) -> None:
+    """Until the transaction ends, no decision is made at all: GPUs may come and go."""
+    await session.execute(_FLEET_ALONE)

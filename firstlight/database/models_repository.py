@@ -8,10 +8,10 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from firstlight.database.housekeeping import forget_unused_checkpoints
 from firstlight.database.instances_repository import read_instances
 from firstlight.database.keys_repository import audit
 from firstlight.database.locks import lock_model
-from firstlight.database.placements import forget_unused_checkpoints
 from firstlight.database.records import InstanceRecord, ModelRecord, ModelSpec
 from firstlight.database.tables import CheckpointRow, InstanceRow, ModelRow
 from firstlight.domain.errors import InvalidInput, ModelBeingDeleted, ModelExists, UnknownModel
@@ -155,7 +155,7 @@ async def _find(session: AsyncSession, name: str) -> ModelRecord | None:
 
 
 async def _lock(session: AsyncSession, name: str) -> ModelRow:
-    row = await session.scalar(select(ModelRow).where(ModelRow.name == name).with_for_update())
+    row = await session.scalar(select(ModelRow).where(ModelRow.name == name).with_for_update(key_share=True))
     if row is None:
         raise UnknownModel(f"there is no model {name!r}", model=name)
     return row

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from firstlight.database.tables import CheckpointRow, ModelRow, PlacementRow
+from firstlight.database.tables import CheckpointRow, PlacementRow
 from firstlight.domain.errors import CheckpointMismatch, UnknownCheckpoint
 from firstlight.domain.fleet import Tier
 from firstlight.domain.lifecycle import PlacementState
@@ -79,17 +79,5 @@ async def remove_placement(session: AsyncSession, *, host_id: str, checkpoint_id
             PlacementRow.host_id == host_id,
             PlacementRow.checkpoint_id == checkpoint_id,
             PlacementRow.tier == tier,
-        )
-    )
-
-
-async def forget_unused_checkpoints(session: AsyncSession) -> None:
-    """Remove checkpoints that no model names and no host holds."""
-    await session.execute(
-        delete(CheckpointRow).where(
-            ~select(ModelRow.model_id).where(ModelRow.checkpoint_id == CheckpointRow.checkpoint_id).exists(),
-            ~select(PlacementRow.host_id)
-            .where(PlacementRow.checkpoint_id == CheckpointRow.checkpoint_id)
-            .exists(),
         )
     )

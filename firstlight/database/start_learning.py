@@ -26,7 +26,9 @@ async def record_start(session: AsyncSession, request: RecordStartInput) -> None
     Idempotent per instance. Raises: UnknownInstance, UnknownHost.
     """
     plan = request.plan
-    host = await session.get(HostRow, plan.host_id, with_for_update=True, populate_existing=True)
+    host = await session.get(
+        HostRow, plan.host_id, with_for_update={"key_share": True}, populate_existing=True
+    )
     if host is None:
         raise UnknownHost(f"there is no host {plan.host_id!r}", host_id=plan.host_id)
     await _upsert(session, plan.instance_id, await _observation(session, request, host))
@@ -138,6 +140,8 @@ async def _refit_attach(session: AsyncSession, *, model: str, host_class: str) -
     ).all()
     seconds = learned_seconds([value for value in observed if value is not None], PRIOR_ATTACH_S)
     # The model may have been deleted meanwhile; then there is nothing to teach.
-    found = await session.scalar(select(ModelRow).where(ModelRow.name == model).with_for_update())
+    found = await session.scalar(
+        select(ModelRow).where(ModelRow.name == model).with_for_update(key_share=True)
+    )
     if found is not None:
         found.attach_s = {**found.attach_s, host_class: seconds}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from fleets import DIGEST, add_host, add_model, placed, publish, running
+from fleets import DIGEST, add_host, add_model, placed, plan, publish, running
 from sqlalchemy import text
 
 from firstlight.contracts.hosts import (
@@ -54,7 +54,7 @@ async def mend(
     engines: list[EngineRow] | None = None,
     held: list[StoredRow] | None = None,
     stale_start_s: float = 30.0,
-    running_starts: frozenset[str] | None = None,
+    abandoned_starts: frozenset[str] | None = None,
     taken_at_unix_s: float = 0.0,
 ) -> MendReceipt:
     report = HostReport(
@@ -62,7 +62,7 @@ async def mend(
     )
     async with database.transaction() as session:
         return await hosts_repository.mend_host(
-            session, MendInput(report, stale_start_s), running_starts=running_starts
+            session, MendInput(report, stale_start_s), abandoned_starts=abandoned_starts
         )
 
 
@@ -212,15 +212,17 @@ async def test_a_start_that_nobody_carries_out_is_given_up(database: Database) -
     await add_host(database, "host-a")
     await add_model(database, "tiny")
     start = await placed(database, "tiny")
-    assert (await mend(database, held=[], running_starts=frozenset())).mended == [], "it is young"
+    assert (await mend(database, held=[], abandoned_starts=frozenset({start.instance_id}))).mended == [], (
+        "it is young"
+    )
     await age(database, 31)
     async with database.session() as session:
         stale = await hosts_repository.list_stale_starts(session, host_id="host-a", older_than_s=30)
     assert [row.instance_id for row in stale] == [start.instance_id]
-    assert (await mend(database, held=[], running_starts=frozenset({start.instance_id}))).mended == []
+    assert (await mend(database, held=[], abandoned_starts=frozenset())).mended == [], "it runs"
     # Whether its workflow runs is unknown, and a download of this size may take minutes.
     assert (await mend(database, held=[])).mended == []
-    assert len((await mend(database, held=[], running_starts=frozenset())).mended) == 1
+    assert len((await mend(database, held=[], abandoned_starts=frozenset({start.instance_id}))).mended) == 1
     assert await state(database, start) is InstanceState.FAILED
     again = await placed(database, "tiny")
     await age(database, 3600)
@@ -236,7 +238,7 @@ async def test_a_forgotten_start_on_a_lost_host_is_given_up_by_any_host(database
     async with database.transaction() as session:
         await hosts_repository.fail_host(session, FailHostInput("host-b", registration, "silent"))
     await age(database, 31)
-    assert len((await mend(database, held=[], running_starts=frozenset())).mended) == 1
+    assert len((await mend(database, held=[], abandoned_starts=frozenset({start.instance_id}))).mended) == 1
     assert await state(database, start) is InstanceState.FAILED
 
 
@@ -266,3 +268,40 @@ async def test_a_checkpoint_of_no_model_and_no_host_is_forgotten(database: Datab
         assert await models_repository.finish_delete(session, "tiny")
     assert len((await mend(database, held=[])).mended) == 2
     assert (await add_model(database, "tiny")).manifest_digest == ""
+
+
+async def test_a_delete_is_finished_by_whoever_closes_the_last_instance(database: Database) -> None:
+    registration = await add_host(database, "host-a", gpu_count=2)
+    for name in ("tiny", "other"):
+        await add_model(database, name)
+        await running(database, name)
+        async with database.transaction() as session:
+            await models_repository.begin_delete(session, name)
+    assert "model tiny was deleted: nothing of it runs" in (await mend(database)).mended
+    async with database.session() as session:
+        assert await models_repository.list_models(session) == []
+    await add_model(database, "tiny")
+    await running(database, "tiny")
+    async with database.transaction() as session:
+        await models_repository.begin_delete(session, "tiny")
+        await hosts_repository.fail_host(session, FailHostInput("host-a", registration, "silent"))
+        assert await models_repository.list_models(session) == []
+
+
+async def test_decisions_that_started_nothing_are_forgotten_after_a_week(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    await placed(database, "tiny")
+    for _ in range(2):
+        await plan(database, "tiny")
+    async with database.transaction() as session:
+        await session.execute(
+            text(
+                "UPDATE decisions SET decided_at = now() - interval '8 days' WHERE kind = 'place' "
+                "OR ctid IN (SELECT ctid FROM decisions WHERE kind = 'wait' LIMIT 1)"
+            )
+        )
+    await mend(database, held=[])
+    async with database.session() as session:
+        kinds = (await session.scalars(text("SELECT kind FROM decisions ORDER BY kind"))).all()
+    assert kinds == ["place", "wait"]
