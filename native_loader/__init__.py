@@ -21,6 +21,7 @@ from native_loader._native import (
 from native_loader.execution_order import execution_order
 from native_loader.manifest import FileEntry, Manifest, PartitionEntry, TensorEntry, parse_manifest
 from native_loader.reader import Checkpoint, open_checkpoint, verify
+from native_loader.safetensors_loading import load_safetensors
 from native_loader.safetensors_source import SafetensorsFile, SafetensorsHeader, SourceTensor, parse_header
 from native_loader.standalone import load_into, load_state_dict, save_checkpoint
 from native_loader.writer import CheckpointWriter, StorageMember, remove_leftovers
@@ -47,6 +48,7 @@ __all__ = [
     "crc32c_implementation",
     "execution_order",
     "load_into",
+    "load_safetensors",
     "load_state_dict",
     "open_checkpoint",
     "parse_header",

@@ -24,18 +24,23 @@ namespace {
 // Large enough that a page-table walk is amortised, small enough that threads share the work evenly.
 constexpr std::uint64_t kPopulatePieceBytes = std::uint64_t{32} << 20;
 
-// For kernels before 5.14. A read-write touch rewrites the byte it read, which would race with a reader of
-// the same page only if the arena were already in use; callers populate before they load.
-void touch(std::byte* data, std::uint64_t length, Access access) {
+}  // namespace
+
+void touch_pages(std::byte* data, std::uint64_t length, Access access) {
     const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
     for (std::uint64_t at = 0; at < length; at += page) {
-        volatile std::byte* byte = data + at;
-        const std::byte seen = *byte;
-        if (access == Access::read_write) *byte = seen;
+        auto* byte = reinterpret_cast<volatile unsigned char*>(data + at);
+        if (access == Access::read_only) {
+            (void)*byte;
+            continue;
+        }
+        // A plain read and write-back could undo a byte a load puts here in between. This writes a zero over
+        // a zero or nothing at all, in one step; a byte that is not zero is proof of a resident page.
+        unsigned char expected = 0;
+        __atomic_compare_exchange_n(byte, &expected, static_cast<unsigned char>(0), false, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED);
     }
 }
-
-}  // namespace
 
 Result<Mapping> Mapping::of_file(int fd, std::size_t size_bytes, Access access) {
     struct stat info {};
@@ -82,7 +87,7 @@ Status Mapping::populate_piece(std::uint64_t offset, std::uint64_t length) const
         if (errno == EINTR || errno == EAGAIN) continue;
         if (errno != EINVAL)
             return system_failure(ErrorCode::out_of_memory, "cannot make memory resident", errno);
-        touch(data_ + offset, length, access_);
+        touch_pages(data_ + offset, length, access_);
         break;
     }
     return Done{};

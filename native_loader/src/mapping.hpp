@@ -10,6 +10,10 @@ namespace firstlight {
 
 enum class Access { read_only, read_write };
 
+// Makes pages resident on kernels that cannot be asked to (before 5.14). Never changes a byte, not even one
+// that a load is writing at the same moment.
+void touch_pages(std::byte* data, std::uint64_t length, Access access);
+
 class Mapping {
 public:
     // A shared mapping of the first `size_bytes` of `fd`; the mapping outlives the descriptor.

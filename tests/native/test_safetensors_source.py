@@ -11,7 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from firstlight.domain.errors import SourceCorrupt, SourceUnreachable, SourceUnsupported
-from native_loader import SafetensorsFile, load_state_dict, open_checkpoint, save_checkpoint, verify
+from native_loader import (
+    SafetensorsFile,
+    load_safetensors,
+    load_state_dict,
+    open_checkpoint,
+    save_checkpoint,
+    verify,
+)
 
 STATE = {
     "model.layers.10.w": torch.randn(3, 5),
@@ -66,6 +73,22 @@ def test_a_model_directory_becomes_a_checkpoint_in_execution_order(tmp_path: Pat
     assert order[:3] == ["model.embed_tokens.weight", "model.layers.2.w", "model.layers.10.w"]
     assert order[-1] == "lm_head.weight"
     assert set(open_checkpoint(path).files()) == {"config.json", "tokenizer.json"}
+
+
+@pytest.mark.parametrize("header_padding", range(4))
+def test_plain_files_are_loaded_without_conversion(tmp_path: Path, header_padding: int) -> None:
+    """Whatever the header's length: it decides where every tensor lies in memory."""
+    save_file(STATE, tmp_path / "a.safetensors")
+    save_file({"other": torch.arange(5)}, tmp_path / "b.safetensors")
+    text = (tmp_path / "a.safetensors").read_bytes()
+    length = int.from_bytes(text[:8], "little")
+    header = text[8 : 8 + length] + b" " * header_padding
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + text[8 + length :])
+    loaded = load_safetensors(tmp_path)
+    assert set(loaded) == {*STATE, "other"}
+    assert all(same(loaded[name], tensor) for name, tensor in STATE.items())
+    loaded["other"] += 1
+    assert loaded["other"].tolist() == [1, 2, 3, 4, 5]
 
 
 def entry(**changes: Any) -> dict[str, Any]:

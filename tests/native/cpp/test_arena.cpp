@@ -25,6 +25,18 @@ TEST(arenas_are_populated_by_many_threads_and_read_through_their_descriptor) {
     }
 }
 
+TEST(touching_makes_pages_resident_and_keeps_what_is_there) {
+    auto memory = Mapping::anonymous(2 << 20);
+    EXPECT(memory.ok());
+    ::madvise(memory.value().data(), 2 << 20, MADV_NOHUGEPAGE);
+    memory.value().data()[4096] = std::byte{5};
+    touch_pages(memory.value().data(), 2 << 20, Access::read_write);
+    EXPECT(memory.value().data()[4096] == std::byte{5});
+    std::vector<unsigned char> is_resident((2 << 20) / 4096);
+    EXPECT(::mincore(memory.value().data(), 2 << 20, is_resident.data()) == 0);
+    for (const unsigned char page : is_resident) EXPECT((page & 1) == 1);
+}
+
 TEST(populating_keeps_what_is_there) {
     auto arena = Arena::create(2 << 20, ArenaKind::memfd);
     std::memset(arena.value().mapping()->data(), 9, 2 << 20);
