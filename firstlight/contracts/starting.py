@@ -6,6 +6,8 @@ set here, by the starter, because it costs the workflow nothing.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +25,8 @@ from firstlight.contracts.hosts import HostInput, HostRegistered
 from firstlight.contracts.instances import KeepAliveSignal, StopSignal
 from firstlight.contracts.starts import ColdStartInput, ColdStartResult, StartPlan
 
+# A start hands its ready instance over within so long, a restart of its worker included.
+HANDOVER_S = 5.0
 # A killed control worker costs a start at most this long: then another one takes the workflow task.
 TASK_TIMEOUT = timedelta(seconds=3)
 DOWNLOADING = "downloading"
@@ -97,7 +101,13 @@ async def cancel_start(client: Client, *, model: str, instance_id: str) -> bool:
 async def stop_instance(client: Client, *, instance_id: str, request: StopSignal) -> bool:
     """Ask a running instance to drain and end. False: it has no workflow (any more)."""
     handle = client.get_workflow_handle(naming.instance_workflow_id(instance_id))
-    return await _told(handle.signal(naming.STOP, request))
+    deadline_s = time.monotonic() + HANDOVER_S
+    while not await _told(handle.signal(naming.STOP, request)):
+        # An instance is ready some milliseconds before its start hands it over to its workflow.
+        if time.monotonic() > deadline_s or await _told(handle.describe()):
+            return False
+        await asyncio.sleep(0.05)
+    return True
 
 
 async def change_keep_alive(client: Client, *, instance_id: str, keep_alive_s: float) -> bool:

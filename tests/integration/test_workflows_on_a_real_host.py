@@ -1,0 +1,156 @@
+"""The control loop whole: real processes of every role, from a decision to an engine that serves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from firstlight.contracts.instances import StopSignal
+from firstlight.contracts.naming import cold_start_id, instance_workflow_id
+from firstlight.contracts.starting import stop_instance
+from firstlight.database.starts_repository import list_starts
+from firstlight.domain.lifecycle import InstanceState
+from firstlight.launcher.embedded.temporal import EmbeddedTemporal
+from firstlight.rpc.channels import Channels
+from firstlight.rpc.clients import HostClient, InferenceClient
+from tests.integration.conftest import fresh_database
+from tests.integration.live_cluster import LiveCluster, live_cluster, until
+from tests.integration.tiny_models import write_tiny_model
+
+pytestmark = pytest.mark.slow
+ENDED = (InstanceState.STOPPED, InstanceState.FAILED)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("source"), "llama")
+
+
+@pytest_asyncio.fixture(scope="module")
+async def cluster(
+    migrated_template: str, temporal_server: EmbeddedTemporal, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[LiveCluster]:
+    """One host with two engine slots, and a control worker."""
+    state_dir = tmp_path_factory.mktemp("state")
+    with fresh_database(migrated_template) as url:
+        async with live_cluster(
+            database_url=url, temporal_address=temporal_server.address, state_dir=state_dir
+        ) as live:
+            await live.serve("gpu-host", FIRSTLIGHT_HOST_IDS="host-e2e")
+            await live.serve("control-worker")
+            await live.until_hosts(1)
+            yield live
+
+
+async def stop(cluster: LiveCluster, instance_id: str) -> None:
+    await stop_instance(cluster.client, instance_id=instance_id, request=StopSignal("test over", 1.0))
+    await cluster.until_state(instance_id, *ENDED, within_s=15)
+
+
+async def test_from_a_decision_to_an_engine_and_back_to_nothing(cluster: LiveCluster, source: Path) -> None:
+    await cluster.add_model("first", source)
+    cold = await cluster.start("first")
+    assert cold.estimate.tier == "remote"
+    ready = await cluster.until_state(cold.instance_id, InstanceState.READY, within_s=60)
+    async with Channels() as channels:
+        assert ready.endpoint is not None
+        status = await InferenceClient(channels, ready.endpoint).status()
+    assert (status.instance_id, status.epoch, status.state) == (cold.instance_id, cold.epoch, "ready")
+    await cluster.client.get_workflow_handle(cold_start_id("first", cold.instance_id)).result()
+    async with cluster.database.session() as session:
+        [seen] = await list_starts(session, model="first")
+    assert seen.actual is not None and seen.tier == "remote"
+
+    await stop(cluster, cold.instance_id)
+    [host] = await cluster.hosts()
+    assert all(gpu.instance_id is None for gpu in host.gpus)
+
+    warm = await cluster.start("first")
+    assert warm.estimate.tier in ("ssd", "dram")
+    await cluster.until_state(warm.instance_id, InstanceState.READY, within_s=15)
+    await stop(cluster, warm.instance_id)
+
+
+async def test_an_idle_instance_gives_its_gpu_back(cluster: LiveCluster, source: Path) -> None:
+    await cluster.add_model("idle", source, keep_alive_s=1.0)
+    plan = await cluster.start("idle")
+    ended = await cluster.until_state(plan.instance_id, *ENDED, within_s=60)
+    assert ended.state is InstanceState.STOPPED
+
+
+async def test_an_engine_that_is_killed_is_noticed(cluster: LiveCluster, source: Path) -> None:
+    await cluster.add_model("killed", source)
+    plan = await cluster.start("killed")
+    await cluster.until_state(plan.instance_id, InstanceState.READY, within_s=60)
+    await cluster.client.get_workflow_handle(cold_start_id("killed", plan.instance_id)).result()
+    [host] = await cluster.hosts()
+    async with Channels() as channels:
+        engines = (await HostClient(channels, host.host_address).list_engines()).engines
+    [pid] = [engine.pid for engine in engines if engine.instance_id == plan.instance_id]
+    os.kill(pid, signal.SIGKILL)
+    ended = await cluster.until_state(plan.instance_id, *ENDED, within_s=20)
+    assert (ended.state, ended.failure_code) == (InstanceState.FAILED, "engine_gone")
+
+
+async def test_a_killed_agent_delays_a_start_and_fails_no_instance(
+    cluster: LiveCluster, source: Path
+) -> None:
+    await cluster.add_model("before", source)
+    before = await cluster.start("before")
+    await cluster.until_state(before.instance_id, InstanceState.READY, within_s=60)
+
+    await cluster.add_model("during", source)
+    cluster.kill_agent("gpu-host")
+    began_s = time.monotonic()
+    plan = await cluster.start("during")
+    await cluster.until_state(plan.instance_id, InstanceState.READY, within_s=15)
+    print(f"ready {time.monotonic() - began_s:.1f} s after the agent was killed")
+    assert (await cluster.instance(before.instance_id)).state is InstanceState.READY
+    assert await cluster.client.get_workflow_handle(instance_workflow_id(before.instance_id)).describe()
+    for one in (before, plan):
+        await stop(cluster, one.instance_id)
+
+
+async def test_a_killed_control_worker_delays_a_start(cluster: LiveCluster, source: Path) -> None:
+    await cluster.add_model("orphaned", source)
+    plan = await cluster.start("orphaned")
+    await cluster.kill("control-worker")
+    began_s = time.monotonic()
+    await cluster.serve("control-worker")
+    await cluster.until_state(plan.instance_id, InstanceState.READY, within_s=15)
+    print(f"ready {time.monotonic() - began_s:.1f} s after the control worker was killed")
+    await stop(cluster, plan.instance_id)
+
+
+async def test_a_killed_temporal_delays_a_start(
+    cluster: LiveCluster, source: Path, temporal_server: EmbeddedTemporal
+) -> None:
+    await cluster.add_model("halted", source)
+    plan = await cluster.start("halted")
+    assert temporal_server.pid is not None
+    os.kill(temporal_server.pid, signal.SIGKILL)
+    await temporal_server.wait_exit()
+    began_s = time.monotonic()
+    await temporal_server.start()
+    await cluster.until_state(plan.instance_id, InstanceState.READY, within_s=15)
+    print(f"ready {time.monotonic() - began_s:.1f} s after Temporal was killed")
+    await stop(cluster, plan.instance_id)
+
+
+async def test_processes_end_cleanly_when_asked(cluster: LiveCluster) -> None:
+    control, host = cluster.processes["control-worker"], cluster.processes["gpu-host"]
+    agent = cluster.agent_pid("gpu-host")
+    assert agent is not None
+    os.kill(agent, signal.SIGTERM)
+    # Its supervisor keeps it: it comes back.
+    await until(lambda: cluster.agent_pid("gpu-host") not in (None, agent), within_s=20)
+    control.terminate()
+    assert await control.wait() == 0
+    host.terminate()
+    assert await host.wait() == 0
