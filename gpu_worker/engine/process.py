@@ -40,11 +40,11 @@ import select
 import threading
 from typing import Any
 
-import grpc
 import torch
 
 from firstlight.domain.errors import FirstlightError, InvalidInput
 from firstlight.rpc import engine_pb2_grpc
+from firstlight.rpc.server import bind, new_server
 from gpu_worker.engine.attachment import Attacher
 from gpu_worker.engine.control import AttachCommand, EngineConfig, PrepareCommand, to_message
 from gpu_worker.engine.json_lines import LINE_LIMIT_BYTES, read_message, write_message
@@ -75,10 +75,9 @@ class EngineProcess:
         write_message(writer, {"hello": "engine", "pid": os.getpid()})
         link = await StoreLink.connect(self._config.store_socket)
         link.on_lost = self._store_lost
-        server = grpc.aio.server()
+        server = new_server()
         engine_pb2_grpc.add_InferenceServicer_to_server(self._service, server)
-        address = self._config.bind_address
-        endpoint = f"{address}:{server.add_insecure_port(f'{address}:0')}"
+        endpoint = bind(server, bind_address=self._config.bind_address, port=0)
         await server.start()
         # A page that is mapped now is a fault less in the first forward pass.
         await asyncio.to_thread(link.view.populate)

@@ -18,7 +18,7 @@ from native_loader import ArenaView
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pinned:
-    """Where a checkpoint is: one (offset, size_bytes) of the arena per partition, its files in `directory`."""
+    """Where a checkpoint is: an (offset, size_bytes) of the arena per partition; its files in `directory`."""
 
     extents: tuple[tuple[int, int], ...]
     directory: Path
