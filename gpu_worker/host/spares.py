@@ -7,7 +7,6 @@ it, and forks the next when it was taken or has died.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -24,6 +23,8 @@ log = logging.getLogger("host.spares")
 
 # A replacement waits (not for ever) for the attach that took the last one: the two would fight for cores.
 SETTLE_S = 10.0
+# And then for the first tokens of what was attached, unless somebody waits for a spare.
+REST_S = 1.0
 
 
 @dataclass(eq=False, slots=True)
@@ -157,9 +158,7 @@ class Spares:
             await asyncio.wait([exited, taken], return_when=asyncio.FIRST_COMPLETED)
             if not spare.taken.is_set():
                 raise EngineGone(f"spare {spare.handle.pid} ended with status {exited.result()}")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SETTLE_S):
-                    await self._settled_or_wanted(spare)
+            await self._settled_or_wanted(spare)
         finally:
             exited.cancel()
             taken.cancel()
@@ -168,7 +167,8 @@ class Spares:
         settled = asyncio.ensure_future(spare.settled.wait())
         wanted = asyncio.ensure_future(self._wait_wanted())
         try:
-            await asyncio.wait([settled, wanted], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([settled, wanted], timeout=SETTLE_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([wanted], timeout=REST_S)
         finally:
             settled.cancel()
             wanted.cancel()

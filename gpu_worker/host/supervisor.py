@@ -65,7 +65,7 @@ class Supervisor:
     async def start(self) -> None:
         """Raises: InvalidSettings when the port is taken."""
         self._config.address_file.unlink(missing_ok=True)
-        self._socket_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._config.store_config().make_socket_dir()
         self.zygote.start()
         self.store.start()
         self.spares.start()

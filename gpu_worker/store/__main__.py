@@ -33,6 +33,7 @@ async def serve(config: StoreConfig) -> None:
     state_dir = Path(config.state_dir)
     state_dir.mkdir(parents=True, exist_ok=True)
     config.ssd_root.mkdir(parents=True, exist_ok=True)
+    config.make_socket_dir()
     bandwidth = await asyncio.to_thread(ssd_read_bytes_per_s, ssd_root=config.ssd_root, state_dir=state_dir)
     memory = NativeMemory(size_bytes=config.dram_capacity_bytes, threads=config.load_threads)
     log.info("arena bytes=%d kind=%s", memory.size_bytes, memory.kind)

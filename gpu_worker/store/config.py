@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,6 +70,16 @@ class StoreConfig:
             return path
         digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"firstlight-{digest}" / "store.sock"
+
+    def make_socket_dir(self) -> None:
+        """Make the folder of `socket_path`, for this user only. Raises: InvalidSettings."""
+        folder = self.socket_path.parent
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.lstat()
+        # In the shared temporary folder anyone could have made it first, to answer in the store's place.
+        is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+        if folder != Path(self.state_dir).absolute() and not is_ours:
+            raise InvalidSettings(f"{folder} belongs to somebody else; give a shorter state_dir")
 
     @property
     def address_file(self) -> Path:

@@ -46,7 +46,7 @@ async def convert(
     model, revision = parse_checkpoint_id(checkpoint_id)
     argv = [*converter, str(source), str(destination), "--dtype", dtype]
     argv += ["--model", model, "--revision", revision]
-    process = await start_tied(argv, has_output=True)
+    process = await start_tied(argv, env={"TQDM_DISABLE": "1"}, has_output=True)
     try:
         last = await _follow(process, on_progress)
         status = await process.wait()

@@ -45,7 +45,6 @@ class Handover:
 
     def start(self, path: Path) -> None:
         """Listen at `path`, for this user only."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # Through the umask, not chmod: between bind and chmod anyone could connect.

@@ -57,7 +57,7 @@ class RunningHost:
         return next(one for one in await self.engines() if one.instance_id == instance)
 
     async def until_spare(self, *, other_than: int = 0) -> EngineProcess:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while True:
                 ready = [
                     one for one in await self.engines() if one.state == "spare" and one.pid != other_than
@@ -89,7 +89,7 @@ async def running_host(config: HostConfig) -> AsyncIterator[RunningHost]:
         sys.executable, "-m", "gpu_worker.host", "--config-json", config.to_json()
     )
     try:
-        await until(config.address_file.exists, within_s=30, what="the host serves")
+        await until(config.address_file.exists, within_s=60, what="the host serves")
         said = json.loads(config.address_file.read_text())
         assert said["pid"] == process.pid
         async with Channels() as channels:

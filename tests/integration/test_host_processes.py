@@ -155,3 +155,12 @@ def test_a_long_state_dir_still_has_a_socket_path_that_fits() -> None:
         host_id="a", state_dir="/tmp/" + "x" * 150, ssd_capacity_bytes=1, dram_capacity_bytes=1
     )
     assert len(str(config.socket_path)) < 100
+    folder = config.socket_path.parent
+    try:
+        config.make_socket_dir()
+        config.make_socket_dir()
+        folder.chmod(0o755)
+        with pytest.raises(InvalidInput, match="somebody else"):
+            config.make_socket_dir()
+    finally:
+        folder.rmdir()

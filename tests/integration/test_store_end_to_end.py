@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
@@ -12,7 +13,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from firstlight.domain.errors import CheckpointMismatch, DiskFull, EngineGone, SourceUnsupported
+from firstlight.domain.errors import (
+    CheckpointMismatch,
+    ChecksumMismatch,
+    DiskFull,
+    EngineGone,
+    SourceUnsupported,
+)
 from firstlight.rpc.store_pb2 import DownloadProgress
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.sources import describe_source
@@ -155,6 +162,21 @@ async def test_other_bytes_than_the_first_conversion_are_refused(store: RunningS
     with pytest.raises(CheckpointMismatch):
         await download(store, model.as_uri(), digest="sha256:" + "0" * 64)
     assert not (await store.row(NAME)).on_ssd
+
+
+async def test_what_went_bad_is_fetched_anew(store: RunningStore, model: Path) -> None:
+    digest = (await download(store, model.as_uri()))[-1].manifest_digest
+    path = store.config.ssd_root / "checkpoints" / NAME / "partition-0.bin"
+    with path.open("r+b") as file:
+        file.seek(40 * MIB)
+        file.write(b"x" * 64)
+        file.flush()
+        os.fsync(file.fileno())
+    with pytest.raises(ChecksumMismatch, match="downloaded again"):
+        await store.load(NAME)
+    again = (await download(store, model.as_uri(), digest=digest))[-1]
+    assert not again.was_present
+    assert (await store.load(NAME)).done and not (await store.row(NAME)).quarantined
 
 
 async def test_a_full_ssd_is_said_and_leaves_nothing(config: StoreConfig, model: Path) -> None:
