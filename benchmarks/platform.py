@@ -133,4 +133,5 @@ class Platform:
 
     def _is_ready(self) -> bool:
         record = read_run(self.state_dir)
-        return record is not None and record.is_ready
+        # The record of an earlier run that was killed is not ours.
+        return record is not None and record.is_ready and record.launcher.pid == self.launcher_pid

@@ -56,6 +56,8 @@ async def _up_and_use(settings: Settings, console: Console, use: Use) -> None:
 def _clear_up(settings: Settings, console: Console) -> None:
     record = read_run(settings.state_dir)
     ended = end_leftovers(record) if record else []
+    # Nobody may take the old run's addresses for this one's.
+    run_path(settings.state_dir).unlink(missing_ok=True)
     if ended:
         console.print(f"[yellow]ended what a killed run had left: {', '.join(ended)}[/]")
 

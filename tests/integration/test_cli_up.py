@@ -58,13 +58,17 @@ class Installation:
                 [sys.executable, "-m", "firstlight.cli", "up"], env=self.env, stdout=output, stderr=output
             )
         try:
-            until(lambda: launcher.poll() is not None or self.record().is_ready, within_s=READY_WITHIN_S)
+            until(lambda: launcher.poll() is not None or self.is_ready(launcher.pid), within_s=READY_WITHIN_S)
             assert launcher.poll() is None, self.output()
             yield launcher
         finally:
             if launcher.poll() is None:
                 launcher.terminate()
             launcher.wait(60)
+
+    def is_ready(self, launcher_pid: int) -> bool:
+        record = self.record()
+        return record.launcher.pid == launcher_pid and record.is_ready
 
     def record(self) -> RunRecord:
         return read_run(self.state_dir) or RunRecord(launcher=ProcessMark(0, ""), api_url="")
