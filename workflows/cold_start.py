@@ -79,6 +79,7 @@ class ColdStart:
     async def _bring_up_somewhere(self, max_plans: int) -> BringUpReceipt:
         """Raises: the last plan's failure, when no other may be tried or none is left."""
         failed_hosts: list[str] = []
+        silent_hosts: list[str] = []
         while True:
             try:
                 receipt = await self._carry_out()
@@ -87,7 +88,11 @@ class ColdStart:
                 if is_cancelled_exception(failure) and workflow.cancellation_reason() is not None:
                     raise
                 failed_hosts.append(self._plan.host_id)
-                if not self._may_replan(failure, max_plans) or not await self._replan(failure, failed_hosts):
+                if never_taken_up(failure):
+                    silent_hosts.append(self._plan.host_id)
+                if not self._may_replan(failure, max_plans):
+                    raise
+                if not await self._replan(failure, failed_hosts, silent_hosts):
                     raise
         if workflow.cancellation_reason() is not None:
             # The cancellation came while bring_up was about to finish: it asked for no instance.
@@ -135,11 +140,16 @@ class ColdStart:
         self._story.tell(f"plan {self._plans_tried} failed: {error.code}: {error.message}")
         return self._plans_tried < max_plans and error.code not in HOPELESS
 
-    async def _replan(self, failure: BaseException, failed_hosts: list[str]) -> bool:
+    async def _replan(self, failure: BaseException, failed_hosts: list[str], silent_hosts: list[str]) -> bool:
         if not never_taken_up(failure):
             await self._stop_engine("start failed")
         receipt = await control_calls.replan_start(
-            ReplanInput(plan=self._plan, failed_hosts=failed_hosts, failure=error_of(failure).message)
+            ReplanInput(
+                plan=self._plan,
+                failed_hosts=failed_hosts,
+                failure=error_of(failure).message,
+                silent_hosts=silent_hosts,
+            )
         )
         if receipt.plan is None:
             self._story.tell(f"no other plan: {receipt.reason}")

@@ -120,6 +120,8 @@ class ReplanInput:
     plan: StartPlan
     failed_hosts: list[str]
     failure: str
+    # Those of failed_hosts whose agents merely did not answer: chosen again if no other host can.
+    silent_hosts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,10 @@ async def _replan(session: AsyncSession, request: ReplanInput, now_unix_s: float
         return ReplanReceipt(plan=None, reason="the model is being deleted")
     excluded = frozenset(HostId(host) for host in request.failed_hosts)
     decision = decide(StartRequest(view.wanted.model, None, excluded, may_wait=False), view.snapshot)
+    if not isinstance(decision, Place) and request.silent_hosts:
+        # Nobody else can: a host whose agent was only being restarted is better than none.
+        excluded -= frozenset(HostId(host) for host in request.silent_hosts)
+        decision = decide(StartRequest(view.wanted.model, None, excluded, may_wait=False), view.snapshot)
     asked = Asked(
         request_id=f"replan-{failed.instance_id}",
         model=failed.model,

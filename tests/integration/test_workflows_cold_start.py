@@ -132,7 +132,7 @@ async def test_a_host_that_cannot_is_cleaned_up_and_another_one_takes_over(here:
     [stop] = here.host("a").script.requests("stop_instance")
     assert stop.epoch == plan.epoch
     [replan] = here.control.script.requests("replan_start")
-    assert replan.failed_hosts == [here.host_id("a")]
+    assert (replan.failed_hosts, replan.silent_hosts) == ([here.host_id("a")], [])
     assert "bytes refused" in replan.failure
     assert [request.plan.epoch for request in here.control.script.requests("record_start")] == [8]
 
@@ -143,6 +143,9 @@ async def test_a_dead_host_is_noticed_by_its_silent_queue(here: World) -> None:
     result = await (await here.start(here.plan("z"))).result()
     assert (result.host_id, result.plans_tried) == (here.host_id("b"), 2)
     assert time.monotonic() - began_s < 12
+    [replan] = here.control.script.requests("replan_start")
+    # Silent, not unable: it may be asked again when nobody else can.
+    assert replan.failed_hosts == replan.silent_hosts == [here.host_id("z")]
 
 
 async def test_no_more_plans_than_allowed(here: World) -> None:

@@ -40,7 +40,7 @@ async def cluster(
     state_dir = tmp_path_factory.mktemp("state")
     with fresh_database(migrated_template) as url:
         async with live_cluster(
-            database_url=url, temporal_address=temporal_server.address, state_dir=state_dir
+            database_url=url, temporal_address=temporal_server.address, state_dir=state_dir, lease_s=20.0
         ) as live:
             await live.serve("gpu-host", FIRSTLIGHT_HOST_IDS="host-e2e")
             await live.serve("control-worker")
