@@ -173,10 +173,12 @@ def test_programs_out_of_the_accounts_reach_are_copied_once(tmp_path: Path) -> N
 
 
 async def test_its_end_is_noticed_at_once(server: EmbeddedPostgres) -> None:
-    await asyncio.to_thread(server.start)
+    sockets = Path(make_url(await asyncio.to_thread(server.start)).query["host"])  # type: ignore[arg-type]
     waiting = asyncio.create_task(server.wait_exit())
     pid = server.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     await asyncio.wait_for(waiting, 10)
     await asyncio.wait_for(wait_for_exit(pid), 1)
+    await asyncio.to_thread(server.stop)
+    assert not sockets.parent.exists(), "nothing is left in the temporary directory"

@@ -59,35 +59,32 @@ class EmbeddedPostgres:
         The first start creates the data directory. Raises: LaunchError, DiskFull.
         """
         with self._locked():
-            account = account_for(self._data)
-            runtime = runtime_directory(self._data)
-            sockets = socket_directory(runtime, account)
-            binaries = find_binaries(account, spare_folder=runtime)
-            server = _Server(binaries, account, self._data, self._log, sockets)
+            server = self._server()
             if not self._data.exists():
                 server.create_data()
             server.check_version()
             if not server.is_serving():
                 server.start()
-            _create_database(sockets)
-        return database_url(sockets)
+            _create_database(server.sockets)
+        return database_url(server.sockets)
 
     def stop(self) -> None:
         """Stop the server, whoever started it; its clients are disconnected. Idempotent."""
         if not self._data.exists():
             return
         with self._locked():
-            account = account_for(self._data)
-            runtime = runtime_directory(self._data)
-            server = _Server(
-                find_binaries(account, spare_folder=runtime),
-                account,
-                self._data,
-                self._log,
-                socket_directory(runtime, account),
-            )
+            server = self._server()
             server.stop()
-            remove_if_empty(runtime)
+            # A killed server has left its socket and pid file.
+            drop_stale_files(self._data, server.sockets)
+            remove_if_empty(server.sockets.parent)
+
+    def _server(self) -> _Server:
+        account = account_for(self._data)
+        runtime = runtime_directory(self._data)
+        sockets = socket_directory(runtime, account)
+        binaries = find_binaries(account, spare_folder=runtime)
+        return _Server(binaries, account, self._data, self._log, sockets)
 
     async def wait_exit(self) -> None:
         """Return when the server is not running (any more)."""
@@ -119,7 +116,7 @@ class _Server:
         self._account = account
         self._data = data
         self._log = log
-        self._sockets = sockets
+        self.sockets = sockets
 
     def create_data(self) -> None:
         """initdb under another name, renamed when whole: a crash halfway leaves nothing that looks usable."""
@@ -158,16 +155,16 @@ class _Server:
         postmaster = running_postmaster(self._data)
         if postmaster is None:
             return False
-        if postmaster.socket_directory == self._sockets and self._answers():
+        if postmaster.socket_directory == self.sockets and self._answers():
             return True
         self.stop()
         return False
 
     def start(self) -> None:
-        drop_stale_files(self._data, self._sockets)
+        drop_stale_files(self._data, self.sockets)
         options = {
             "listen_addresses": "",
-            "unix_socket_directories": str(self._sockets),
+            "unix_socket_directories": str(self.sockets),
             "max_connections": str(MAX_CONNECTIONS),
         }
         done = self._run(
@@ -196,7 +193,7 @@ class _Server:
         """Wait out a start or a recovery under way (1); anything else but 0 is no answer."""
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline_s:
-            code = self._run("pg_isready", "-q", "-h", str(self._sockets), "-U", "postgres").returncode
+            code = self._run("pg_isready", "-q", "-h", str(self.sockets), "-U", "postgres").returncode
             if code != _STARTING_UP:
                 return code == 0
             time.sleep(0.05)
