@@ -30,6 +30,12 @@ RETRY = {
 }
 
 
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+
+
 # Any: obstore's client options are a TypedDict that its runtime module does not export.
 def client_options(**more: Any) -> dict[str, Any]:
     return {"connect_timeout": "10s", "timeout": "120s", **more}
@@ -129,15 +135,16 @@ class BucketSource(Source):
 def open_bucket(*, uri: str, scheme: str, root: str, file_name: str | None) -> BucketSource:
     """Open `root` (scheme://bucket/prefix); when one object is meant, `file_name` names it below root."""
     store: ObjectStore
+    endpoints = [os.environ.get(name, "") for name in _ENDPOINTS.get(scheme, ())]
+    # A private endpoint may speak plain HTTP, but only if whoever runs this host wrote so.
+    options = client_options(allow_http=any(url.startswith("http://") for url in endpoints))
     with saying(uri, "the bucket"):
         if scheme == "s3":
-            plain = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
-            options = client_options(allow_http=plain.startswith("http://"))
             store = S3Store.from_url(root, client_options=options, retry_config=RETRY)
         elif scheme == "gs":
-            store = GCSStore.from_url(root, client_options=client_options(), retry_config=RETRY)
+            store = GCSStore.from_url(root, client_options=options, retry_config=RETRY)
         else:
-            store = AzureStore.from_url(root, client_options=client_options(), retry_config=RETRY)
+            store = AzureStore.from_url(root, client_options=options, retry_config=RETRY)
     return BucketSource(uri=uri, store=store, file_name=file_name)
 
 
