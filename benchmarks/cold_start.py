@@ -141,7 +141,7 @@ def _content(line: str) -> str:
 
 # Any: JSON rows.
 def _live(platform: Platform) -> list[Any]:
-    rows = platform.get("/admin/v1/instances")["data"]
+    rows = platform.get("/admin/v1/instances")["instances"]
     return [
         row for row in rows if row["model"] == MODEL and row["state"] in ("starting", "ready", "draining")
     ]
@@ -155,7 +155,7 @@ def _cold(platform: Platform, rounds: int, progress: Progress) -> list[ColdRound
     order = ["dram", "ssd"] * rounds
     random.Random(7).shuffle(order)
     task = progress.add_task("cold starts", total=len(order))
-    host = platform.get("/admin/v1/hosts")["data"][0]
+    host = platform.get("/admin/v1/hosts")["hosts"][0]
     seen = []
     for tier in order:
         asyncio.run(_make_cold(platform, host, tier))
@@ -196,13 +196,13 @@ async def _until(condition: Any, what: str) -> None:
 
 
 def _cold_round(platform: Platform, tier: str) -> ColdRound:
-    before = {row["instance_id"] for row in platform.get(f"/admin/v1/starts?model={MODEL}")["data"]}
+    before = {row["instance_id"] for row in platform.get(f"/admin/v1/starts?model={MODEL}")["starts"]}
     began_unix_s = time.time()
     ttft_s = _time_to_first_token(platform)
     found: list[Any] = []
 
     def recorded() -> bool:
-        rows = platform.get(f"/admin/v1/starts?model={MODEL}")["data"]
+        rows = platform.get(f"/admin/v1/starts?model={MODEL}")["starts"]
         found[:] = [row for row in rows if row["instance_id"] not in before and row["actual"] is not None]
         return bool(found)
 
@@ -261,7 +261,7 @@ def _prompt_token_ids(platform: Platform) -> list[int]:
     """The very ids the API makes of the prompt: rendered and tokenized from the checkpoint's own files."""
     from api.text.model_text import ModelText
 
-    host = platform.get("/admin/v1/hosts")["data"][0]
+    host = platform.get("/admin/v1/hosts")["hosts"][0]
     checkpoint_id = platform.get(f"/admin/v1/models/{MODEL}")["checkpoint_id"]
     with grpc.insecure_channel(host["store_address"]) as channel:
         reply = store_pb2_grpc.StoreStub(channel).GetFiles(

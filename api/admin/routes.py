@@ -22,13 +22,14 @@ from api.admin.fields import (
     StartRow,
 )
 from api.admin.plain import plain
+from api.admin.scaling import scale as change_settings
 from api.admin.warming import warm
 from api.openai.parsing import parse_json, validate
 from api.services import Services
 from api.web.documentation import body_of, errors
 from firstlight.database.hosts_repository import list_hosts
 from firstlight.database.instances_repository import list_instances
-from firstlight.database.models_repository import get_model, list_models, scale_model
+from firstlight.database.models_repository import get_model, list_models
 from firstlight.database.starts_repository import list_starts
 from firstlight.domain.errors import NotFound
 
@@ -104,10 +105,7 @@ def _add_models(router: APIRouter, services: Services) -> None:
     async def scale(name: str, request: Request) -> Response:
         """Change what is given, leave the rest."""
         wish = validate(ScaleRequest, parse_json(await request.body()))
-        async with services.database.transaction() as session:
-            record = await scale_model(session, name, **wish.model_dump(exclude_none=True))
-        await services.catalog.reload(name)
-        return JSONResponse(plain(record))
+        return JSONResponse(plain(await change_settings(services, name, wish)))
 
     @router.post(
         "/models/{name}/start",
