@@ -19,10 +19,12 @@ LONGEST_PAUSE_S = 1.0
 GRACE_AFTER_SILENCE_S = 5.0
 
 
-async def watch_lease(database: Database, request: LeaseWatchInput) -> LeaseWatchReceipt:
+async def watch_lease(
+    database: Database, request: LeaseWatchInput, *, grace_s: float = GRACE_AFTER_SILENCE_S
+) -> LeaseWatchReceipt:
     deadline_s = time.monotonic() + request.at_most_s
     # This watcher may start together with a whole machine: the same grace applies.
-    trusted_from_s = time.monotonic() + GRACE_AFTER_SILENCE_S
+    trusted_from_s = time.monotonic() + grace_s
     while time.monotonic() < deadline_s:
         pause_s = LONGEST_PAUSE_S
         try:
@@ -31,7 +33,7 @@ async def watch_lease(database: Database, request: LeaseWatchInput) -> LeaseWatc
                     session, host_id=request.host_id, registration=request.registration
                 )
         except DatabaseUnavailable:
-            trusted_from_s = time.monotonic() + GRACE_AFTER_SILENCE_S
+            trusted_from_s = time.monotonic() + grace_s
         else:
             if left_s is None:
                 return LeaseWatchReceipt("superseded")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from firstlight.domain.errors import FirstlightError
 from firstlight.settings import Settings, read_settings
@@ -18,10 +19,10 @@ Answer = TypeVar("Answer")
 Role = Callable[[Settings, asyncio.Event], Awaitable[None]]
 
 
-def run_role(role: Role, *, settings: Settings | None = None) -> None:
+def run_role(role: Role, *, settings: Settings | None = None) -> NoReturn:
     """Run `role(settings, stop)` until it returns; `stop` is set by SIGTERM or SIGINT.
 
-    A role that cannot go on ends the process with code 1 and one sentence.
+    Ends the process: with code 0, or with 1 and one sentence if the role cannot go on.
     """
     try:
         settings = settings or read_settings()
@@ -32,6 +33,12 @@ def run_role(role: Role, *, settings: Settings | None = None) -> None:
     except FirstlightError as error:
         print(f"firstlight: {error.message}", file=sys.stderr)
         raise SystemExit(1) from error
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of the Temporal client may still hand over to Python while the interpreter takes itself
+    # apart, which aborts the process. All that mattered is closed, so end without that phase.
+    os._exit(0)
 
 
 async def _until_stopped(role: Role, settings: Settings) -> None:
