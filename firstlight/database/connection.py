@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from firstlight.database.failures import translated
@@ -15,6 +15,8 @@ from firstlight.database.triggers import INSTANCE_CHANNEL, MODEL_CHANNEL
 __all__ = ["INSTANCE_CHANNEL", "MODEL_CHANNEL", "Database", "Notification", "Reconnected"]
 
 CONNECT_TIMEOUT_S = 5
+# No transaction of ours takes a tenth of this. Whoever hangs in one holds locks that others wait for.
+_SESSION_OPTIONS = "-c lock_timeout=10s -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s"
 POOL_TIMEOUT_S = 5.0
 
 
@@ -30,7 +32,11 @@ class Database:
             pool_timeout=POOL_TIMEOUT_S,
             # A pooled connection may have died with the server; asking first costs a tenth of a millisecond.
             pool_pre_ping=True,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "firstlight"},
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT_S,
+                "application_name": "firstlight",
+                "options": _options(url),
+            },
         )
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
 
@@ -62,3 +68,9 @@ class Database:
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+
+def _options(url: str) -> str:
+    """Ours, and behind them, so that they win, those of the URL."""
+    given = make_url(url).query.get("options", "")
+    return " ".join([_SESSION_OPTIONS, *([given] if isinstance(given, str) else given)]).strip()
