@@ -20,6 +20,7 @@ def run(command: list[str], *, cwd: Path, environment: dict[str, str]) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_core_is_clean(sanitizer: str, tmp_path: Path) -> None:
     environment = dict(os.environ, TSAN_OPTIONS="halt_on_error=1", ASAN_OPTIONS="detect_leaks=1")

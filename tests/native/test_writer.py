@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from native_loader import (
     CheckpointWriter,
     StorageMember,
     load_state_dict,
+    open_checkpoint,
     remove_leftovers,
     save_checkpoint,
     verify,
@@ -155,6 +159,48 @@ def test_leftovers_of_the_killed_go_and_those_of_the_living_stay(tmp_path: Path)
             process.communicate(timeout=10)
     assert len(remove_leftovers(tmp_path)) == 1
     assert os.listdir(tmp_path) == []
+
+
+WRITE_AND_COMMIT = """
+import sys
+from pathlib import Path
+from native_loader import CheckpointWriter
+print("ready", flush=True)
+with CheckpointWriter(Path(sys.argv[1]), source="test", revision="0000", chunk_bytes=1 << 20) as writer:
+    for index in range(40):
+        writer.add_tensor(f"layers.{index}", bytes([index]) * 300_000, dtype="U8", shape=[300_000])
+        writer.add_file(f"file-{index}.json", b"{}")
+    writer.commit()
+"""
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_killed_at_any_moment_it_is_all_there_or_not_at_all(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "checkpoint"
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE_AND_COMMIT, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    # The moment of death is the experiment: spread over the time a whole run takes.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(random.Random(seed).uniform(0, 0.3))
+    process.kill()
+    process.communicate(timeout=10)
+    if path.exists():
+        verify(path)
+        assert len(open_checkpoint(path).tensors) == 40
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) in ([], ["checkpoint"])
+
+
+def test_several_writers_of_one_checkpoint_all_succeed(tmp_path: Path) -> None:
+    state = {f"layers.{index}": torch.full((1000,), float(index)) for index in range(20)}
+    with ThreadPoolExecutor(6) as pool:
+        manifests = list(pool.map(lambda _: save_checkpoint(state, tmp_path / "c"), range(6)))
+    assert len({manifest.digest for manifest in manifests}) == 1
+    assert os.listdir(tmp_path) == ["c"]
+    verify(tmp_path / "c")
 
 
 FILL_A_SMALL_DISK = """
