@@ -24,7 +24,8 @@ from native_loader.reader import Checkpoint, open_checkpoint, verify
 from native_loader.safetensors_loading import load_safetensors
 from native_loader.safetensors_source import SafetensorsFile, SafetensorsHeader, SourceTensor, parse_header
 from native_loader.standalone import load_into, load_state_dict, save_checkpoint
-from native_loader.writer import CheckpointWriter, StorageMember, remove_leftovers
+from native_loader.temporary_directory import remove_leftovers
+from native_loader.writer import CheckpointWriter, StorageMember
 
 __all__ = [
     "Arena",

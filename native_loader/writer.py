@@ -6,10 +6,8 @@ lives the directory is locked; a lock that can be had means a writer that died.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
-from firstlight.domain.errors import CheckpointMismatch, InvalidInput, StorageError
+from firstlight.domain.errors import CheckpointMismatch, InvalidInput
 from native_loader._native import PartitionWriter
 from native_loader.dtypes import BITS
 from native_loader.manifest import (
@@ -36,12 +34,12 @@ from native_loader.manifest import (
 )
 from native_loader.manifest_laws import contiguous_stride, extent_bytes, is_plain_file_name
 from native_loader.storage_errors import storage_errors
+from native_loader.temporary_directory import create_temporary, fsync_directory
 
 if TYPE_CHECKING:
     import torch
 
 Buffer = bytes | bytearray | memoryview
-TEMPORARY_MARK = ".partial-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ class CheckpointWriter:
         self._aliases: dict[str, str] = {}
         self._files: list[FileEntry] = []
         self._bytes_by_dtype: Counter[str] = Counter()
-        self._directory, self._lock_fd = _create_temporary(destination)
+        self._directory, self._lock_fd = create_temporary(destination)
         try:
             self._partitions = [
                 PartitionWriter(
@@ -154,14 +152,14 @@ class CheckpointWriter:
         parse_manifest(text)
         self._write_file(MANIFEST_NAME, text)
         with storage_errors(self._directory):
-            _fsync_directory(self._directory)
+            fsync_directory(self._directory)
             try:
                 os.rename(self._directory, self._destination)
             except OSError:
                 if not self._destination.is_dir():
                     raise
                 self._settle_with_existing(text)
-            _fsync_directory(self._destination.parent)
+            fsync_directory(self._destination.parent)
         self._discard()
         return manifest
 
@@ -239,57 +237,3 @@ def _entry(member: StorageMember, *, partition: int, start: int, first: StorageM
         stride=member.stride,
         shares=None if member is first else first.name,
     )
-
-
-def _fsync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _create_temporary(destination: Path) -> tuple[Path, int]:
-    """A locked hidden sibling of `destination`, and the descriptor that holds its lock."""
-    parent = destination.parent
-    with storage_errors(destination):
-        parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(8):
-            directory = parent / f".{destination.name}{TEMPORARY_MARK}{secrets.token_hex(6)}"
-            directory.mkdir()
-            # Another process's remove_leftovers may take it between these two lines; then try a new name.
-            fd = _try_lock(directory)
-            if fd is not None:
-                return directory, fd
-    raise StorageError(f"cannot keep a temporary directory beside {destination}", path=str(destination))
-
-
-def _try_lock(directory: Path) -> int | None:
-    """A descriptor holding the directory's lock, or None if somebody else has it or it is gone."""
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.stat(directory, follow_symlinks=False).st_ino == os.fstat(fd).st_ino:
-            return fd
-    except OSError:
-        pass
-    os.close(fd)
-    return None
-
-
-def remove_leftovers(parent: Path) -> list[Path]:
-    """Remove what dead writers left in `parent`; answers what was removed. Living writers are untouched."""
-    removed = []
-    for directory in sorted(parent.glob(f".*{TEMPORARY_MARK}*")):
-        fd = _try_lock(directory)
-        if fd is None:
-            continue
-        try:
-            shutil.rmtree(directory, ignore_errors=True)
-        finally:
-            os.close(fd)
-        removed.append(directory)
-    return removed
