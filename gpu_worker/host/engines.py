@@ -15,6 +15,7 @@ from enum import StrEnum
 from firstlight.domain.errors import (
     Cancelled,
     Conflict,
+    EngineBusy,
     EngineGone,
     FirstlightError,
     InvalidInput,
@@ -24,12 +25,13 @@ from gpu_worker.engine.client import EngineHandle
 from gpu_worker.engine.control import AttachCommand, Attached
 from gpu_worker.host.devices import device_of
 from gpu_worker.host.fences import Fences
-from gpu_worker.host.spares import Spares
+from gpu_worker.host.spares import Spare, Spares
 
 log = logging.getLogger("host.engines")
 
 # A spare can die between being taken and being bound; another one is as good.
 ATTEMPTS = 3
+SPARE_WAIT_S = 90.0
 
 
 class EngineState(StrEnum):
@@ -156,7 +158,7 @@ class Engines:
         wait_spare_s = 0.0
         for attempt in range(1, ATTEMPTS + 1):
             asked = time.monotonic()
-            spare = await self._spares.take(device_of(self._device_kind, engine.gpu_indices[0]))
+            spare = await self._spare(engine)
             wait_spare_s += time.monotonic() - asked
             engine.handle = spare.handle
             try:
@@ -170,6 +172,14 @@ class Engines:
                 spare.settled.set()
             return AttachOutcome(attached, wait_spare_s, time.monotonic() - began)
         raise AssertionError("the loop returns or raises")
+
+    async def _spare(self, engine: BoundEngine) -> Spare:
+        try:
+            async with asyncio.timeout(SPARE_WAIT_S):
+                return await self._spares.take(device_of(self._device_kind, engine.gpu_indices[0]))
+        except TimeoutError as failure:
+            # Bound only now, it would belong to a start that everyone else has given up.
+            raise EngineBusy(f"no spare engine within {SPARE_WAIT_S:.0f} s") from failure
 
     def _settle(self, engine: BoundEngine, task: asyncio.Task[AttachOutcome]) -> None:
         """An attach ended: watch the engine, or forget the attempt so that a repeat can try again."""

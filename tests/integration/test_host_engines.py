@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from firstlight.domain.errors import AttachFailed, Cancelled, Conflict, EngineGone, InvalidInput, StaleEpoch
+from firstlight.domain.errors import (
+    AttachFailed,
+    Cancelled,
+    Conflict,
+    EngineGone,
+    FirstlightError,
+    InvalidInput,
+    StaleEpoch,
+)
 from gpu_worker.engine.control import AttachCommand, EngineConfig, PrepareCommand
 from gpu_worker.host.engines import AttachOutcome, Engines, EngineState
 from gpu_worker.host.fences import Fences
 from gpu_worker.host.spares import Spares
 from gpu_worker.host.zygote import KeptZygote
-from tests.integration.store_processes import is_alive, until
+from tests.integration.store_processes import descendants, is_alive, until
 
 ZYGOTE = (sys.executable, str(Path(__file__).with_name("fake_zygote.py")))
 
@@ -217,3 +226,64 @@ async def test_wrong_gpus_are_refused(host: Host) -> None:
     for gpus in ((2,), (0, 0), (-1,)):
         with pytest.raises(InvalidInput):
             await host.attach("i1", 1, *gpus)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_no_gpu_is_ever_held_twice_whatever_happens(host: Host, seed: int) -> None:
+    """Random attaches, stops and kills; a reservation gives each attach a higher epoch than the last."""
+    print("seed", seed)
+    chance = random.Random(seed)
+    calls: list[asyncio.Task[object]] = []
+    for epoch in range(1, 41):
+        bound = host.engines.bound
+        match chance.choice(("attach", "attach", "stop", "kill", "late")):
+            case "attach":
+                gpus = chance.choice(((0,), (1,), (0, 1)))
+                kind = chance.choice(("m@aaaa", "m@aaaa", "fail@aaaa", "slow@aaaa"))
+                calls.append(
+                    asyncio.ensure_future(_quiet(host.attach(f"i{epoch}", epoch, *gpus, checkpoint=kind)))
+                )
+            case "stop" if bound:
+                one = chance.choice(bound)
+                stop = host.engines.stop(
+                    instance_id=one.command.instance_id, epoch=epoch, drain_timeout_s=0.1, reason="chance"
+                )
+                calls.append(asyncio.ensure_future(_quiet(stop)))
+            case "kill" if bound and (handle := chance.choice(bound).handle) is not None:
+                handle.kill()
+            case "late" if epoch > 2:
+                calls.append(asyncio.ensure_future(_quiet(host.attach(f"late{epoch}", 1))))
+        for _ in range(chance.randrange(20)):
+            await asyncio.sleep(0)
+        await asyncio.sleep(chance.random() * 0.02)
+        _no_gpu_twice(host)
+    for one in host.engines.bound:
+        if one.command.checkpoint_id.startswith("slow"):
+            await host.engines.stop(
+                instance_id=one.command.instance_id, epoch=99, drain_timeout_s=0, reason="end"
+            )
+    async with asyncio.timeout(30):
+        await asyncio.gather(*calls)
+    _no_gpu_twice(host)
+    kept = {one.handle.pid for one in host.engines.bound if one.handle is not None}
+    kept |= {spare.handle.pid for spare in host.spares.all}
+    zygote = host.zygote.pid
+    assert zygote is not None
+    await until(
+        lambda: descendants(zygote) <= kept | {spare.handle.pid for spare in host.spares.all},
+        within_s=5,
+        what="no engine is left over",
+    )
+
+
+def _no_gpu_twice(host: Host) -> None:
+    ready = [one for one in host.engines.bound if one.state is EngineState.READY and one.stopping is None]
+    gpus = [gpu for one in ready for gpu in one.gpu_indices]
+    assert len(gpus) == len(set(gpus))
+
+
+async def _quiet(call: Awaitable[object]) -> object:
+    try:
+        return await call
+    except FirstlightError as refusal:
+        return refusal
