@@ -22,7 +22,7 @@ from api.feed import Feed
 from api.health import Health
 from api.host_directory import HostDirectory
 from api.metrics import Metrics
-from api.openai.generation import Clock, Patience
+from api.openai.signs_of_life import Clock, Patience
 from api.routing.lane import Lane, Route
 from api.routing.notices import InstanceNotice
 from api.routing.route_table import LIVE, RouteTable

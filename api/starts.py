@@ -23,6 +23,7 @@ from firstlight.domain.errors import (
     NoCapacity,
     Overloaded,
     StartFailed,
+    StartTimeout,
     UnknownModel,
 )
 from firstlight.domain.lifecycle import InstanceState
@@ -35,6 +36,8 @@ LONGEST_BACKOFF_S = 2.0
 # Looking again costs one short transaction and writes one decision: not more often than this.
 SOONEST_LOOK_S = 0.25
 LATEST_LOOK_S = 30.0
+# How long to try to begin a start that nobody waits for.
+LATER_WITHIN_S = 30.0
 
 
 class Starter(ABC):
@@ -103,11 +106,13 @@ class StartDirector:
         for wake in self._wakes.values():
             wake.set()
 
-    async def plan(self, model: str, *, deadline_s: float, request_id: str) -> PlannedStart:
-        """One decision on an operator's word, carried out as for a request."""
-        planned = await self._starter.plan(model, deadline_s=deadline_s, may_wait=True, request_id=request_id)
+    async def plan(self, model: str, *, request_id: str) -> PlannedStart:
+        """One decision on an operator's word, carried out as for a request, however long it will take."""
+        planned = await self._starter.plan(model, deadline_s=None, may_wait=True, request_id=request_id)
+        self._on_planned(model, planned)
         if planned.plan is not None:
-            await self._carry_out(self._table.lane(model), planned, deadline_s=time.monotonic() + deadline_s)
+            deadline_s = time.monotonic() + LATER_WITHIN_S
+            await self._carry_out(self._table.lane(model), planned, deadline_s=deadline_s)
         return planned
 
     async def close(self) -> None:
@@ -187,8 +192,32 @@ class StartDirector:
             case Wait(ready_in_s=ready_in_s):
                 soonest_s = self._next_backoff(lane.model)
                 return min(LATEST_LOOK_S, max(SOONEST_LOOK_S, soonest_s, ready_in_s or 0.0))
-            case Reject(reason=reason, retry_after_s=retry_after_s):
-                return self._rejected(lane, reason, retry_after_s)
+            case Reject(candidates=candidates) as rejection:
+                if any(candidate.estimate is not None for candidate in candidates):
+                    return await self._start_for_later(lane, rejection)
+                return self._rejected(lane, rejection.reason, rejection.retry_after_s)
+
+    async def _start_for_later(self, lane: Lane, rejection: Reject) -> float | None:
+        """A host can take the start, but not within the deadline of who asks: begin it all the same.
+
+        Otherwise a model whose first download takes longer than any client waits could never be served.
+        """
+        planned = await self._starter.plan(
+            lane.model, deadline_s=None, may_wait=True, request_id=lane.first_request_id
+        )
+        self._on_planned(lane.model, planned)
+        if planned.plan is None:
+            return self._rejected(lane, rejection.reason, rejection.retry_after_s)
+        if not lane.ready_capacity:
+            lane.fail_waiting(
+                StartTimeout(
+                    f"model {lane.model!r} is starting: {rejection.reason}; come again then",
+                    model=lane.model,
+                    retry_after_s=rejection.retry_after_s,
+                )
+            )
+        await self._carry_out(lane, planned, deadline_s=time.monotonic() + LATER_WITHIN_S)
+        return None
 
     def _rejected(self, lane: Lane, reason: str, retry_after_s: float) -> float | None:
         is_hopeful = lane.ready_capacity or lane.starting or lane.draining or lane.suspected_s is not None

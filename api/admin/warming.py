@@ -29,9 +29,7 @@ async def warm(services: Services, name: str, *, wait: bool, request_id: str) ->
         "estimated_s": None,
     }
     if not lane.routes:
-        planned = await services.director.plan(
-            record.name, deadline_s=services.settings.start_timeout_s, request_id=request_id
-        )
+        planned = await services.director.plan(record.name, request_id=request_id)
         answer |= _decided(planned)
         if not wait:
             return answer

@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from api.dispatch import Dispatcher
-from api.errors import http_error, internal_error
 from api.metrics import Metrics
 from api.openai.choice_text import ChoiceText, Delta
 from api.openai.order import Choice, Order
-from api.openai.shapes import DONE, Shape, event, usage_json
-from api.routing.lane import Lane, Slot
+from api.openai.shapes import DONE, Shape, usage_json
+from api.openai.signs_of_life import SignsOfLife
+from api.routing.lane import Slot
 from api.web.exchange import Sink
-from firstlight.domain.errors import FirstlightError
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """When a silent stream says that it lives. Until the first sign, an error can still be a plain answer."""
-
-    first_sign_s: float = 2.0
-    every_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """Monotonic seconds of one request."""
-
-    arrived_s: float
-    deadline_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +38,24 @@ class Generation:
         self,
         order: Order,
         *,
-        lane: Lane,
         dispatcher: Dispatcher,
         metrics: Metrics,
         on_first_token: FirstTokenHeard,
-        clock: Clock,
-        patience: Patience,
+        signs: SignsOfLife,
     ) -> None:
         self._order = order
-        self._lane = lane
+        self._lane = signs.lane
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._first_token_heard = on_first_token
-        self._clock = clock
-        self._patience = patience
+        self._signs = signs
+        self._clock = signs.clock
         self._tokens = [0] * len(order.choices)
 
     async def answer(self, sink: Sink, shape: Shape) -> None:
         """The whole answer at once."""
         parts: list[list[Delta]] = [[] for _ in self._order.choices]
-        async with aclosing(self._deltas()) as deltas:
+        async with aclosing(self._deltas(None)) as deltas:
             async for found in deltas:
                 if isinstance(found, Delta):
                     parts[found.index].append(found)
@@ -95,29 +73,15 @@ class Generation:
         await sink.answer(shape.whole(choices, self._usage()))
 
     async def stream(self, sink: Sink, shape: Shape, usage: UsageWish) -> None:
-        """Events until [DONE]; an error after the first byte becomes an error event, never a silent cut."""
-        try:
-            await self._stream(sink, shape, usage)
-        except FirstlightError as error:
-            if not sink.has_begun:
-                raise
-            await self._end_with(sink, http_error(error).body())
-        except Exception:
-            # The outermost loop of a stream whose status line is out: the client must not take a bug's cut
-            # for the end of the answer. Raised on, so that it is logged like any other.
-            if sink.has_begun:
-                await self._end_with(sink, internal_error().body())
-            raise
-
-    async def _stream(self, sink: Sink, shape: Shape, usage: UsageWish) -> None:
+        """Events until [DONE]. What it raises is for `ending_clearly` to tell the client."""
         opened: set[int] = set()
-        async with aclosing(self._deltas()) as deltas:
+        async with aclosing(self._deltas(sink)) as deltas:
             async for found in deltas:
                 await sink.begin_events()
                 if isinstance(found, Delta):
                     await sink.write(self._pieces(found, shape, usage, opened))
                 else:
-                    await sink.write(self._sign_of_life())
+                    await self._signs.give(sink, is_generating=any(self._tokens))
         tail = DONE
         if usage.at_end:
             tail = shape.usage_piece(self._usage()) + DONE
@@ -138,7 +102,7 @@ class Generation:
             data += shape.finish_piece(delta.index, delta.finish_reason, beside)
         return data
 
-    async def _deltas(self) -> AsyncGenerator[Delta | object, None]:
+    async def _deltas(self, sink: Sink | None) -> AsyncGenerator[Delta | object, None]:
         """Deltas of all choices as they come, `_SILENCE` when there is none for a while."""
         queue: asyncio.Queue[Delta | asyncio.Task[None]] = asyncio.Queue()
         tasks = [asyncio.create_task(self._run(choice, queue)) for choice in self._order.choices]
@@ -146,18 +110,15 @@ class Generation:
             # Its end stands in the queue behind its deltas, with its error if it has one.
             task.add_done_callback(queue.put_nowait)
         left = len(tasks)
-        patience_s = self._patience.first_sign_s
         try:
             while left:
                 try:
-                    async with asyncio.timeout(patience_s):
+                    async with asyncio.timeout(None if sink is None else self._signs.wait_s(sink)):
                         found = await queue.get()
                 except TimeoutError:
-                    patience_s = self._patience.every_s
                     yield _SILENCE
                     continue
                 if isinstance(found, Delta):
-                    patience_s = self._patience.every_s
                     yield found
                 else:
                     left -= 1
@@ -210,14 +171,3 @@ class Generation:
         self._metrics.request_s.labels(name).observe(time.monotonic() - self._clock.arrived_s)
         self._metrics.prompt_tokens.labels(name).inc(self._order.prompt_tokens)
         self._metrics.generation_tokens.labels(name).inc(sum(self._tokens))
-
-    def _sign_of_life(self) -> bytes:
-        name, waited_s = self._order.record.name, time.monotonic() - self._clock.arrived_s
-        what = (
-            "generating with" if any(self._tokens) else "starting" if self._lane.starting else "waiting for"
-        )
-        return f": {what} {name} ({waited_s:.0f} s)\n\n".encode()
-
-    async def _end_with(self, sink: Sink, error: bytes) -> None:
-        await sink.write(event(error.decode()) + DONE)
-        await sink.end()

@@ -14,6 +14,7 @@ from api.openai.generation import Generation, UsageWish
 from api.openai.order import Order, order_chat, order_completion
 from api.openai.parsing import parse_generation
 from api.openai.shapes import ChatChunks, CompletionChunks, Shape
+from api.openai.signs_of_life import SignsOfLife, ending_clearly
 from api.services import Services
 from api.web.documentation import body_of, errors, events
 from api.web.exchange import Exchange, Sink
@@ -87,25 +88,29 @@ class _Run:
     async def run(self, sink: Sink) -> None:
         services = self._services
         record = await services.admission.find(self._fields.model)
-        order = await self._order(record)
-        generation = Generation(
-            order,
-            lane=services.table.lane(record.name),
-            dispatcher=services.dispatcher,
-            metrics=services.metrics,
-            on_first_token=services.ledger.first_token,
-            clock=self._clock,
-            patience=services.patience,
-        )
+        signs = SignsOfLife(services.table.lane(record.name), self._clock, services.patience)
         if not self._fields.stream:
-            await generation.answer(sink, self._shape(order))
+            order = await self._order(record)
+            await self._generation(order, signs).answer(sink, self._shape(order))
             return
-        options = self._fields.stream_options
-        usage = UsageWish(
-            at_end=options is not None and options.include_usage,
-            always=options is not None and options.continuous_usage_stats,
+        async with ending_clearly(sink):
+            order = await signs.during(self._order(record), sink)
+            await self._generation(order, signs).stream(sink, self._shape(order), self._usage())
+
+    def _generation(self, order: Order, signs: SignsOfLife) -> Generation:
+        return Generation(
+            order,
+            dispatcher=self._services.dispatcher,
+            metrics=self._services.metrics,
+            on_first_token=self._services.ledger.first_token,
+            signs=signs,
         )
-        await generation.stream(sink, self._shape(order), usage)
+
+    def _usage(self) -> UsageWish:
+        options = self._fields.stream_options
+        if options is None:
+            return UsageWish()
+        return UsageWish(at_end=options.include_usage, always=options.continuous_usage_stats)
 
     async def _order(self, record: ModelRecord) -> Order:
         raise NotImplementedError

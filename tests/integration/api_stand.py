@@ -18,7 +18,7 @@ from openai import AsyncOpenAI
 from temporalio.client import Client
 
 from api.app import create_app
-from api.openai.generation import Patience
+from api.openai.signs_of_life import Patience
 from api.services import Dependencies, Services
 from firstlight.contracts.starts import StartPlan
 from firstlight.database import hosts_repository
@@ -72,7 +72,8 @@ class Stand:
             await hosts_repository.register_host(session, registration, lease_s=600)
 
     async def deploy(self, name: str, **changes: object) -> None:
-        record = await add_model(self.database, name, **changes)
+        small = {"size_bytes": 1_000_000, "source_bytes": 1_000_000}
+        record = await add_model(self.database, name, **{**small, **changes})
         self.store.files[record.checkpoint_id] = text_files()
         await until(lambda: self.services.catalog.known(name))
 
@@ -89,7 +90,7 @@ class Stand:
                 epoch=plan.epoch,
                 endpoint=engine.endpoint,
                 manifest_digest=DIGEST,
-                size_bytes=1_100_000_000,
+                size_bytes=1_000_000,
             )
         return engine
 
