@@ -1,0 +1,46 @@
+"""Idle time and fencing of one engine."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from firstlight.domain.errors import EngineGone, StaleEpoch
+from gpu_worker.engine.control import AttachCommand
+from gpu_worker.engine.state import EngineState
+
+
+async def test_idle_is_told_after_the_last_request() -> None:
+    state = EngineState()
+    with state.request():
+        waiting = asyncio.ensure_future(state.wait_idle(0.05))
+        done, _ = await asyncio.wait({waiting}, timeout=0.15)
+        assert not done
+        assert state.idle_s == 0
+    assert 0.05 <= await asyncio.wait_for(waiting, 5) < 2
+
+
+async def test_a_request_starts_the_wait_anew() -> None:
+    state = EngineState()
+    waiting = asyncio.ensure_future(state.wait_idle(0.2))
+    begun = asyncio.get_running_loop().time()
+    for _ in range(3):
+        await asyncio.wait({waiting}, timeout=0.1)
+        with state.request():
+            pass
+    await asyncio.wait_for(waiting, 5)
+    assert asyncio.get_running_loop().time() - begun >= 0.45
+
+
+def test_only_its_own_epoch_may_speak() -> None:
+    state = EngineState()
+    with pytest.raises(EngineGone):
+        state.check_epoch(3)
+    state.attachment = AttachCommand(
+        instance_id="i", epoch=3, model="m", checkpoint_id="m@aaaa", max_concurrency=1
+    )
+    assert state.check_epoch(3).instance_id == "i"
+    for other in (0, 2, 4):
+        with pytest.raises(StaleEpoch):
+            state.check_epoch(other)
