@@ -52,11 +52,15 @@ class ClusterStarter(Starter):
             may_wait=may_wait,
             request_id=request_id,
             now_unix_s=time.time(),
+            on_chosen=lambda host_id, checkpoint_id: self._hint(host_id, checkpoint_id, request_id),
         )
 
-    def hint(self, planned: PlannedStart) -> None:
-        self._background.start(self._hint_store(planned), name="prepare hint to the store")
-        self._background.start(self._hint_engine(planned), name="prepare hint to the engine")
+    def _hint(self, host_id: str, checkpoint_id: str, request_id: str) -> None:
+        """At the moment of choice, before anything is written: bytes may move while Postgres commits."""
+        self._background.start(self._hint_store(host_id, checkpoint_id, request_id), name="hint to the store")
+        self._background.start(
+            self._hint_engine(host_id, checkpoint_id, request_id), name="hint to the engine"
+        )
 
     async def begin(self, planned: PlannedStart) -> None:
         assert planned.plan is not None
@@ -83,20 +87,14 @@ class ClusterStarter(Starter):
         async with self._database.transaction() as session:
             await abandon_start(session, request)
 
-    async def _hint_store(self, planned: PlannedStart) -> None:
-        plan = planned.plan
-        if plan is None or (host := await self._hosts.of(plan.host_id)) is None:
-            return
-        await StoreClient(self._channels, host.store_address).prepare(
-            checkpoint_id=plan.checkpoint.checkpoint_id,
-            instance_id=plan.instance_id,
-            decided_at_unix_s=plan.decided_at_unix_s,
-        )
+    async def _hint_store(self, host_id: str, checkpoint_id: str, request_id: str) -> None:
+        if (host := await self._hosts.of(host_id)) is not None:
+            await StoreClient(self._channels, host.store_address).prepare(
+                checkpoint_id=checkpoint_id, instance_id=request_id, decided_at_unix_s=time.time()
+            )
 
-    async def _hint_engine(self, planned: PlannedStart) -> None:
-        plan = planned.plan
-        if plan is None or (host := await self._hosts.of(plan.host_id)) is None:
-            return
-        await HostClient(self._channels, host.host_address).prepare_engine(
-            checkpoint_id=plan.checkpoint.checkpoint_id, instance_id=plan.instance_id
-        )
+    async def _hint_engine(self, host_id: str, checkpoint_id: str, request_id: str) -> None:
+        if (host := await self._hosts.of(host_id)) is not None:
+            await HostClient(self._channels, host.host_address).prepare_engine(
+                checkpoint_id=checkpoint_id, instance_id=request_id
+            )

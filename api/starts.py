@@ -47,11 +47,9 @@ class Starter(ABC):
     async def plan(
         self, model: str, *, deadline_s: float | None, may_wait: bool, request_id: str
     ) -> PlannedStart:
-        """Decide, and reserve if the decision is Place. Raises: Overloaded when it cannot be asked now."""
-
-    @abstractmethod
-    def hint(self, planned: PlannedStart) -> None:
-        """Set bytes in motion on the chosen host; best effort, returns at once."""
+        """Decide, and reserve if the decision is Place; the chosen host is told at once, best effort, so that
+        bytes move before anything is written. Raises: Overloaded when it cannot be asked now.
+        """
 
     @abstractmethod
     async def begin(self, planned: PlannedStart) -> None:
@@ -236,7 +234,6 @@ class StartDirector:
     async def _carry_out(self, lane: Lane, planned: PlannedStart, *, deadline_s: float) -> None:
         plan = planned.plan
         assert plan is not None
-        self._starter.hint(planned)
         if self._table.state_of(plan.instance_id) is None:
             # Our own commit's notification may still be on its way; nobody must plan a second start.
             self._table.apply(

@@ -21,11 +21,12 @@ from firstlight.database.tables import CheckpointRow, DecisionRow, InstanceRow, 
 from firstlight.domain.errors import ModelBeingDeleted, StartFailed
 from firstlight.domain.fleet import StartRequest
 from firstlight.domain.lifecycle import InstanceState, ModelState
-from firstlight.domain.names import HostId
+from firstlight.domain.names import CheckpointId, HostId
 from firstlight.domain.scheduler import Place, decide
 
 ATTEMPTS = 5
 Answer = TypeVar("Answer")
+OnChosen = Callable[[HostId, CheckpointId], None]
 
 
 async def plan_start(
@@ -37,11 +38,14 @@ async def plan_start(
     request_id: str,
     now_unix_s: float,
     excluded_hosts: frozenset[HostId] = frozenset(),
+    on_chosen: OnChosen = lambda host_id, checkpoint_id: None,
 ) -> PlannedStart:
     """Decide and make it real in one transaction: decision, instance and GPUs, or none of them.
 
     Beside what the scheduler answers: at the model's maximum of instances the answer is Wait for one that
-    starts or has just become ready, or Reject. Raises: UnknownModel, ModelBeingDeleted, DatabaseUnavailable.
+    starts or has just become ready, or Reject. `on_chosen` hears of a placement before it is written, so
+    that bytes can move meanwhile; it must not block, and the placement may yet fail.
+    Raises: UnknownModel, ModelBeingDeleted, DatabaseUnavailable.
     """
     asked = Asked(request_id=request_id, model=model, deadline_s=deadline_s)
 
@@ -55,6 +59,7 @@ async def plan_start(
             decision_id = await write_refusal(session, asked=asked, decision=decision)
             plan, chosen = None, None
         else:
+            on_chosen(decision.host_id, request.model.checkpoint_id)
             plan = await write_place(
                 session, asked=asked, view=view, decision=decision, reason="the soonest start"
             )

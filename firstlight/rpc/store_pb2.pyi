@@ -31,7 +31,7 @@ class PrepareRequest(_message.Message):
     DECIDED_AT_UNIX_S_FIELD_NUMBER: _builtins.int
     checkpoint_id: _builtins.str
     instance_id: _builtins.str
-    """who it is for: log and trace only"""
+    """who it is for (an instance, or the request that asks): log and trace only"""
     decided_at_unix_s: _builtins.float
     def __init__(
         self,

@@ -9,6 +9,7 @@ from pathlib import Path
 from gpu_worker.store.extents import Extent
 from gpu_worker.store.memory import Memory, Readable, Transfer
 from native_loader import Arena, Checkpoint, LoadJob, open_checkpoint
+from native_loader.manifest import MANIFEST_NAME
 
 
 class NativeTransfer(Transfer):
@@ -66,6 +67,8 @@ class NativeMemory(Memory):
         self._arena = Arena(size_bytes, "auto")
         self._threads = threads
         self._is_resident = False
+        # Checkpoints never change in place, so one that was validated once is read at once the next time.
+        self._opened: dict[Path, tuple[tuple[int, int, int], Checkpoint]] = {}
         self.kind = self._arena.kind
         self.size_bytes = self._arena.size_bytes
 
@@ -79,5 +82,18 @@ class NativeMemory(Memory):
     def open(self, directory: Path) -> NativeReadable:
         # Until the background has touched every page, a load makes its own resident as it goes.
         return NativeReadable(
-            open_checkpoint(directory), self._arena, threads=self._threads, populate=not self._is_resident
+            self._checkpoint(directory), self._arena, threads=self._threads, populate=not self._is_resident
         )
+
+    def _checkpoint(self, directory: Path) -> Checkpoint:
+        try:
+            found = (directory / MANIFEST_NAME).stat()
+        except OSError:
+            self._opened.pop(directory, None)
+            return open_checkpoint(directory)
+        stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+        kept = self._opened.get(directory)
+        if kept is None or kept[0] != stamp:
+            kept = (stamp, open_checkpoint(directory))
+            self._opened[directory] = kept
+        return kept[1]
