@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
 
-from firstlight.domain.errors import Conflict, FirstlightError
+from firstlight.domain.errors import FirstlightError
 from gpu_worker.host.config import HostConfig
 from gpu_worker.host.supervisor import Supervisor
+from gpu_worker.store.disk import hold
 from gpu_worker.store.process_log import log_to_stderr
 
 log = logging.getLogger("host")
@@ -40,17 +39,6 @@ async def supervise(config: HostConfig) -> None:
         log.info("stopped")
 
 
-def only_one(state_dir: Path) -> int:
-    """Hold the state directory until this process ends. Raises: Conflict when another host runs there."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(state_dir / "host.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as failure:
-        raise Conflict(f"another host runs in {state_dir}") from failure
-    return descriptor
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="gpu_worker.host", description=__doc__)
     given = parser.add_mutually_exclusive_group(required=True)
@@ -60,7 +48,9 @@ def main() -> int:
     try:
         config = HostConfig.from_json(arguments.config_json or arguments.config.read_text())
         log_to_stderr("host", config.host_id)
-        only_one(Path(config.state_dir))
+        state_dir = Path(config.state_dir)
+        state_dir.mkdir(parents=True, exist_ok=True)
+        hold(state_dir / "host.lock", what=f"the state directory {state_dir}")
         asyncio.run(supervise(config))
     except FirstlightError as failure:
         print(f"{failure.code}: {failure.message}", file=sys.stderr)

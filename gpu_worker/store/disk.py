@@ -1,10 +1,13 @@
-"""Small truths about directories: how many bytes they hold, and that they are on the device."""
+"""Small truths about files and folders: what they hold, that they are on the device, whose they are."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from firstlight.domain.errors import Conflict
 
 
 def directory_bytes(directory: Path) -> int:
@@ -37,3 +40,14 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def hold(lock: Path, *, what: str) -> int:
+    """Lock a file until its descriptor is closed or the process ends. Raises: Conflict if another has it."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as failure:
+        os.close(descriptor)
+        raise Conflict(f"another process of Firstlight uses {what}") from failure
+    return descriptor

@@ -1,118 +1,25 @@
-"""Make a checkpoint present on SSD: fetch, convert, verify, publish. One at a time for each checkpoint."""
+"""Make one checkpoint present on SSD: fetch, convert, verify, publish."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from firstlight.domain.errors import (
-    CheckpointMismatch,
-    Conflict,
-    InvalidInput,
-    SourceCorrupt,
-    SourceUnsupported,
-)
-from firstlight.domain.names import parse_checkpoint_id
-from gpu_worker.store.conversion import CONVERTER, Converted, convert
+from firstlight.domain.errors import CheckpointMismatch, SourceCorrupt, SourceUnsupported
+from gpu_worker.store.conversion import Converted, convert
+from gpu_worker.store.download_order import DownloadOrder, DownloadState, done
 from gpu_worker.store.fetch import fetch
 from gpu_worker.store.shared_work import SharedWork
 from gpu_worker.store.sources import Layout, Source, SourceDescription, open_source
-from gpu_worker.store.ssd_cache import CachedCheckpoint, SsdCache
+from gpu_worker.store.ssd_cache import SsdCache
 
 log = logging.getLogger("store.download")
 
-DTYPES = ("float32", "bfloat16", "float16")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DownloadOrder:
-    """What to bring. `expected_digest` is empty for the first conversion anywhere."""
-
-    checkpoint_id: str
-    source: str
-    dtype: str
-    expected_digest: str
-
-    def __post_init__(self) -> None:
-        parse_checkpoint_id(self.checkpoint_id)
-        if self.dtype not in DTYPES:
-            raise InvalidInput(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DownloadState:
-    """Progress; the digest and sizes stand in the last one (`phase` done)."""
-
-    phase: str = "fetch"
-    bytes_done: int = 0
-    bytes_total: int = 0
-    manifest_digest: str = ""
-    size_bytes: int = 0
-    source_bytes: int = 0
-    was_present: bool = False
-    began_monotonic_s: float = 0.0
-
-
-class Downloads:
-    """The downloads under way. A caller that goes away does not stop one; repeats join it."""
-
-    def __init__(
-        self, *, cache: SsdCache, fetch_parallelism: int, converter: Sequence[str] = CONVERTER
-    ) -> None:
-        self._cache = cache
-        self._parallelism = fetch_parallelism
-        self._converter = converter
-        self._running: dict[str, tuple[DownloadOrder, SharedWork[DownloadState]]] = {}
-        # Two conversions side by side would double the memory one needs.
-        self._one_conversion = asyncio.Lock()
-
-    def is_running(self, checkpoint_id: str) -> bool:
-        return checkpoint_id in self._running
-
-    def order(self, order: DownloadOrder) -> SharedWork[DownloadState]:
-        """Start or join. Raises: Conflict when the same id is under way from elsewhere."""
-        if (running := self._running.get(order.checkpoint_id)) is not None:
-            if (running[0].source, running[0].dtype) != (order.source, order.dtype):
-                raise Conflict(f"{order.checkpoint_id} is being downloaded from {running[0].source}")
-            return running[1]
-        work = SharedWork(DownloadState(began_monotonic_s=time.monotonic()))
-        self._running[order.checkpoint_id] = order, work
-        work.start(self._run(order, work))
-        return work
-
-    async def close(self) -> None:
-        tasks = [work.task for _, work in self._running.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _run(self, order: DownloadOrder, work: SharedWork[DownloadState]) -> None:
-        try:
-            present = self._present(order)
-            if present is not None:
-                work.tell(_done(work.progress, present, was_present=True))
-                return
-            await _Download(
-                self._cache, order, work, self._parallelism, self._converter, self._one_conversion
-            ).run()
-        finally:
-            del self._running[order.checkpoint_id]
-
-    def _present(self, order: DownloadOrder) -> CachedCheckpoint | None:
-        """What is on SSD already, unless it holds other bytes than are expected: then it goes."""
-        cached = self._cache.find(order.checkpoint_id)
-        if cached is not None and order.expected_digest not in ("", cached.manifest_digest):
-            log.warning("digest differs, fetching anew checkpoint=%s", order.checkpoint_id)
-            self._cache.remove(order.checkpoint_id)
-            return None
-        return cached
-
-
-class _Download:
+class Download:
     """One download, from its first byte to its place in the cache."""
 
     def __init__(
@@ -151,7 +58,7 @@ class _Download:
             reserve(0)
             cached = self._cache.publish(name)
         log.info("downloaded checkpoint=%s bytes=%d", name, cached.size_bytes)
-        self._work.tell(_done(self._work.progress, cached, was_present=False))
+        self._work.tell(done(self._work.progress, cached, was_present=False))
 
     async def _bring(
         self, source: Source, description: SourceDescription, reserve: Callable[[int], None]
@@ -234,14 +141,3 @@ def _weights_path(path: Path, description: SourceDescription) -> Path:
     if description.layout is Layout.GGUF and path.is_dir():
         return path / description.files[0].name
     return path
-
-
-def _done(state: DownloadState, cached: CachedCheckpoint, *, was_present: bool) -> DownloadState:
-    return replace(
-        state,
-        phase="done",
-        bytes_done=state.bytes_total,
-        manifest_digest=cached.manifest_digest,
-        size_bytes=cached.size_bytes,
-        was_present=was_present,
-    )

@@ -42,30 +42,46 @@ async def fetch(
     """
     with (
         FetchJournal(directory, revision=description.revision) as journal,
-        _opened(description, directory) as fds,
+        _opened(description, directory) as descriptors,
     ):
-        queue = list(_chunks(description.files))
-        missing = [chunk for chunk in queue if (chunk.file_index, chunk.index) not in journal]
-        present = sum(chunk.size_bytes for chunk in queue) - sum(chunk.size_bytes for chunk in missing)
-        if journal.is_resumed:
-            log.info("fetch resumed present_bytes=%d of=%d", present, description.source_bytes)
-        on_bytes(present)
-        rest = iter(missing)
-
-        async def work() -> None:
-            for chunk in rest:
-                file = description.files[chunk.file_index]
-                data = await _read(source, file, chunk)
-                await asyncio.to_thread(_write, fds[chunk.file_index], data, chunk.start)
-                journal.record(chunk.file_index, chunk.index)
-                on_bytes(chunk.size_bytes)
-
+        work = _Fetch(source, description.files, descriptors, journal, on_bytes)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(parallelism):
-                    group.create_task(work())
+                    group.create_task(work.run())
         except ExceptionGroup as failures:
             raise _first(failures) from failures
+
+
+class _Fetch:
+    """The chunks that are missing, taken one by one by any number of `run`s."""
+
+    def __init__(
+        self,
+        source: Source,
+        files: tuple[SourceFile, ...],
+        descriptors: list[int],
+        journal: FetchJournal,
+        on_bytes: Callable[[int], None],
+    ) -> None:
+        self._source = source
+        self._files = files
+        self._descriptors = descriptors
+        self._journal = journal
+        self._on_bytes = on_bytes
+        chunks = list(_chunks(files))
+        there = {chunk for chunk in chunks if (chunk.file_index, chunk.index) in journal}
+        self._missing = iter([chunk for chunk in chunks if chunk not in there])
+        if there:
+            log.info("fetch resumed chunks=%d of=%d", len(there), len(chunks))
+        on_bytes(sum(chunk.size_bytes for chunk in there))
+
+    async def run(self) -> None:
+        for chunk in self._missing:
+            data = await _read(self._source, self._files[chunk.file_index], chunk)
+            await asyncio.to_thread(_write, self._descriptors[chunk.file_index], data, chunk.start)
+            self._journal.record(chunk.file_index, chunk.index)
+            self._on_bytes(chunk.size_bytes)
 
 
 async def _read(source: Source, file: SourceFile, chunk: _Chunk) -> memoryview:

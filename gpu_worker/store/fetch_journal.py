@@ -31,10 +31,6 @@ class FetchJournal:
     def __contains__(self, chunk: tuple[int, int]) -> bool:
         return chunk in (self._done or ())
 
-    @property
-    def is_resumed(self) -> bool:
-        return bool(self._done)
-
     def record(self, file_index: int, chunk_index: int) -> None:
         """Note a chunk whose bytes have been handed to the kernel."""
         assert self._done is not None

@@ -17,7 +17,7 @@ from firstlight.rpc import store_pb2 as wire
 from firstlight.rpc.status import answering
 from firstlight.rpc.store_pb2_grpc import StoreServicer
 from gpu_worker.store.contents import small_files
-from gpu_worker.store.download import DownloadOrder, DownloadState
+from gpu_worker.store.download_order import DownloadOrder, DownloadState
 from gpu_worker.store.loads import LoadState
 from gpu_worker.store.store import Store
 

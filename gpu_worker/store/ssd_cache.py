@@ -10,8 +10,6 @@ Knows nothing of DRAM: who may go is asked of `may_evict`, and who goes is told 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -24,7 +22,7 @@ from pathlib import Path
 
 from firstlight.domain.errors import Conflict, DiskFull, FirstlightError, UnknownCheckpoint
 from firstlight.domain.names import parse_checkpoint_id
-from gpu_worker.store.disk import allocated_bytes, directory_bytes, sync_directory
+from gpu_worker.store.disk import allocated_bytes, directory_bytes, hold, sync_directory
 from gpu_worker.store.eviction import EvictionOrder
 
 log = logging.getLogger("store.ssd")
@@ -66,7 +64,7 @@ class SsdCache:
         self._order = EvictionOrder()
         for name in ("checkpoints", "writing", "staging", "quarantine"):
             (root / name).mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(root / "lock")
+        self._lock = hold(root / "lock", what=f"the SSD cache {root}")
         self._recover()
 
     def close(self) -> None:
@@ -252,16 +250,3 @@ class SsdCache:
             except (FirstlightError, OSError, ValueError, KeyError, TypeError) as failure:
                 log.warning("not a checkpoint: %s (%s)", directory.name, failure)
                 os.rename(directory, self._root / "quarantine" / f"{directory.name}-{time.time_ns()}")
-
-
-def _lock(path: Path) -> int:
-    """Hold `path` until the process ends. Raises: Conflict when another store holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as failure:
-        os.close(descriptor)
-        if failure.errno in (errno.EAGAIN, errno.EACCES):
-            raise Conflict(f"another store uses the SSD cache {path.parent}") from failure
-        raise
-    return descriptor

@@ -10,7 +10,7 @@ from threading import Thread
 
 from firstlight.domain.errors import FirstlightError
 from gpu_worker.store.config import StoreConfig
-from gpu_worker.store.download import Downloads
+from gpu_worker.store.downloads import Downloads
 from gpu_worker.store.handover import Handover
 from gpu_worker.store.loads import Loads
 from gpu_worker.store.memory import Memory

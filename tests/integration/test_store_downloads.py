@@ -18,7 +18,8 @@ from firstlight.domain.errors import (
     SourceUnreachable,
     SourceUnsupported,
 )
-from gpu_worker.store.download import DownloadOrder, Downloads
+from gpu_worker.store.download_order import DownloadOrder
+from gpu_worker.store.downloads import Downloads
 from gpu_worker.store.ssd_cache import SsdCache
 from tests.integration.store_processes import descendants, is_alive
 

@@ -232,7 +232,7 @@ async def test_a_second_store_on_the_same_cache_is_refused(store: RunningStore, 
         stderr=asyncio.subprocess.PIPE,
     )
     _, stderr = await process.communicate()
-    assert process.returncode == 2 and b"another store" in stderr
+    assert process.returncode == 2 and b"SSD cache" in stderr
     assert (await store.load(A)).done
 
 

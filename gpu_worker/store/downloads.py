@@ -1,0 +1,72 @@
+"""The downloads under way: one for each checkpoint, joined by repeats, stopped by nobody who leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from firstlight.domain.errors import Conflict
+from gpu_worker.store.conversion import CONVERTER
+from gpu_worker.store.download import Download
+from gpu_worker.store.download_order import DownloadOrder, DownloadState, done
+from gpu_worker.store.shared_work import SharedWork
+from gpu_worker.store.ssd_cache import CachedCheckpoint, SsdCache
+
+log = logging.getLogger("store.download")
+
+
+class Downloads:
+    """The downloads under way. A caller that goes away does not stop one; repeats join it."""
+
+    def __init__(
+        self, *, cache: SsdCache, fetch_parallelism: int, converter: Sequence[str] = CONVERTER
+    ) -> None:
+        self._cache = cache
+        self._parallelism = fetch_parallelism
+        self._converter = converter
+        self._running: dict[str, tuple[DownloadOrder, SharedWork[DownloadState]]] = {}
+        # Two conversions side by side would double the memory one needs.
+        self._one_conversion = asyncio.Lock()
+
+    def is_running(self, checkpoint_id: str) -> bool:
+        return checkpoint_id in self._running
+
+    def order(self, order: DownloadOrder) -> SharedWork[DownloadState]:
+        """Start or join. Raises: Conflict when the same id is under way from elsewhere."""
+        if (running := self._running.get(order.checkpoint_id)) is not None:
+            if (running[0].source, running[0].dtype) != (order.source, order.dtype):
+                raise Conflict(f"{order.checkpoint_id} is being downloaded from {running[0].source}")
+            return running[1]
+        work = SharedWork(DownloadState(began_monotonic_s=time.monotonic()))
+        self._running[order.checkpoint_id] = order, work
+        work.start(self._run(order, work))
+        return work
+
+    async def close(self) -> None:
+        tasks = [work.task for _, work in self._running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, order: DownloadOrder, work: SharedWork[DownloadState]) -> None:
+        try:
+            present = self._present(order)
+            if present is not None:
+                work.tell(done(work.progress, present, was_present=True))
+                return
+            await Download(
+                self._cache, order, work, self._parallelism, self._converter, self._one_conversion
+            ).run()
+        finally:
+            del self._running[order.checkpoint_id]
+
+    def _present(self, order: DownloadOrder) -> CachedCheckpoint | None:
+        """What is on SSD already, unless it holds other bytes than are expected: then it goes."""
+        cached = self._cache.find(order.checkpoint_id)
+        if cached is not None and order.expected_digest not in ("", cached.manifest_digest):
+            log.warning("digest differs, fetching anew checkpoint=%s", order.checkpoint_id)
+            self._cache.remove(order.checkpoint_id)
+            return None
+        return cached
