@@ -23,8 +23,8 @@ from firstlight.domain.lifecycle import InstanceState
 # Every reservation takes the next value; whoever carries a lower one has been superseded.
 FENCING_EPOCH = Sequence("fencing_epoch", metadata=Base.metadata)
 
-LIVE = (InstanceState.STARTING, InstanceState.READY, InstanceState.DRAINING)
-_IS_LIVE = one_of("state", LIVE)
+LIVE = frozenset({InstanceState.STARTING, InstanceState.READY, InstanceState.DRAINING})
+_IS_LIVE = one_of("state", [state for state in InstanceState if state in LIVE])
 
 
 class InstanceRow(Base):
@@ -53,6 +53,7 @@ class InstanceRow(Base):
         Index("ix_instances_live_model_id", "model_id", postgresql_where=text("is_live")),
         Index("ix_instances_live_host_id", "host_id", postgresql_where=text("is_live")),
         Index("ix_instances_model_created_at", "model", "created_at"),
+        Index("ix_instances_created_at", "created_at", "epoch"),
     )
 
     instance_id: Mapped[str] = mapped_column(primary_key=True)

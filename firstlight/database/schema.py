@@ -16,10 +16,10 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, text
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from firstlight.domain.errors import DatabaseUnavailable, InvalidSettings
+from firstlight.database.failures import translated
+from firstlight.domain.errors import InvalidSettings
 
 # Any number does, as long as nothing else in the database takes the same advisory lock.
 _LOCK = 0x66_69_72_73_74
@@ -69,10 +69,8 @@ def _connected(url: str) -> Iterator[Connection]:
     # No pool: closing the connection is what gives the advisory lock back.
     engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": _CONNECT_TIMEOUT_S})
     try:
-        with engine.connect() as connection:
+        with translated(), engine.connect() as connection:
             yield connection
-    except SQLAlchemyError as error:
-        raise DatabaseUnavailable(f"the database cannot be migrated: {error}") from error
     except CommandError as error:
         raise InvalidSettings(
             f"the database does not belong to this release of Firstlight: {error}",

@@ -389,6 +389,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("is_live"),
     )
+    op.create_index("ix_instances_created_at", "instances", ["created_at", "epoch"], unique=False)
     op.create_index("ix_instances_model_created_at", "instances", ["model", "created_at"], unique=False)
     op.create_index(op.f("ix_instances_model_id"), "instances", ["model_id"], unique=False)
     op.create_table(
@@ -526,6 +527,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_migrations_destination_instance_id"), table_name="migrations")
     op.drop_table("migrations")
     op.drop_index(op.f("ix_instances_model_id"), table_name="instances")
+    op.drop_index("ix_instances_created_at", table_name="instances")
     op.drop_index("ix_instances_model_created_at", table_name="instances")
     op.drop_index("ix_instances_live_model_id", table_name="instances", postgresql_where=sa.text("is_live"))
     op.drop_index("ix_instances_live_host_id", table_name="instances", postgresql_where=sa.text("is_live"))
