@@ -23,6 +23,7 @@ from firstlight.domain.errors import (
     EngineGone,
     FirstlightError,
     InstanceDraining,
+    QueueFull,
     StaleEpoch,
 )
 from firstlight.domain.lifecycle import InstanceState
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 MAX_RESUMES = 3
 # The instance is not (or no longer) able to run this request; another may be.
-ELSEWHERE = (EngineError, InstanceDraining, StaleEpoch)
+ELSEWHERE = (EngineError, InstanceDraining, QueueFull, StaleEpoch)
 BUSY_PAUSE_S = 0.05
 PROBE_EVERY_S = 0.5
 PROBE_AT_MOST_EVERY_S = 5.0
@@ -69,14 +70,16 @@ class Dispatcher:
         Raises: QueueFull, StartTimeout, StartFailed, NoCapacity before the first token; EngineError when
         engines failed too often; ContextTooLong and other InvalidInput from the engine.
         """
+        refused_by: str | None = None
         while True:
-            slot = await lane.take(deadline_s=deadline_s, request_id=journal.request_id)
+            slot = await lane.take(deadline_s=deadline_s, request_id=journal.request_id, avoid=refused_by)
             try:
                 async with aclosing(self._stream(slot, journal, on_first_token)) as stream:
                     async for chunk in stream:
                         yield chunk
                 return
             except ELSEWHERE as error:
+                refused_by = slot.route.instance_id
                 await self._after_failure(slot, lane, journal, error)
             finally:
                 lane.give_back(slot)
@@ -129,7 +132,7 @@ class Dispatcher:
         if journal.resumes > MAX_RESUMES:
             raise error
         self._on_resume(route.model)
-        if isinstance(error, EngineBusy):
+        if isinstance(error, EngineBusy | QueueFull):
             # Another replica of the API took the place; it is well, only full.
             await asyncio.sleep(BUSY_PAUSE_S * 2**journal.resumes)
         elif lane.suspect(route):

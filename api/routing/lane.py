@@ -44,6 +44,7 @@ class _Waiter:
     needs_slot: bool
     deadline_s: float
     request_id: str
+    avoid: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,12 +104,16 @@ class Lane:
         """Of the request that waits longest; a decision names it."""
         return self._waiters[0].request_id if self._waiters else ""
 
-    async def take(self, *, deadline_s: float, request_id: str, needs_slot: bool = True) -> Slot:
+    async def take(
+        self, *, deadline_s: float, request_id: str, needs_slot: bool = True, avoid: str | None = None
+    ) -> Slot:
         """A place at the least loaded instance, at once or after waiting in line.
+
+        Instance `avoid` (it has just refused this request) only if no other has room.
 
         Raises: QueueFull; StartTimeout at the deadline; whatever `fail_waiting` was given.
         """
-        if not self._waiters and (slot := self._place(needs_slot=needs_slot, waited_s=0.0)) is not None:
+        if not self._waiters and (slot := self._place(needs_slot, avoid)) is not None:
             return slot
         if len(self._waiters) >= self.max_queue:
             raise QueueFull(
@@ -116,11 +121,13 @@ class Lane:
                 model=self.model,
                 retry_after_s=5.0,
             )
-        return await self._wait(deadline_s=deadline_s, request_id=request_id, needs_slot=needs_slot)
+        return await self._wait(deadline_s, request_id, needs_slot, avoid)
 
-    async def _wait(self, *, deadline_s: float, request_id: str, needs_slot: bool) -> Slot:
+    async def _wait(self, deadline_s: float, request_id: str, needs_slot: bool, avoid: str | None) -> Slot:
         began_s = time.monotonic()
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), needs_slot, deadline_s, request_id)
+        waiter = _Waiter(
+            asyncio.get_running_loop().create_future(), needs_slot, deadline_s, request_id, avoid
+        )
         self._waiters.append(waiter)
         self.on_demand(self)
         try:
@@ -196,7 +203,7 @@ class Lane:
             if waiter.answer.done():
                 self._waiters.popleft()
                 continue
-            slot = self._place(needs_slot=waiter.needs_slot, waited_s=0.0)
+            slot = self._place(waiter.needs_slot, waiter.avoid)
             if slot is None:
                 return
             self._waiters.popleft()
@@ -205,7 +212,7 @@ class Lane:
     def _trusted(self) -> list[_Ready]:
         return [entry for entry in self._ready.values() if entry.suspected_s is None]
 
-    def _place(self, *, needs_slot: bool, waited_s: float) -> Slot | None:
+    def _place(self, needs_slot: bool, avoid: str | None) -> Slot | None:
         entries = [
             entry
             for entry in self._trusted()
@@ -213,9 +220,9 @@ class Lane:
         ]
         if not entries:
             return None
-        best = min(entries, key=lambda entry: (entry.running / entry.route.max_concurrency, entry.running))
+        best = min(entries, key=lambda entry: _preference(entry, avoid))
         best.running += needs_slot
-        return Slot(best.route, needs_slot, waited_s)
+        return Slot(best.route, needs_slot, 0.0)
 
     def _too_late(self, waited_s: float) -> StartTimeout:
         what = "is starting" if self.starting else "has no free place"
@@ -224,3 +231,8 @@ class Lane:
             model=self.model,
             retry_after_s=5.0,
         )
+
+
+def _preference(entry: _Ready, avoid: str | None) -> tuple[bool, float, int]:
+    load = entry.running / entry.route.max_concurrency
+    return (entry.route.instance_id == avoid, load, entry.running)
