@@ -37,7 +37,13 @@ def load_model(source: ModelSource, *, dtype: torch.dtype) -> Any:
         options["quantization_config"] = GgufConfig(dequantize=True)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            source.directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            source.directory,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            # Not to accept them, but to name them: see `_require_complete`.
+            ignore_mismatched_sizes=True,
+            **options,
         )
     except _UNREADABLE as failure:
         raise SourceCorrupt(f"the weights cannot be read: {failure}") from failure
