@@ -39,7 +39,7 @@ def instances(
     if not found:
         console.print("nothing runs; the next request for a model starts it")
         return
-    shown = table("INSTANCE", "MODEL", "STATE", "HOST", "GPUS", "AGE", "ENDPOINT")
+    shown = table("INSTANCE", "MODEL", "STATE", "HOST", "GPUS", "AGE")
     for one in found:
         shown.add_row(
             one["instance_id"],
@@ -48,7 +48,6 @@ def instances(
             one["host_id"] or "-",
             ",".join(str(index) for index in one["gpu_indices"]) or "-",
             seconds(time.time() - one["created_at_unix_s"]),
-            one["endpoint"] or one.get("failure") or "-",
         )
     console.print(shown)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-console = Console(highlight=False)
+# Nobody's lines are cut when the output goes to a file or another program.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -20,7 +22,9 @@ def print_json(value: Any) -> None:
 def table(*columns: str) -> Table:
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, no_wrap=True)
+        # The last column gives way first: it is the one that may be long.
+        is_last = column == columns[-1]
+        made.add_column(column, no_wrap=not is_last, overflow="fold" if is_last else "ellipsis")
     return made
 
 
