@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql import ColumnExpressionArgument
 
 from firstlight.contracts.instances import BeginDrainInput, BeginDrainReceipt, FinishInput
 from firstlight.database.instance_closing import close_instance, lock_instance
@@ -30,12 +30,12 @@ async def list_instances(
     session: AsyncSession, *, states: Collection[InstanceState] | None = None, model: str | None = None
 ) -> list[InstanceRecord]:
     """Instances in these states (None: all), newest first."""
-    conditions: list[ColumnElement[bool]] = []
+    conditions: list[ColumnExpressionArgument[bool]] = []
     if states is not None:
         conditions.append(InstanceRow.state.in_([str(state) for state in states]))
         if LIVE.issuperset(states):
             # Says nothing new, except to the index that leaves out all that have ended.
-            conditions.append(InstanceRow.is_live.is_(True))
+            conditions.append(InstanceRow.is_live)
     if model is not None:
         conditions.append(InstanceRow.model == model)
     return await read_instances(session, conditions)
@@ -50,7 +50,7 @@ async def get_instance(session: AsyncSession, instance_id: str) -> InstanceRecor
 
 
 async def read_instances(
-    session: AsyncSession, conditions: Iterable[ColumnElement[bool]]
+    session: AsyncSession, conditions: Iterable[ColumnExpressionArgument[bool]]
 ) -> list[InstanceRecord]:
     """Records of the rows that meet all conditions, newest first."""
     held = (

@@ -116,9 +116,7 @@ async def begin_delete(session: AsyncSession, name: str, *, actor: str = "api") 
         check_step(MODEL_STEPS, what=f"model {name}", old=ModelState(row.state), new=ModelState.DELETING)
         row.state = ModelState.DELETING
         await audit(session, actor=actor, act="delete", subject=f"model/{name}")
-    return await read_instances(
-        session, [InstanceRow.model_id == row.model_id, InstanceRow.is_live.is_(True)]
-    )
+    return await read_instances(session, [InstanceRow.model_id == row.model_id, InstanceRow.is_live])
 
 
 async def finish_delete(session: AsyncSession, name: str) -> bool:
