@@ -1,0 +1,118 @@
+"""A cold start goes on through the death of any one process of the control plane, and answers its client."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai import OpenAI, OpenAIError
+
+from benchmarks.platform import Platform
+from tests.integration.store_processes import command_line, descendants
+from tests.platform_fixtures import running_platform, tiny_source
+
+ANSWER_WITHIN_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    with running_platform(tmp_path_factory.mktemp("chaos")) as running:
+        yield running
+
+
+class Request(threading.Thread):
+    """One chat of an ordinary client that does not retry by itself."""
+
+    def __init__(self, platform: Platform, model: str) -> None:
+        super().__init__(daemon=True)
+        self._client = OpenAI(
+            base_url=f"{platform.api_url}/v1", api_key="none", max_retries=0, timeout=ANSWER_WITHIN_S
+        )
+        self._model = model
+        self.tokens: int | None = None
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            answer = self._client.chat.completions.create(
+                model=self._model, messages=[{"role": "user", "content": "fox"}], max_tokens=4, temperature=0
+            )
+            assert answer.usage is not None
+            self.tokens = answer.usage.completion_tokens
+        except (OpenAIError, AssertionError) as failure:
+            self.failure = failure
+
+
+def processes_named(platform: Platform, words: str) -> list[int]:
+    return [pid for pid in descendants(platform.launcher_pid) if words in command_line(pid)]
+
+
+def starting_host(platform: Platform, model: str) -> str | None:
+    rows = platform.get(f"/admin/v1/instances?model={model}")["instances"]
+    return next((row["host_id"] for row in rows if row["state"] == "starting"), None)
+
+
+@pytest.mark.parametrize("victim", ["control-worker", "host-agent", "temporal server", "store"])
+def test_a_start_survives_the_death_of(victim: str, platform: Platform, tmp_path: Path) -> None:
+    model = f"tiny-{victim.replace(' ', '-')}"
+    platform.post("/admin/v1/models", {"name": model, "source": tiny_source(tmp_path / "hf").as_uri()})
+    request = Request(platform, model)
+    request.start()
+    platform.wait_for(lambda: starting_host(platform, model) is not None, what="the start", deadline_s=30)
+    host = starting_host(platform, model)
+    # The conversion takes seconds: anywhere in its first one is in the middle of the start.
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    time.sleep(random.Random(seed).uniform(0.05, 1.0))
+    assert request.is_alive(), "the start was over before anything was killed"
+    killed = _kill(platform, victim, str(host))
+    request.join(ANSWER_WITHIN_S)
+    assert request.failure is None, f"killed {killed}: {request.failure}\n{platform.log_end()}"
+    assert request.tokens == 4
+    _nothing_left_behind(platform, model)
+
+
+def _kill(platform: Platform, victim: str, host: str) -> list[int]:
+    words = {
+        "control-worker": "serve control-worker",
+        "host-agent": "serve host-agent",
+        "temporal server": "server start-dev",
+        "store": "gpu_worker.store",
+    }[victim]
+    pids = processes_named(platform, words)
+    assert pids, (
+        f"no process of {victim} among {[command_line(p) for p in descendants(platform.launcher_pid)]}"
+    )
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def _nothing_left_behind(platform: Platform, model: str) -> None:
+    """Exactly one instance serves the model, and its GPUs are all that is taken for it."""
+    rows = platform.get(f"/admin/v1/instances?model={model}")["instances"]
+    live = [row for row in rows if row["state"] in ("starting", "ready", "draining")]
+    assert [row["state"] for row in live] == ["ready"]
+    held = [
+        gpu
+        for host in platform.get("/admin/v1/hosts")["hosts"]
+        for gpu in host["gpus"]
+        if gpu["model"] == model
+    ]
+    assert len(held) == 1
+    response = platform.http.delete(f"{platform.api_url}/admin/v1/models/{model}")
+    assert response.status_code in (200, 202)
+    platform.wait_for(
+        lambda: platform.http.get(f"{platform.api_url}/admin/v1/models/{model}").status_code == 404,
+        what="the model to be gone",
+        deadline_s=60,
+    )
+    assert not any(
+        gpu["model"] == model for host in platform.get("/admin/v1/hosts")["hosts"] for gpu in host["gpus"]
+    )

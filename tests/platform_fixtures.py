@@ -1,0 +1,50 @@
+"""One whole platform per test session, on ports of its own; and small models with a tokenizer to deploy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.platform import Platform
+from tests.integration.api_model import text_files
+
+
+@contextmanager
+def running_platform(directory: Path, **env: str) -> Iterator[Platform]:
+    settings = {
+        "FIRSTLIGHT_GPUS_PER_HOST": "2",
+        "FIRSTLIGHT_DRAM_CAPACITY_BYTES": str(1 << 30),
+        "FIRSTLIGHT_SSD_CAPACITY_BYTES": str(4 << 30),
+        **env,
+    }
+    with Platform(directory / "state", env=settings) as platform:
+        yield platform
+
+
+def tiny_source(directory: Path, *, seed: int = 0) -> Path:
+    """A Hugging Face directory of a random llama with a real tokenizer and chat template."""
+    directory.mkdir(parents=True)
+    files = text_files()
+    vocabulary = Tokenizer.from_str(files["tokenizer.json"].decode()).get_vocab_size()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (directory / name).write_bytes(files[name])
+    return directory
