@@ -9,8 +9,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from firstlight.domain.errors import AttachFailed, EngineBusy, FirstlightError, StaleEpoch
 from gpu_worker.engine.binding import dtype_of, on_device, open_at, tensors_in_arena
 from gpu_worker.engine.control import AttachCommand, Attached, EngineConfig, PrepareCommand
@@ -18,6 +16,7 @@ from gpu_worker.engine.local_engine import LocalEngine
 from gpu_worker.engine.loop import DecodeLoop
 from gpu_worker.engine.skeleton import Skeleton, build_skeleton
 from gpu_worker.engine.state import EngineState
+from gpu_worker.engine.step_plan import chunk_tokens_for
 from gpu_worker.engine.store_link import Pinned, StoreLink
 from native_loader import Checkpoint
 
@@ -107,7 +106,7 @@ class Attacher:
             max_concurrency=max_concurrency,
             max_waiting=self._config.max_waiting,
             context_length=context_length,
-            chunk_tokens=self._config.prefill_chunk_tokens,
+            chunk_tokens=self._config.prefill_chunk_tokens or chunk_tokens_for(self._config.device),
             on_crash=_crash,
         )
         self._state.engine = LocalEngine(loop, max_concurrency=max_concurrency, context_length=context_length)
@@ -138,9 +137,8 @@ class Attacher:
 
 
 def _prepare(directory: Path, device: str) -> Prepared:
-    with torch.inference_mode(False):
-        checkpoint = open_at(directory)
-        return Prepared(build_skeleton(directory, dtype=dtype_of(checkpoint), device=device), checkpoint)
+    checkpoint = open_at(directory)
+    return Prepared(build_skeleton(directory, dtype=dtype_of(checkpoint), device=device), checkpoint)
 
 
 def _crash() -> None:

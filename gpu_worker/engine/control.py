@@ -12,14 +12,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How one engine is forked. `device` is "cpu" or "cuda:<index>"; which, is the supervisor's affair."""
+    """How one engine is forked. `device` is "cpu" or "cuda:<index>"; which, is the supervisor's affair.
+
+    `prefill_chunk_tokens` bounds how long a prompt holds up running streams; None fits it to the device.
+    """
 
     store_socket: str
     device: str = "cpu"
     bind_address: str = "127.0.0.1"
     threads: int = 1
     max_waiting: int = 64
-    prefill_chunk_tokens: int = 256
+    prefill_chunk_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,11 +92,20 @@ def build_skeleton(directory: Path, *, dtype: torch.dtype, device: str = "cpu") 
     architectures.require_supported(config)
     try:
         described = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-        with _building, torch.device(device), _parameters_on_meta(), no_init_weights():
+        with _building, _parameters_on_meta(), no_init_weights():
             model = assemble(described, dtype=dtype)
     except (ValueError, KeyError, TypeError) as failure:
         raise SourceUnsupported(f"config.json describes no model that can be built: {failure}") from failure
+    _move_buffers(model, device)
     return Skeleton(model, config, eos_token_ids)
+
+
+def _move_buffers(model: nn.Module, device: str) -> None:
+    """What no checkpoint brings. Not `model.to`: parameters have no bytes to be moved yet."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
 
 
 # Any: transformers' configurations and models are untyped.

@@ -16,6 +16,15 @@ class Progress(Protocol):
     def pending_tokens(self) -> int: ...
 
 
+# Where a chunk costs a few steps' time and smaller ones would waste the device. On one CPU core a chunk of
+# 128 tokens of a 135M model takes 0.36 s, and per token 3% more than one of 256.
+_CPU_CHUNK, _GPU_CHUNK = 128, 1024
+
+
+def chunk_tokens_for(device: str) -> int:
+    return _CPU_CHUNK if device == "cpu" else _GPU_CHUNK
+
+
 def plan_step(running: Sequence[Progress], *, chunk_tokens: int) -> list[tuple[int, int]]:
     """(index into `running`, tokens) for the next pass. Everyone with one pending token decodes it.
 
