@@ -17,6 +17,8 @@ from gpu_worker.store.tied_process import kill_group, start_tied
 
 log = logging.getLogger("store.convert")
 
+# Engines of this host serve while it converts.
+NICENESS = 10
 CONVERTER = (sys.executable, "-m", "gpu_worker.convert")
 
 
@@ -46,7 +48,7 @@ async def convert(
     model, revision = parse_checkpoint_id(checkpoint_id)
     argv = [*converter, str(source), str(destination), "--dtype", dtype]
     argv += ["--model", model, "--revision", revision]
-    process = await start_tied(argv, env={"TQDM_DISABLE": "1"}, has_output=True)
+    process = await start_tied(argv, env={"TQDM_DISABLE": "1"}, has_output=True, niceness=NICENESS)
     try:
         last = await _follow(process, on_progress)
         status = await process.wait()

@@ -14,16 +14,21 @@ _TIE = str(Path(__file__).with_name("tie.py"))
 
 
 async def start_tied(
-    argv: Sequence[str], *, env: Mapping[str, str] | None = None, has_output: bool = False
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    has_output: bool = False,
+    niceness: int = 0,
 ) -> asyncio.subprocess.Process:
     """Start `argv` in a process group of its own, killed by the kernel when this process ends.
 
     Call it from the main thread: the kernel ties a child to the thread that forked it.
     `env` adds to this process's environment. With `has_output`, its standard output is a pipe.
+    A positive `niceness` lets what serves requests go first.
     """
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-I", "-S", _TIE, str(os.getpid()), *argv),
+        *("-I", "-S", _TIE, str(os.getpid()), str(niceness), *argv),
         env={**os.environ, **(env or {})},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE if has_output else None,
