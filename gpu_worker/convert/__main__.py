@@ -48,6 +48,9 @@ def main() -> int:
     arguments = parser.parse_args()
     # Here, so that a wrong command line does not wait for torch.
     from gpu_worker.convert.conversion import convert
+    from gpu_worker.convert.quick_gguf import use_quick_reader
+
+    use_quick_reader()
 
     try:
         manifest = convert(
