@@ -63,8 +63,9 @@ class ModelText:
         """Raises: InvalidInput for text that is not Unicode (half a surrogate pair)."""
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:
-            raise InvalidInput(f"the text is not valid Unicode: {error.reason}") from error
+        except (TypeError, UnicodeEncodeError) as error:
+            # A str that the Rust side cannot take: half of a surrogate pair, which JSON lets through.
+            raise InvalidInput("the text is not valid Unicode: it has half of a surrogate pair") from error
         return ids
 
     def encode_chat(

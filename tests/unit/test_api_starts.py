@@ -1,0 +1,217 @@
+"""When a lane asks for a start, and what becomes of it; the cluster is a contract fake."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from api.routing.need import SUSPICION_S, LaneFigures, Need, need_of
+from api.routing.notices import InstanceNotice
+from api.routing.route_table import RouteTable
+from api.starts import StartDirector, Starter
+from firstlight.contracts.starts import CheckpointRef, PlannedEstimate, StartPlan
+from firstlight.database.records import PlannedStart
+from firstlight.domain.errors import (
+    DatabaseUnavailable,
+    ModelBeingDeleted,
+    NoCapacity,
+    Overloaded,
+    StartFailed,
+    UnknownModel,
+)
+from firstlight.domain.estimator import StartEstimate
+from firstlight.domain.fleet import Tier
+from firstlight.domain.lifecycle import InstanceState
+from firstlight.domain.names import HostId
+from firstlight.domain.scheduler import Decision, Place, Reject, Wait
+
+HOST = HostId("host-a")
+ESTIMATE = StartEstimate(0.0, 0.0, 0.1, 0.1, 0.05, Tier.SSD)
+
+
+@pytest.mark.parametrize(
+    ("figures", "need"),
+    [
+        (LaneFigures(0, 0, 0, 0, 1), Need.NOTHING),
+        (LaneFigures(1, 0, 0, 0, 1), Need.FIRST),
+        (LaneFigures(100, 0, 1, 1, 9), Need.NOTHING),
+        (LaneFigures(8, 8, 0, 1, 2), Need.NOTHING),
+        (LaneFigures(9, 8, 0, 1, 2), Need.ANOTHER),
+        (LaneFigures(9, 8, 0, 2, 2), Need.NOTHING),
+        (LaneFigures(9, 8, 1, 2, 3), Need.NOTHING),
+        (LaneFigures(1, 0, 0, 1, 1, SUSPICION_S / 2), Need.NOTHING),
+        (LaneFigures(1, 0, 0, 1, 1, SUSPICION_S + 1), Need.FIRST),
+    ],
+)
+def test_what_a_lane_needs(figures: LaneFigures, need: Need) -> None:
+    assert need_of(figures) is need
+
+
+def planned(decision: Decision, number: int = 0) -> PlannedStart:
+    plan = None
+    if isinstance(decision, Place):
+        plan = StartPlan(
+            decision_id=f"d-{number}",
+            instance_id=f"i-{number}",
+            epoch=number + 1,
+            host_id=HOST,
+            gpu_indices=[0],
+            model="m",
+            checkpoint=CheckpointRef("m@abcd", "hf://m", "float32", 1),
+            estimate=PlannedEstimate(0.0, 0.0, 0.1, 0.1, 0.05, "ssd"),
+            max_concurrency=4,
+            keep_alive_s=1.0,
+            decided_at_unix_s=0.0,
+        )
+    return PlannedStart(decision_id=f"d-{number}", decision=decision, plan=plan, candidates_markdown="")
+
+
+PLACE = Place(HOST, (0,), ESTIMATE, ())
+
+
+class ScriptedStarter(Starter):
+    """Answers with the given decisions or errors, one after the other; the last one for ever."""
+
+    def __init__(self, *answers: Decision | Exception, begin_errors: int = 0) -> None:
+        self.answers = list(answers)
+        self.begin_errors = begin_errors
+        self.plans: list[bool] = []
+        self.begun: list[str] = []
+        self.given_up: list[str] = []
+
+    async def plan(
+        self, model: str, *, deadline_s: float | None, may_wait: bool, request_id: str
+    ) -> PlannedStart:
+        number = len(self.plans)
+        self.plans.append(may_wait)
+        await asyncio.sleep(0)
+        answer = self.answers[min(number, len(self.answers) - 1)]
+        if isinstance(answer, Exception):
+            raise answer
+        return planned(answer, number)
+
+    async def begin(self, planned: PlannedStart) -> None:
+        assert planned.plan is not None
+        if self.begin_errors > 0:
+            self.begin_errors -= 1
+            raise Overloaded("Temporal is away")
+        self.begun.append(planned.plan.instance_id)
+
+    async def give_up(self, planned: PlannedStart, failure: str) -> None:
+        assert planned.plan is not None
+        self.given_up.append(planned.plan.instance_id)
+
+
+def direct(starter: Starter) -> RouteTable:
+    table = RouteTable(max_queue=1000)
+    director = StartDirector(starter=starter, table=table, max_instances_of=lambda model: 1)
+    table.on_demand = director.demand
+    table.on_change = director.changed
+    return table
+
+
+def notice(name: str, state: InstanceState, *, epoch: int = 1, model: str = "m") -> InstanceNotice:
+    endpoint = "127.0.0.1:1" if state is InstanceState.READY else None
+    failure = "the disk is on fire" if state is InstanceState.FAILED else None
+    return InstanceNotice(name, model, HOST, state, endpoint, epoch, 4, "read_failed", failure)
+
+
+async def asked(table: RouteTable, count: int = 1, *, within_s: float = 5.0) -> list[asyncio.Task[object]]:
+    async def take() -> object:
+        lane = table.lane("m")
+        slot = await lane.take(deadline_s=time.monotonic() + within_s, request_id="r")
+        lane.give_back(slot)
+        return slot
+
+    tasks = [asyncio.create_task(take()) for _ in range(count)]
+    await until(lambda: table.lane("m").waiting == count)
+    return tasks
+
+
+async def until(condition: object) -> None:
+    deadline_s = time.monotonic() + 5
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.001)
+
+
+async def test_many_requests_cause_one_start_and_all_are_served() -> None:
+    starter = ScriptedStarter(PLACE)
+    table = direct(starter)
+    tasks = await asked(table, 100)
+    await until(lambda: starter.begun)
+    # Our own commit's notice, then readiness.
+    table.apply(notice("i-0", InstanceState.STARTING))
+    table.apply(notice("i-0", InstanceState.READY))
+    await asyncio.gather(*tasks)
+    assert (len(starter.plans), starter.begun) == (1, ["i-0"])
+
+
+async def test_the_reason_of_a_failed_start_reaches_who_waits() -> None:
+    starter = ScriptedStarter(PLACE)
+    table = direct(starter)
+    tasks = await asked(table, 3)
+    await until(lambda: starter.begun)
+    table.apply(notice("i-0", InstanceState.FAILED))
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(end, StartFailed) and "on fire" in end.message for end in ends)
+
+
+async def test_rejected_means_no_capacity() -> None:
+    starter = ScriptedStarter(Reject("no host has joined", 7.0, ()))
+    (task,) = await asked(direct(starter))
+    with pytest.raises(NoCapacity, match="no host has joined") as caught:
+        await task
+    assert caught.value.fields["retry_after_s"] == 7.0
+
+
+async def test_a_wait_ends_with_any_models_instance_and_not_before() -> None:
+    starter = ScriptedStarter(Wait("all taken", 60.0, None, ()), PLACE)
+    table = direct(starter)
+    table.apply(notice("x", InstanceState.READY, model="other"))
+    (task,) = await asked(table)
+    await until(lambda: len(starter.plans) == 1)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(starter.plans) == 1
+    table.apply(notice("x", InstanceState.STOPPED, model="other"))
+    await until(lambda: starter.begun)
+    table.apply(notice("i-1", InstanceState.READY, epoch=2))
+    await task
+
+
+async def test_a_database_that_is_away_is_asked_again() -> None:
+    starter = ScriptedStarter(DatabaseUnavailable("gone"), PLACE)
+    table = direct(starter)
+    (task,) = await asked(table)
+    await until(lambda: starter.begun)
+    table.apply(notice("i-1", InstanceState.READY, epoch=2))
+    await task
+
+
+async def test_a_model_that_is_deleted_meanwhile_is_unknown() -> None:
+    (task,) = await asked(direct(ScriptedStarter(ModelBeingDeleted("going"))))
+    with pytest.raises(UnknownModel):
+        await task
+
+
+async def test_temporal_is_asked_again_and_given_up_at_the_deadline() -> None:
+    starter = ScriptedStarter(PLACE, begin_errors=1)
+    table = direct(starter)
+    (task,) = await asked(table)
+    await until(lambda: starter.begun == ["i-0"])
+    table.apply(notice("i-0", InstanceState.READY))
+    await task
+    hopeless = ScriptedStarter(PLACE, begin_errors=10**6)
+    (task,) = await asked(direct(hopeless), within_s=0.5)
+    with pytest.raises(Overloaded):
+        await task
+    await until(lambda: hopeless.given_up == ["i-0"])
+
+
+async def test_a_bug_in_planning_is_an_error_and_not_a_hang() -> None:
+    (task,) = await asked(direct(ScriptedStarter(RuntimeError("a bug"))))
+    with pytest.raises(Exception, match="could not be planned"):
+        await task
