@@ -36,7 +36,8 @@ class StartLedger:
 
     def first_token(self, slot: Slot, dispatched_s: float, arrived_s: float) -> None:
         """Hears of the first token of every stream; keeps that of a start somebody waited for."""
-        if slot.waited_s == 0.0 or not self._table.lane(slot.route.model).prove(slot.route):
+        # Not `slot.waited_s`: on a first start the request waits for the tokenizer, not for a place.
+        if not self._table.lane(slot.route.model).prove(slot.route, arrived_s=arrived_s):
             return
         now_s = time.monotonic()
         self._background.start(

@@ -7,6 +7,7 @@ Everything happens on one event loop between awaits, so no lock is needed; the h
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -33,6 +34,7 @@ class _Ready:
     # Whether its first token since it started has been seen, or cannot be (it ran before this process did).
     is_proven: bool
     running: int = 0
+    ready_s: float = field(default_factory=time.monotonic)
     # Since when it is doubted: it failed a request, and the database still calls it ready.
     suspected_s: float | None = None
 
@@ -182,13 +184,13 @@ class Lane:
         self._ready.pop(instance_id, None)
         self.starting.pop(instance_id, None)
 
-    def prove(self, route: Route) -> bool:
-        """True for the first token an instance gives after its start, once."""
+    def prove(self, route: Route, *, arrived_s: float = -math.inf) -> bool:
+        """True once: for the first token after a start, if its request came before the instance was ready."""
         entry = self._ready.get(route.instance_id)
         if entry is None or entry.is_proven:
             return False
         entry.is_proven = True
-        return True
+        return arrived_s < entry.ready_s
 
     def fail_waiting(self, error: FirstlightError) -> None:
         """End the wait of all who wait now with `error`."""
