@@ -109,8 +109,9 @@ class Attacher:
             chunk_tokens=self._config.prefill_chunk_tokens or chunk_tokens_for(self._config.device),
             on_crash=_crash,
         )
-        self._state.engine = LocalEngine(loop, max_concurrency=max_concurrency, context_length=context_length)
-        self._state.name = "ready"
+        self._state.become_ready(
+            LocalEngine(loop, max_concurrency=max_concurrency, context_length=context_length)
+        )
         # What else was prepared will never be bound here.
         self._prepared.clear()
 

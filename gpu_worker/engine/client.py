@@ -81,6 +81,11 @@ def _error(error: dict[str, Any], peer: str) -> FirstlightError:
     return kind(str(error.get("message")), peer=peer)
 
 
+def _kill_unwanted(forking: asyncio.Future[EngineHandle]) -> None:
+    if not forking.cancelled() and forking.exception() is None:
+        forking.result().kill()
+
+
 class EngineHandle:
     """One engine process. `exit_status` is None while it lives; minus the signal if one ended it."""
 
@@ -247,6 +252,15 @@ class Nursery:
     async def spawn(self, config: EngineConfig) -> EngineHandle:
         """Fork one engine; it is not spare yet. Raises: EngineGone when the zygote has ended."""
         await self.wait_ready()
+        forking = asyncio.ensure_future(self._fork(config))
+        try:
+            return await asyncio.shield(forking)
+        except asyncio.CancelledError:
+            # The zygote forks all the same, and nobody else would ever end that engine.
+            forking.add_done_callback(_kill_unwanted)
+            raise
+
+    async def _fork(self, config: EngineConfig) -> EngineHandle:
         calls = await self._zygote_calls
         reply = await calls.call({"fork": to_message(config)})
         pid = int(reply["forked"])
@@ -276,6 +290,9 @@ class Nursery:
             await self._zygote.wait()
         if self._server is not None:
             self._server.close()
+        for _, writer in self._early.values():
+            # An engine whose only control connection ends, ends.
+            writer.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -23,6 +23,12 @@ class EngineState:
         self._idle_since_s = time.monotonic()
         self._activity = asyncio.Event()
 
+    def become_ready(self, engine: Engine) -> None:
+        """Serve from now on; time spent as a spare is not idle time of the instance."""
+        self.engine, self.name = engine, "ready"
+        self._idle_since_s = time.monotonic()
+        self._notify()
+
     @property
     def active(self) -> int:
         return self._active

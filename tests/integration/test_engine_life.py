@@ -31,7 +31,7 @@ from tests.integration.engine_fixtures import (
     smollm2_store,
     tokens_of,
 )
-from tests.integration.store_processes import is_alive, until
+from tests.integration.store_processes import descendants, is_alive, until
 from tests.integration.test_store_process import RunningStore
 
 SUPERVISOR = """
@@ -228,3 +228,17 @@ async def test_an_engine_without_a_store_ends(nursery: Nursery, tmp_path: Path) 
     with pytest.raises(EngineGone):
         await asyncio.wait_for(engine.wait_spare(), 20)
     assert await engine.wait_exit() == EXIT_FAILED
+
+
+async def test_a_fork_nobody_waits_for_leaves_nothing(nursery: Nursery, config: EngineConfig) -> None:
+    await nursery.wait_ready()
+    before = descendants(nursery.zygote_pid)
+    spawning = asyncio.ensure_future(nursery.spawn(config))
+    await asyncio.wait({spawning}, timeout=0.001)
+    spawning.cancel()
+    await asyncio.wait({spawning})
+    later = await nursery.spawn(config)  # the zygote answers in order: the first fork is done by now
+    await later.stop()
+    await until(
+        lambda: descendants(nursery.zygote_pid) <= before, within_s=10, what="the unwanted engine ended"
+    )

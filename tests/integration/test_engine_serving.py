@@ -24,7 +24,7 @@ from tests.integration.engine_fixtures import (
 QUESTIONS = (
     "What is the capital of France?",
     "Name three colours.",
-    "Write one sentence about the sea, the wind, a lighthouse and the people who lived beside it.",
+    "Write one sentence about the sea, the wind and a lighthouse.",
     "What is 2+2?",
     "Say hello.",
 )
@@ -46,7 +46,7 @@ async def test_it_answers_sensibly(world: EngineWorld) -> None:
 
 async def test_neighbours_change_nothing(world: EngineWorld) -> None:
     requests = [
-        generate_request(chat_ids(question), max_tokens=20, sampling=sampled(index) if index % 2 else None)
+        generate_request(chat_ids(question), max_tokens=12, sampling=sampled(index) if index % 2 else None)
         for index, question in enumerate(QUESTIONS)
     ]
     alone = [tokens_of(await collect(world.client, request)) for request in requests]
@@ -70,10 +70,10 @@ async def test_a_sampled_stream_is_its_seed(world: EngineWorld) -> None:
 async def test_resuming_goes_on_exactly(world: EngineWorld, seed: int | None) -> None:
     prompt = chat_ids("Tell me about mountains.")
     sampling = None if seed is None else sampled(seed, repetition_penalty=1.1)
-    whole = tokens_of(await collect(world.client, generate_request(prompt, max_tokens=20, sampling=sampling)))
+    whole = tokens_of(await collect(world.client, generate_request(prompt, max_tokens=14, sampling=sampling)))
     chunks = await collect(
         world.client,
-        generate_request(prompt, max_tokens=20, sampling=sampling, resumed_token_ids=whole[:9]),
+        generate_request(prompt, max_tokens=14, sampling=sampling, resumed_token_ids=whole[:9]),
     )
     assert tokens_of(chunks) == whole[9:]
     assert chunks[0].position == 9
@@ -93,14 +93,14 @@ async def test_leaving_frees_the_slot(world: EngineWorld) -> None:
 
 
 async def test_only_as_many_run_as_there_are_slots(world: EngineWorld) -> None:
-    requests = [generate_request(chat_ids("Go on."), max_tokens=12, ignore_eos=True) for _ in range(10)]
+    requests = [generate_request(chat_ids("Go on."), max_tokens=6, ignore_eos=True) for _ in range(10)]
     streams = [asyncio.ensure_future(collect(world.client, request)) for request in requests]
     most = 0
     while not all(stream.done() for stream in streams):
         most = max(most, (await world.client.status()).running)
         await asyncio.sleep(0.01)
     assert most == 8
-    assert [len(tokens_of(await stream)) for stream in streams] == [12] * 10
+    assert [len(tokens_of(await stream)) for stream in streams] == [6] * 10
 
 
 async def test_logprobs_and_stop_tokens(world: EngineWorld) -> None:

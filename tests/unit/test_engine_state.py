@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import pytest
 
 from firstlight.domain.errors import EngineGone, StaleEpoch
 from gpu_worker.engine.control import AttachCommand
+from gpu_worker.engine.interface import Engine, EngineRequest, Event, Load
 from gpu_worker.engine.state import EngineState
 
 
@@ -44,3 +46,23 @@ def test_only_its_own_epoch_may_speak() -> None:
     for other in (0, 2, 4):
         with pytest.raises(StaleEpoch):
             state.check_epoch(other)
+
+
+async def test_time_as_a_spare_is_not_idle_time() -> None:
+    state = EngineState()
+    assert await state.wait_idle(0.1) >= 0.1
+    state.become_ready(NoEngine())
+    assert state.idle_s < 0.1
+
+
+class NoEngine(Engine):
+    max_concurrency = context_length = 1
+
+    def start(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
+        raise NotImplementedError
+
+    def load(self) -> Load:
+        return Load(running=0, waiting=0, tokens_generated=0)
+
+    def close(self) -> None:
+        pass
