@@ -17,7 +17,7 @@ from firstlight.domain.fleet import Edge, EdgeModel, FleetSnapshot, Host, Model,
 
 # Sane before anything was measured: a slow link, a small NVMe, pageable copies.
 PRIORS: Mapping[Edge, EdgeModel] = {
-    Edge.REMOTE_TO_SSD: EdgeModel(overhead_s=4.0, bandwidth_bytes_per_s=20e6),
+    Edge.REMOTE_TO_SSD: EdgeModel(overhead_s=4.0, bandwidth_bytes_per_s=100e6),
     Edge.SSD_TO_DRAM: EdgeModel(overhead_s=0.01, bandwidth_bytes_per_s=1.5e9),
     Edge.DRAM_TO_GPU: EdgeModel(overhead_s=0.0, bandwidth_bytes_per_s=10e9),
 }
