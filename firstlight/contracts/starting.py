@@ -11,7 +11,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.common import (
     SearchAttributePair,
     TypedSearchAttributes,
@@ -104,7 +104,7 @@ async def stop_instance(client: Client, *, instance_id: str, request: StopSignal
     deadline_s = time.monotonic() + HANDOVER_S
     while not await _told(handle.signal(naming.STOP, request)):
         # An instance is ready some milliseconds before its start hands it over to its workflow.
-        if time.monotonic() > deadline_s or await _told(handle.describe()):
+        if time.monotonic() > deadline_s or await _has_closed(handle):
             return False
         await asyncio.sleep(0.05)
     return True
@@ -130,6 +130,17 @@ async def announce_host(client: Client, *, host_id: str, registration: int) -> N
         static_summary=f"Lease, loss and return of {host_id}",
         search_attributes=TypedSearchAttributes([SearchAttributePair(naming.HOST, host_id)]),
     )
+
+
+# Any: the handle of a workflow of any type.
+async def _has_closed(handle: WorkflowHandle[Any, Any]) -> bool:
+    """Whether it ran and has ended; not so for one that was never started."""
+    try:
+        return (await handle.describe()).status is not WorkflowExecutionStatus.RUNNING
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return False
+        raise
 
 
 # Any: what cancel and signal return differs, and neither is looked at.

@@ -73,8 +73,17 @@ class LiveCluster:
         async with self.database.transaction() as session:
             await models_repository.create_model(session, ModelSpec(**{**values, **changes}))  # type: ignore[arg-type]
 
+    async def plan(self, model: str) -> StartPlan:
+        """Decide, and reserve the GPUs."""
+        return (await self._decide(model)).plan
+
     async def start(self, model: str) -> StartPlan:
         """Decide and start the workflow, as the API does."""
+        request = await self._decide(model)
+        await start_cold_start(self.client, request)
+        return request.plan
+
+    async def _decide(self, model: str) -> ColdStartInput:
         planned = await plan_start(
             self.database,
             model=model,
@@ -84,9 +93,7 @@ class LiveCluster:
             now_unix_s=time.time(),
         )
         assert planned.plan is not None, planned.decision
-        request = ColdStartInput(planned.plan, candidates_markdown=planned.candidates_markdown)
-        await start_cold_start(self.client, request)
-        return planned.plan
+        return ColdStartInput(planned.plan, candidates_markdown=planned.candidates_markdown)
 
     async def instance(self, instance_id: str) -> InstanceRecord:
         async with self.database.session() as session:
@@ -99,6 +106,7 @@ class LiveCluster:
     async def until_state(self, instance_id: str, *states: InstanceState, within_s: float) -> InstanceRecord:
         deadline_s = time.monotonic() + within_s
         while (found := await self.instance(instance_id)).state not in states:
+            assert found.state not in (InstanceState.STOPPED, InstanceState.FAILED), found
             assert time.monotonic() < deadline_s, (
                 f"{instance_id} is {found.state} after {within_s} s: {found}"
             )

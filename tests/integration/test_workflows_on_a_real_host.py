@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
-from firstlight.contracts.instances import StopSignal
+from activities.host import GpuHost
+from firstlight.contracts.instances import StopInstanceInput, StopSignal
 from firstlight.contracts.naming import cold_start_id, instance_workflow_id
 from firstlight.contracts.starting import stop_instance
-from firstlight.database.starts_repository import list_starts
+from firstlight.contracts.starts import AbandonInput, BringUpInput, DownloadInput, StartPlan
+from firstlight.database.starts_repository import abandon_start, list_starts
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 from firstlight.rpc.channels import Channels
@@ -49,7 +56,8 @@ async def cluster(
 
 
 async def stop(cluster: LiveCluster, instance_id: str) -> None:
-    await stop_instance(cluster.client, instance_id=instance_id, request=StopSignal("test over", 1.0))
+    request = StopSignal("test over", 1.0)
+    assert await stop_instance(cluster.client, instance_id=instance_id, request=request)
     await cluster.until_state(instance_id, *ENDED, within_s=15)
 
 
@@ -96,6 +104,102 @@ async def test_an_engine_that_is_killed_is_noticed(cluster: LiveCluster, source:
     os.kill(pid, signal.SIGKILL)
     ended = await cluster.until_state(plan.instance_id, *ENDED, within_s=20)
     assert (ended.state, ended.failure_code) == (InstanceState.FAILED, "engine_gone")
+
+
+async def test_bringing_up_twice_is_bringing_up_once(cluster: LiveCluster, source: Path) -> None:
+    """An attempt may die right after its commit: the next one finds all done, and is told the same."""
+    await cluster.add_model("twice", source)
+    planned = await cluster.plan("twice")
+    async with host_activities(cluster) as activities:
+        plan = await downloaded(activities, planned)
+        receipts = [
+            await ActivityEnvironment().run(activities.bring_up, BringUpInput(plan)) for _ in range(2)
+        ]
+        assert receipts[0].endpoint == receipts[1].endpoint
+        record = await cluster.instance(plan.instance_id)
+        assert (record.state, record.endpoint) == (InstanceState.READY, receipts[0].endpoint)
+        assert await engines_of(cluster, plan.instance_id) == [plan.epoch]
+        phases = receipts[0].phases
+        assert phases.total_s >= phases.load_s + phases.attach_s > 0
+        assert phases.attach_s > 0
+
+        stop = StopInstanceInput(plan.instance_id, plan.epoch, 0.0, "test over")
+        for _ in range(2):
+            await ActivityEnvironment().run(activities.stop_instance, stop)
+    assert await engines_of(cluster, plan.instance_id) == []
+    await finish(cluster, plan)
+
+
+async def test_an_attempt_whose_plan_was_given_up_leaves_no_engine(
+    cluster: LiveCluster, source: Path
+) -> None:
+    await cluster.add_model("fenced", source)
+    planned = await cluster.plan("fenced")
+    async with host_activities(cluster) as activities:
+        plan = await downloaded(activities, planned)
+        await finish(cluster, plan)
+        with pytest.raises(ApplicationError) as failure:
+            await ActivityEnvironment().run(activities.bring_up, BringUpInput(plan))
+    assert failure.value.type == "stale_epoch"
+    assert await engines_of(cluster, plan.instance_id) == []
+
+
+@asynccontextmanager
+async def host_activities(cluster: LiveCluster) -> AsyncIterator[GpuHost]:
+    """The agent's own activities, in this process."""
+    [host] = await cluster.hosts()
+    async with Channels() as channels:
+        yield GpuHost(
+            host_id=host.host_id,
+            channels=channels,
+            host_address=host.host_address,
+            store_address=host.store_address,
+            database=cluster.database,
+        )
+
+
+async def downloaded(activities: GpuHost, plan: StartPlan) -> StartPlan:
+    request = DownloadInput(plan.host_id, plan.model, plan.checkpoint)
+    receipt = await ActivityEnvironment().run(activities.download_checkpoint, request)
+    return replace(plan, checkpoint=replace(plan.checkpoint, manifest_digest=receipt.manifest_digest))
+
+
+async def engines_of(cluster: LiveCluster, instance_id: str) -> list[int]:
+    """Epochs of the engines that the host runs for the instance."""
+    [host] = await cluster.hosts()
+    async with Channels() as channels:
+        engines = (await HostClient(channels, host.host_address).list_engines()).engines
+    return [one.epoch for one in engines if one.instance_id == instance_id and one.state != "exited"]
+
+
+async def finish(cluster: LiveCluster, plan: StartPlan) -> None:
+    async with cluster.database.transaction() as session:
+        await abandon_start(session, AbandonInput(plan, "cancelled", "test over", outcome="stopped"))
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.04, 0.08])
+async def test_an_agent_killed_at_any_moment_of_a_start(
+    cluster: LiveCluster, source: Path, after_s: float
+) -> None:
+    await cluster.add_model("moment", source)
+    # The checkpoint comes first, so that the kill meets the load, the attach or the commit.
+    first = await cluster.start("moment")
+    await cluster.until_state(first.instance_id, InstanceState.READY, within_s=90)
+    await stop(cluster, first.instance_id)
+    plan = await cluster.start("moment")
+    assert plan.estimate.tier != "remote"
+    await asyncio.sleep(after_s)
+    cluster.kill_agent("gpu-host")
+    began_s = time.monotonic()
+    await cluster.until_state(plan.instance_id, InstanceState.READY, within_s=15)
+    print(f"killed after {after_s} s, ready {time.monotonic() - began_s:.1f} s later")
+    assert len(await engines_of(cluster, plan.instance_id)) == 1
+    await stop(cluster, plan.instance_id)
+    await until_agent(cluster)
+
+
+async def until_agent(cluster: LiveCluster) -> None:
+    await until(lambda: cluster.agent_pid("gpu-host") is not None, within_s=20)
 
 
 async def test_a_killed_agent_delays_a_start_and_fails_no_instance(
