@@ -12,8 +12,10 @@ import uvloop
 from temporalio.client import Client
 
 from api.app import create_app
+from api.auth import KeyRing, check_listener
 from api.services import Dependencies
 from firstlight.database.connection import Database
+from firstlight.database.keys_repository import list_active_hashes
 from firstlight.domain.errors import InvalidSettings, LaunchError
 from firstlight.launcher.control_worker import database_url
 from firstlight.launcher.role_process import run_role
@@ -45,6 +47,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises: InvalidSettings; LaunchError when the application cannot start."""
     database = Database(database_url(settings), pool_size=10)
     try:
+        await check_keys(settings, database)
         app = create_app(
             Dependencies(
                 settings=settings,
@@ -64,6 +67,18 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     finally:
         await database.close()
     log.info("API stopped")
+
+
+async def check_keys(settings: Settings, database: Database) -> None:
+    """Before the port is opened, so that the reason is the process's last word.
+
+    Raises: InvalidSettings, DatabaseUnavailable.
+    """
+    keys = KeyRing(settings)
+    if not settings.is_loopback() and not keys.is_required:
+        async with database.session() as session:
+            keys.replace_stored(await list_active_hashes(session))
+    check_listener(settings, keys)
 
 
 # Any ASGI application: uvicorn's own type for it is a union of callables.
