@@ -85,14 +85,8 @@ def decide(request: StartRequest, snapshot: FleetSnapshot) -> Decision:
 
 def _look_at(request: StartRequest, host: Host, snapshot: FleetSnapshot) -> Candidate:
     model = request.model
-    if host.host_id in request.excluded_hosts:
-        return Candidate(host.host_id, None, "failed this start already")
-    if host.state is not HostState.READY:
-        return Candidate(host.host_id, None, f"host is {host.state}")
-    if 0 < host.dram_capacity_bytes < model.size_bytes:
-        return Candidate(host.host_id, None, "checkpoint is larger than the DRAM pool")
-    if 0 < host.ssd_capacity_bytes < model.size_bytes:
-        return Candidate(host.host_id, None, "checkpoint is larger than the SSD cache")
+    if (obstacle := _obstacle(request, host)) is not None:
+        return Candidate(host.host_id, None, obstacle)
     free = sorted(gpu.index for gpu in host.free_gpus())
     if len(free) < model.gpu_count:
         return Candidate(host.host_id, None, f"{len(free)} of {model.gpu_count} GPUs free")
@@ -101,6 +95,20 @@ def _look_at(request: StartRequest, host: Host, snapshot: FleetSnapshot) -> Cand
         estimate=estimate_start(model, host, snapshot),
         gpu_indices=tuple(free[: model.gpu_count]),
     )
+
+
+def _obstacle(request: StartRequest, host: Host) -> str | None:
+    """Why this host cannot take the start even with all its GPUs free; None if it could."""
+    model = request.model
+    if host.host_id in request.excluded_hosts:
+        return "failed this start already"
+    if host.state is not HostState.READY:
+        return f"host is {host.state}"
+    if 0 < host.dram_capacity_bytes < model.size_bytes:
+        return "checkpoint is larger than the DRAM pool"
+    if 0 < host.ssd_capacity_bytes < model.size_bytes:
+        return "checkpoint is larger than the SSD cache"
+    return None
 
 
 def _preference(candidate: Candidate, snapshot: FleetSnapshot) -> tuple[float, int, str]:
@@ -138,7 +146,7 @@ def _no_host(
     expected = [
         free_in_s
         for host in snapshot.hosts
-        if host.state is HostState.READY and host.host_id not in request.excluded_hosts
+        if _obstacle(request, host) is None
         if (free_in_s := _fits_in_s(host, request.model.gpu_count)) is not None
     ]
     within = min(expected, default=None)

@@ -111,6 +111,21 @@ def test_a_placement_is_the_soonest_that_exists(problem: tuple[StartRequest, Fle
 
 
 @given(problems())
+def test_nobody_waits_for_a_host_that_could_never_take_the_start(
+    problem: tuple[StartRequest, FleetSnapshot],
+) -> None:
+    request, snapshot = problem
+    decision = decide(request, snapshot)
+    if isinstance(decision, Wait) and decision.instance_id is None:
+        every_gpu_free = tuple(
+            replace(host, gpus=tuple(replace(gpu, instance_id=None, free_in_s=None) for gpu in host.gpus))
+            for host in snapshot.hosts
+        )
+        assert brute_force(request, replace(snapshot, hosts=every_gpu_free)) is not None
+        assert brute_force(request, snapshot) is None
+
+
+@given(problems())
 def test_only_free_gpus_of_a_ready_host_are_taken(problem: tuple[StartRequest, FleetSnapshot]) -> None:
     request, snapshot = problem
     decision = decide(request, snapshot)
