@@ -126,6 +126,27 @@ class StartList(BaseModel):
     starts: list[StartRow]
 
 
+class DecisionAnswer(BaseModel):
+    decision_id: str
+    request_id: str
+    model: str
+    kind: Literal["place", "wait", "reject"]
+    reason: str
+    host_id: str | None
+    instance_id: str | None
+    epoch: int | None
+    gpu_indices: list[int]
+    estimate: EstimateAnswer | None
+    candidates: list[CandidateAnswer]
+    deadline_s: float | None
+    replaces: str | None
+    decided_at_unix_s: float
+
+
+class DecisionList(BaseModel):
+    decisions: list[DecisionAnswer]
+
+
 class InstanceAnswer(BaseModel):
     instance_id: str
     model: str

@@ -9,6 +9,8 @@ from starlette.responses import JSONResponse, Response
 
 from api.admin.deployment import deploy
 from api.admin.fields import (
+    DecisionAnswer,
+    DecisionList,
     DeleteAnswer,
     DeployRequest,
     HostList,
@@ -19,7 +21,6 @@ from api.admin.fields import (
     StartAnswer,
     StartList,
     StartRequest,
-    StartRow,
 )
 from api.admin.plain import plain
 from api.admin.scaling import scale as change_settings
@@ -27,11 +28,11 @@ from api.admin.warming import warm
 from api.openai.parsing import parse_json, validate
 from api.services import Services
 from api.web.documentation import body_of, errors
+from firstlight.database.decisions_repository import get_decision, list_decisions
 from firstlight.database.hosts_repository import list_hosts
 from firstlight.database.instances_repository import list_instances
 from firstlight.database.models_repository import get_model, list_models
 from firstlight.database.starts_repository import list_starts
-from firstlight.domain.errors import NotFound
 
 Limit = Annotated[int, Query(ge=1, le=200)]
 
@@ -149,15 +150,20 @@ def _add_fleet(router: APIRouter, services: Services) -> None:
             return JSONResponse({"starts": plain(await list_starts(session, model=model, limit=limit))})
 
     @router.get(
+        "/decisions", response_model=None, responses={200: {"model": DecisionList}, **errors(400, 403, 503)}
+    )
+    async def decisions(model: str | None = None, limit: Limit = 20) -> Response:
+        """What the scheduler decided lately, also where nothing was started."""
+        async with services.database.session() as session:
+            found = await list_decisions(session, model=model, limit=limit)
+        return JSONResponse({"decisions": plain(found)})
+
+    @router.get(
         "/decisions/{decision_id}",
         response_model=None,
-        responses={200: {"model": StartRow}, **errors(403, 404, 503)},
+        responses={200: {"model": DecisionAnswer}, **errors(403, 404, 503)},
     )
     async def decision(decision_id: str) -> Response:
-        """The start that a decision led to, with every candidate and its estimate."""
+        """One decision with every candidate: its estimate, or why it could not be."""
         async with services.database.session() as session:
-            found = await list_starts(session, limit=1000)
-        start = next((row for row in found if row.decision_id == decision_id), None)
-        if start is None:
-            raise NotFound(f"no start was decided as {decision_id[:80]!r}")
-        return JSONResponse(plain(start))
+            return JSONResponse(plain(await get_decision(session, decision_id)))

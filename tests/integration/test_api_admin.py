@@ -166,6 +166,7 @@ async def test_openapi_tells_the_truth(api: Stand) -> None:
         ("get", "/admin/v1/hosts", "", None),
         ("get", "/admin/v1/instances", "", None),
         ("get", "/admin/v1/starts", "", None),
+        ("get", "/admin/v1/decisions", "", None),
         ("get", "/admin/v1/decisions/{decision_id}", "absent", None),
         ("delete", "/admin/v1/models/{name}", "qwen-small", None),
         ("delete", "/admin/v1/models/{name}", "qwen-small", None),
