@@ -127,9 +127,9 @@ class SafetensorsFile:
         try:
             length = header_length(self._map[:LENGTH_BYTES], file_bytes=file_bytes)
             header = parse_header(self._map[LENGTH_BYTES : LENGTH_BYTES + length], file_bytes=file_bytes)
-        except SourceCorrupt:
+        except SourceCorrupt as error:
             self.close()
-            raise
+            raise SourceCorrupt(f"{path.name}: {error.message}", path=str(path)) from error
         self.tensors = header.tensors
         self.metadata = header.metadata
 

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from firstlight.domain.errors import FirstlightError, ManifestInvalid
+from firstlight.domain.errors import FirstlightError, ManifestInvalid, SourceCorrupt
 
 # Before transformers is imported: nothing of a conversion may look for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -63,6 +63,9 @@ def main() -> int:
         )
     except ManifestInvalid as error:
         _say({"error": error.code, "message": error.message, "rule": error.rule})
+        return 1
+    except SourceCorrupt as error:
+        _say({"error": error.code, "message": f"the source is corrupt: {error.message}"})
         return 1
     except FirstlightError as error:
         _say({"error": error.code, "message": error.message})
