@@ -8,12 +8,14 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from temporalio.client import Client
+from temporalio.service import RPCError
 
+from firstlight.contracts.naming import RECONCILER_SCHEDULE_ID
 from firstlight.contracts.starting import start_cold_start
 from firstlight.contracts.starts import ColdStartInput, StartPlan
 from firstlight.database import hosts_repository, instances_repository, models_repository
@@ -148,3 +150,13 @@ async def live_cluster(
     finally:
         await cluster.stop()
         await database.close()
+        await leave_no_workflow(cluster.client)
+
+
+async def leave_no_workflow(client: Client) -> None:
+    """The server is the session's: what this cluster began must not call upon the workers of other tests."""
+    with suppress(RPCError):
+        await client.get_schedule_handle(RECONCILER_SCHEDULE_ID).delete()
+    async for found in client.list_workflows("ExecutionStatus = 'Running'"):
+        with suppress(RPCError):
+            await client.get_workflow_handle(found.id).terminate("test is over")

@@ -177,7 +177,7 @@ async def finish(cluster: LiveCluster, plan: StartPlan) -> None:
         await abandon_start(session, AbandonInput(plan, "cancelled", "test over", outcome="stopped"))
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.04, 0.08])
+@pytest.mark.parametrize("after_s", [0.0, 0.015, 0.03])
 async def test_an_agent_killed_at_any_moment_of_a_start(
     cluster: LiveCluster, source: Path, after_s: float
 ) -> None:
