@@ -27,12 +27,21 @@ class Endings:
 
     def __init__(self) -> None:
         self._queues: dict[object, asyncio.Queue[str]] = defaultdict(asyncio.Queue)
+        self._waiting: set[object] = set()
 
     def end(self, key: object, how: str) -> None:
         self._queues[key].put_nowait(how)
 
     async def wait(self, key: object) -> str:
-        return await self._queues[key].get()
+        self._waiting.add(key)
+        try:
+            return await self._queues[key].get()
+        finally:
+            self._waiting.discard(key)
+
+    def is_waiting(self, key: object) -> bool:
+        """Whether a watch is there and everything told so far was heard."""
+        return key in self._waiting and self._queues[key].empty()
 
 
 class Script:

@@ -15,7 +15,13 @@ from workflow_world import World, eventually, world
 from firstlight.contracts import naming
 from firstlight.contracts.failures import error_of
 from firstlight.contracts.starting import cancel_start
-from firstlight.contracts.starts import BringUpReceipt, DownloadReceipt, PhaseSeconds, ReplanReceipt
+from firstlight.contracts.starts import (
+    BringUpReceipt,
+    DownloadReceipt,
+    Nothing,
+    PhaseSeconds,
+    ReplanReceipt,
+)
 from firstlight.domain.errors import (
     AttachFailed,
     ChecksumMismatch,
@@ -247,3 +253,56 @@ async def test_a_lost_observation_does_not_fail_the_start(here: World) -> None:
 
 async def test_there_is_nothing_to_cancel(client: Client) -> None:
     assert not await cancel_start(client, model="none", instance_id="none")
+
+
+async def test_a_start_cancelled_while_it_downloads_leaves_the_download_to_others(here: World) -> None:
+    host = here.host()
+    may_end = asyncio.Event()
+
+    async def wait(_: object) -> object:
+        await may_end.wait()
+        return DownloadReceipt("smollm2@abcd1234", "e" * 64, 540_000_000, 270_000_000, 1.0, False)
+
+    host.script.then("download_checkpoint", wait)
+    plan = here.plan(tier="remote")
+    handle = await here.start(plan)
+    await eventually(lambda: host.script.requests("download_checkpoint"))
+    await cancel_start(here.client, model=plan.model, instance_id=plan.instance_id)
+    with pytest.raises(WorkflowFailureError):
+        await handle.result()
+
+    assert (await handle.describe()).status is WorkflowExecutionStatus.CANCELED
+    assert [request.outcome for request in here.control.script.requests("abandon_start")] == ["stopped"]
+    download = naming.download_id(plan.checkpoint.checkpoint_id, plan.host_id)
+    assert await here.status(download) is WorkflowExecutionStatus.RUNNING
+    may_end.set()
+    await here.client.get_workflow_handle(download).result()
+
+
+async def test_a_second_cancellation_does_not_interrupt_the_undoing(here: World) -> None:
+    host = here.host()
+    undoing, may_end = asyncio.Event(), asyncio.Event()
+
+    async def for_ever(_: object) -> object:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def slowly(_: object) -> object:
+        undoing.set()
+        await may_end.wait()
+        return Nothing()
+
+    host.script.then("bring_up", for_ever)
+    here.control.script.then("abandon_start", slowly)
+    plan = here.plan()
+    handle = await here.start(plan)
+    await eventually(lambda: host.script.requests("bring_up"))
+    await cancel_start(here.client, model=plan.model, instance_id=plan.instance_id)
+    await asyncio.wait_for(undoing.wait(), 10)
+    await cancel_start(here.client, model=plan.model, instance_id=plan.instance_id)
+    may_end.set()
+    with pytest.raises(WorkflowFailureError):
+        await handle.result()
+    found = await handle.describe()
+    assert found.status is WorkflowExecutionStatus.CANCELED
+    assert found.typed_search_attributes[naming.OUTCOME] == "stopped"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 from temporalio.client import Client, WorkflowExecutionStatus
 from workflow_world import World, eventually, world
@@ -22,6 +23,7 @@ from firstlight.contracts.hosts import (
 from firstlight.contracts.instances import BeginDrainReceipt, StopSignal
 from firstlight.contracts.starting import announce_host, change_keep_alive, stop_instance
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
+from workflows import host_lifecycle, instance_lifecycle
 
 
 @pytest_asyncio.fixture
@@ -165,3 +167,40 @@ async def test_the_reconciler_mends_who_answers_and_names_who_does_not(here: Wor
     [stop] = here.host().script.requests("stop_instance")
     assert (stop.instance_id, stop.epoch) == ("ghost", 3)
     assert (await handle.describe()).status is WorkflowExecutionStatus.COMPLETED
+
+
+@pytest.mark.slow
+async def test_an_instance_that_lives_long_renews_its_history(here: World) -> None:
+    instance_id = await running_instance(here)
+    handle = here.client.get_workflow_handle(naming.instance_workflow_id(instance_id))
+    first_run = (await handle.describe()).run_id
+    await change_keep_alive(here.client, instance_id=instance_id, keep_alive_s=77.0)
+    for _ in range(instance_lifecycle.WATCHES_PER_RUN):
+        here.host().endings.end(instance_id, "elapsed")
+    watches = here.host().script
+    await eventually(
+        lambda: len(watches.requests("watch_instance")) > instance_lifecycle.WATCHES_PER_RUN, within_s=60
+    )
+    await eventually(lambda: here.host().endings.is_waiting(instance_id), within_s=60)
+
+    assert (await handle.describe()).run_id != first_run
+    # What was changed since the start outlives the renewal.
+    assert watches.requests("watch_instance")[-1].keep_alive_s == 77.0
+    assert await stop_instance(here.client, instance_id=instance_id, request=StopSignal("enough"))
+    assert await end_of(here, instance_id) == "stopped"
+
+
+@pytest.mark.slow
+async def test_a_host_that_lives_long_renews_its_history(here: World) -> None:
+    host_id = here.host_id("a")
+    here.started.append(naming.host_workflow_id(host_id))
+    await announce_host(here.client, host_id=host_id, registration=6)
+    handle = here.client.get_workflow_handle(naming.host_workflow_id(host_id))
+    first_run = (await handle.describe()).run_id
+    for _ in range(host_lifecycle.WATCHES_PER_RUN):
+        here.control.leases.end(6, "elapsed")
+    await eventually(lambda: here.control.leases.is_waiting(6), within_s=60)
+    assert (await handle.describe()).run_id != first_run
+    # The next loss is still noticed.
+    here.control.leases.end(6, "expired")
+    await eventually(lambda: here.control.script.requests("fail_host"))

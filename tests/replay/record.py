@@ -33,7 +33,7 @@ from firstlight.contracts.hosts import (  # noqa: E402
     ReconcileInput,
 )
 from firstlight.contracts.instances import BeginDrainReceipt, StopSignal  # noqa: E402
-from firstlight.contracts.starting import announce_host, cancel_start, stop_instance  # noqa: E402
+from firstlight.contracts.starting import announce_host, cancel_start, change_keep_alive, stop_instance  # noqa: E402
 from firstlight.contracts.starts import ReplanReceipt  # noqa: E402
 from firstlight.domain.errors import AttachFailed, ChecksumMismatch, EngineGone  # noqa: E402
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal  # noqa: E402
@@ -106,6 +106,15 @@ async def instance_idle(here: World) -> list[str]:
     return [workflow_id]
 
 
+async def instance_with_a_new_keep_alive(here: World) -> list[str]:
+    workflow_id, instance_id = await _instance(here)
+    await change_keep_alive(here.client, instance_id=instance_id, keep_alive_s=12.0)
+    await _watched(here, 2)
+    here.host().endings.end(instance_id, "idle")
+    await here.client.get_workflow_handle(workflow_id).result()
+    return [workflow_id]
+
+
 async def instance_exited(here: World) -> list[str]:
     workflow_id, instance_id = await _instance(here)
     here.host().endings.end(instance_id, "exited")
@@ -155,6 +164,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     cold_start_that_fails,
     cold_start_cancelled,
     instance_idle,
+    instance_with_a_new_keep_alive,
     instance_exited,
     instance_stopped,
     host_lost_and_returned,
