@@ -26,9 +26,25 @@ from firstlight.database.hosts_repository import set_placements
 from firstlight.domain.errors import NotFound, SourceUnreachable, StaleEpoch
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import HostClient, StoreClient
+from firstlight.rpc.store_pb2 import InventoryReply
 
 # Engines that belong to nobody (yet) are no part of a host's report.
 UNOWNED = ("starting", "spare", "exited")
+
+
+def stored_rows(inventory: InventoryReply) -> list[StoredRow]:
+    """What a store says it holds, as reports carry it."""
+    return [
+        StoredRow(
+            checkpoint_id=row.checkpoint_id,
+            size_bytes=row.size_bytes,
+            on_ssd=row.on_ssd,
+            in_dram=row.in_dram,
+            quarantined=row.quarantined,
+            manifest_digest=row.manifest_digest,
+        )
+        for row in inventory.checkpoints
+    ]
 
 
 class GpuHost(HostActivities):
@@ -125,17 +141,7 @@ class GpuHost(HostActivities):
         engines = await self._host.list_engines()
         return HostReport(
             host_id=request.host_id,
-            stored=[
-                StoredRow(
-                    checkpoint_id=row.checkpoint_id,
-                    size_bytes=row.size_bytes,
-                    on_ssd=row.on_ssd,
-                    in_dram=row.in_dram,
-                    quarantined=row.quarantined,
-                    manifest_digest=row.manifest_digest,
-                )
-                for row in stored.checkpoints
-            ],
+            stored=stored_rows(stored),
             engines=[
                 EngineRow(row.instance_id, row.epoch, row.state, row.endpoint)
                 for row in engines.engines

@@ -38,11 +38,12 @@ BUSY_PAUSE_S = 0.05
 PROBE_EVERY_S = 0.5
 PROBE_AT_MOST_EVERY_S = 5.0
 
-FirstToken = Callable[[Slot, float], None]
+# The slot, when the request went to its engine (monotonic), and what the engine then computed for (seconds).
+FirstToken = Callable[[Slot, float, float], None]
 
 
 class Dispatcher:
-    """`on_first_token(slot, dispatched_s)` hears of the first token of every stream; monotonic seconds."""
+    """`on_first_token(slot, dispatched_s, prefill_s)` hears of the first token of every stream."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Dispatcher:
         lane: Lane,
         *,
         deadline_s: float,
-        on_first_token: FirstToken = lambda slot, dispatched_s: None,
+        on_first_token: FirstToken = lambda slot, dispatched_s, prefill_s: None,
     ) -> AsyncGenerator[engine_pb2.GenerateChunk, None]:
         """Chunks until one carries a finish_reason.
 
@@ -95,7 +96,7 @@ class Dispatcher:
                     if not self._is_next(journal, chunk, slot.route):
                         continue
                     if not journal.emitted:
-                        on_first_token(slot, dispatched_s)
+                        on_first_token(slot, dispatched_s, chunk.prefill_s)
                     journal.emitted.append(chunk.token_id)
                 yield chunk
                 if chunk.finish_reason:

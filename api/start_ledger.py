@@ -34,14 +34,19 @@ class StartLedger:
         self._metrics = metrics
         self._background = background
 
-    def first_token(self, slot: Slot, dispatched_s: float, arrived_s: float) -> None:
+    def first_token(self, slot: Slot, dispatched_s: float, prefill_s: float, arrived_s: float) -> None:
         """Hears of the first token of every stream; keeps that of a start somebody waited for."""
         # Not `slot.waited_s`: on a first start the request waits for the tokenizer, not for a place.
         if not self._table.lane(slot.route.model).prove(slot.route, arrived_s=arrived_s):
             return
         now_s = time.monotonic()
         self._background.start(
-            self._record(slot.route.instance_id, now_s - dispatched_s, now_s - arrived_s),
+            self._record(
+                slot.route.instance_id,
+                first_token_s=now_s - dispatched_s,
+                prefill_s=prefill_s,
+                request_to_first_token_s=now_s - arrived_s,
+            ),
             name=f"first token of {slot.route.instance_id}",
         )
 
@@ -56,12 +61,15 @@ class StartLedger:
         elif notice.state is InstanceState.READY:
             self._background.start(self._measure(notice), name=f"figures of {notice.instance_id}")
 
-    async def _record(self, instance_id: str, first_token_s: float, request_to_first_token_s: float) -> None:
+    async def _record(
+        self, instance_id: str, *, first_token_s: float, prefill_s: float, request_to_first_token_s: float
+    ) -> None:
         async with self._database.transaction() as session:
             await record_first_token(
                 session,
                 instance_id=instance_id,
                 first_token_s=first_token_s,
+                prefill_s=prefill_s,
                 request_to_first_token_s=request_to_first_token_s,
             )
 

@@ -52,8 +52,8 @@ class Settings(BaseSettings):
     default_keep_alive_s: float = Field(default=300.0, ge=0, description="Idle time before scale to zero.")
     default_max_concurrency: int = Field(default=8, ge=1, description="Requests one instance runs at once.")
 
-    lease_s: float = Field(default=10.0, gt=1, description="A host that is silent for so long is lost.")
-    reconcile_every_s: float = Field(default=30.0, ge=5, description="Period of the fleet reconciler.")
+    lease_s: float = Field(default=20.0, gt=1, description="A host that is silent for so long is lost.")
+    reconcile_every_s: float = Field(default=60.0, ge=5, description="Period of the fleet reconciler.")
 
     host_ids: str = Field(default="host-a,host-b", description="Hosts that `firstlight up` starts.")
     host_bind_address: str = Field(

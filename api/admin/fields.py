@@ -118,6 +118,7 @@ class StartRow(BaseModel):
     ended_at_unix_s: float | None
     first_token_s: float | None
     request_to_first_token_s: float | None
+    prefill_s: float | None
     failure_code: str | None
     failure: str | None
 

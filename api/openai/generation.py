@@ -28,7 +28,8 @@ _SILENCE = object()
 
 
 # (slot, dispatched_s, arrived_s) of the first token of a stream; monotonic seconds.
-FirstTokenHeard = Callable[[Slot, float, float], None]
+# As in dispatch, then when the request came in.
+FirstTokenHeard = Callable[[Slot, float, float, float], None]
 
 
 class Generation:
@@ -159,9 +160,9 @@ class Generation:
                     if delta.finish_reason:
                         return
 
-    def _on_first_token(self, slot: Slot, dispatched_s: float) -> None:
+    def _on_first_token(self, slot: Slot, dispatched_s: float, prefill_s: float) -> None:
         self._metrics.queue_s.labels(self._order.record.name).observe(slot.waited_s)
-        self._first_token_heard(slot, dispatched_s, self._clock.arrived_s)
+        self._first_token_heard(slot, dispatched_s, prefill_s, self._clock.arrived_s)
 
     def _usage(self) -> str:
         return usage_json(self._order.prompt_tokens, sum(self._tokens))

@@ -87,6 +87,8 @@ class StartupObservationRow(Base):
     # Engine ready → first token, and client's request → first token.
     first_token_s: Mapped[float | None]
     request_to_first_token_s: Mapped[float | None]
+    # Of the first token's seconds, those the engine computed for.
+    prefill_s: Mapped[float | None]
     recorded_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -46,7 +46,7 @@ async def mend_host(
     mended = [
         *await _close_without_engine(session, report),
         *await _give_up_stale(session, request, abandoned_starts),
-        *await _mend_placements(session, report),
+        *await mend_placements(session, report),
         *(f"model {name} was deleted: nothing of it runs" for name in await finish_deletes(session)),
     ]
     await forget_old_refusals(session)
@@ -156,7 +156,7 @@ async def _is_overdue(session: AsyncSession, record: InstanceRecord, stale_start
     return float(found[1]) > stale_start_s + OVERDUE_FACTOR * estimate.total_s
 
 
-async def _mend_placements(session: AsyncSession, report: HostReport) -> list[str]:
+async def mend_placements(session: AsyncSession, report: HostReport) -> list[str]:
     """Placements as reported, of checkpoints that are known; others are the store's to evict."""
     rows = (
         await session.scalars(

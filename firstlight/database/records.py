@@ -107,6 +107,7 @@ class StartRecord:
     ended_at_unix_s: float | None
     first_token_s: float | None = None
     request_to_first_token_s: float | None = None
+    prefill_s: float | None = None
     failure_code: str | None = None
     failure: str | None = None
 

@@ -45,6 +45,7 @@ def _record(instance: InstanceRow, decision: DecisionRow, seen: StartupObservati
         ended_at_unix_s=instance.ended_at.timestamp() if instance.ended_at else None,
         first_token_s=seen.first_token_s if seen else None,
         request_to_first_token_s=seen.request_to_first_token_s if seen else None,
+        prefill_s=seen.prefill_s if seen else None,
         failure_code=instance.failure_code,
         failure=instance.failure,
     )

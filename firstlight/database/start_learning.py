@@ -37,7 +37,12 @@ async def record_start(session: AsyncSession, request: RecordStartInput) -> None
 
 
 async def record_first_token(
-    session: AsyncSession, *, instance_id: str, first_token_s: float, request_to_first_token_s: float
+    session: AsyncSession,
+    *,
+    instance_id: str,
+    first_token_s: float,
+    request_to_first_token_s: float,
+    prefill_s: float | None = None,
 ) -> None:
     """Add what the API saw of the first request a start served. Raises: UnknownInstance."""
     model = await session.scalar(select(InstanceRow.model).where(InstanceRow.instance_id == instance_id))
@@ -49,6 +54,7 @@ async def record_first_token(
         {
             "model": model,
             "first_token_s": first_token_s,
+            "prefill_s": prefill_s,
             "request_to_first_token_s": request_to_first_token_s,
         },
     )

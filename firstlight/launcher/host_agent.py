@@ -25,6 +25,7 @@ from firstlight.domain.names import HostId
 from firstlight.launcher.control_worker import database_url
 from firstlight.launcher.gpu_host import host_dir, host_ids
 from firstlight.launcher.membership import Membership
+from firstlight.launcher.placement_mirror import PlacementMirror
 from firstlight.launcher.role_process import run_role, unless_stopped
 from firstlight.launcher.temporal_client import connect
 from firstlight.rpc.channels import Channels
@@ -88,7 +89,19 @@ async def _work(settings: Settings, channels: Channels, database: Database, stop
     async with host_worker(client, host_id, activities):
         log.info("agent polls %s", host_queue(host_id))
         membership = Membership(database=database, client=client, host=host, lease_s=settings.lease_s)
-        await unless_stopped(membership.keep(), stop)
+        mirror = PlacementMirror(
+            host_id=host_id,
+            store=StoreClient(channels, at.store),
+            database=database,
+            is_member=membership.is_member,
+        )
+        await unless_stopped(_both(membership, mirror), stop)
+
+
+async def _both(membership: Membership, mirror: PlacementMirror) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(membership.keep())
+        group.create_task(mirror.keep())
 
 
 def _own_id(settings: Settings) -> HostId:

@@ -32,6 +32,9 @@ class Membership:
     # What is away at the moment: each outage is told once, and its end.
     _away: set[str] = field(default_factory=set)
 
+    def is_member(self) -> bool:
+        return self._registration is not None
+
     async def keep(self) -> None:
         """Never returns; cancel it to leave (the lease then runs out by itself)."""
         while True:

@@ -484,6 +484,7 @@ def upgrade() -> None:
         sa.Column("total_s", sa.Float(precision=53), nullable=True),
         sa.Column("first_token_s", sa.Float(precision=53), nullable=True),
         sa.Column("request_to_first_token_s", sa.Float(precision=53), nullable=True),
+        sa.Column("prefill_s", sa.Float(precision=53), nullable=True),
         sa.Column("recorded_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint(
             "tier IN ('remote', 'ssd', 'dram')", name=op.f("ck_startup_observations_tier_is_known")
