@@ -7,9 +7,9 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_tokenizers import KINDS
 
 from api.text.model_text import ModelText
-from text_tokenizers import KINDS
 
 
 @cache
