@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 
 from temporalio.client import Client
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from api.background import Background
-from api.host_directory import HostDirectory
+from api.host_directory import HostAddresses, HostDirectory
 from api.starts import Starter
 from firstlight.contracts.starting import start_cold_start
 from firstlight.contracts.starts import AbandonInput, ColdStartInput
 from firstlight.database.connection import Database
 from firstlight.database.records import PlannedStart
 from firstlight.database.starts_repository import abandon_start, plan_start
-from firstlight.domain.errors import Overloaded
+from firstlight.domain.errors import EngineGone, Overloaded
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import HostClient, StoreClient
 
@@ -88,13 +89,28 @@ class ClusterStarter(Starter):
             await abandon_start(session, request)
 
     async def _hint_store(self, host_id: str, checkpoint_id: str, request_id: str) -> None:
-        if (host := await self._hosts.of(host_id)) is not None:
+        async def prepare(host: HostAddresses) -> None:
             await StoreClient(self._channels, host.store_address).prepare(
                 checkpoint_id=checkpoint_id, instance_id=request_id, decided_at_unix_s=time.time()
             )
 
+        await self._told(host_id, prepare)
+
     async def _hint_engine(self, host_id: str, checkpoint_id: str, request_id: str) -> None:
-        if (host := await self._hosts.of(host_id)) is not None:
+        async def prepare(host: HostAddresses) -> None:
             await HostClient(self._channels, host.host_address).prepare_engine(
                 checkpoint_id=checkpoint_id, instance_id=request_id
             )
+
+        await self._told(host_id, prepare)
+
+    async def _told(self, host_id: str, tell: Callable[[HostAddresses], Awaitable[None]]) -> None:
+        """Tell a host; once more where it is now if it has moved since its address was read."""
+        if (host := await self._hosts.of(host_id)) is None:
+            return
+        try:
+            await tell(host)
+        except EngineGone:
+            self._hosts.forget(host)
+            if (moved := await self._hosts.of(host_id)) is not None and moved != host:
+                await tell(moved)

@@ -29,6 +29,11 @@ class HostDirectory:
             await self.refresh()
         return self._known.get(host_id)
 
+    def forget(self, stale: HostAddresses) -> None:
+        """Nobody answers there: read the address anew the next time."""
+        if self._known.get(stale.host_id) == stale:
+            del self._known[stale.host_id]
+
     async def holding(self, checkpoint_id: str, *, first: str | None) -> list[HostAddresses]:
         """Hosts whose store has the checkpoint ready; host `first` leads whatever its row says."""
         hosts = [host for host in await self.refresh() if host.state is not HostState.LOST]
