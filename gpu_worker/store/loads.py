@@ -96,7 +96,7 @@ class Loads:
 
     async def _load(self, cached: CachedCheckpoint, work: SharedWork[LoadState]) -> None:
         name = cached.checkpoint_id
-        readable = await asyncio.to_thread(self._memory.open, cached.directory)
+        readable = await self._memory.open(cached.directory)
         sizes = readable.partition_sizes
         room = self._pool.reserve(name, sizes, cost_s=sum(sizes) / self._bandwidth)
         for evicted in room.evicted:

@@ -53,5 +53,8 @@ class Memory(ABC):
         """Make the whole arena resident; blocks for as long as that takes."""
 
     @abstractmethod
-    def open(self, directory: Path) -> Readable:
-        """A checkpoint, manifest and file sizes validated. Raises: CheckpointError, ReadFailed."""
+    async def open(self, directory: Path) -> Readable:
+        """A checkpoint, manifest and file sizes validated; the event loop is never held for long.
+
+        Raises: CheckpointError, ReadFailed.
+        """

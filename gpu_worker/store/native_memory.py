@@ -79,21 +79,21 @@ class NativeMemory(Memory):
         self._arena.prefault(threads=1)
         self._is_resident = True
 
-    def open(self, directory: Path) -> NativeReadable:
+    async def open(self, directory: Path) -> NativeReadable:
         # Until the background has touched every page, a load makes its own resident as it goes.
         return NativeReadable(
-            self._checkpoint(directory), self._arena, threads=self._threads, populate=not self._is_resident
+            await self._checkpoint(directory), self._arena, threads=self._threads, populate=not self._is_resident
         )
 
-    def _checkpoint(self, directory: Path) -> Checkpoint:
+    async def _checkpoint(self, directory: Path) -> Checkpoint:
         try:
             found = (directory / MANIFEST_NAME).stat()
         except OSError:
             self._opened.pop(directory, None)
-            return open_checkpoint(directory)
+            return await asyncio.to_thread(open_checkpoint, directory)
         stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
         kept = self._opened.get(directory)
         if kept is None or kept[0] != stamp:
-            kept = (stamp, open_checkpoint(directory))
+            kept = (stamp, await asyncio.to_thread(open_checkpoint, directory))
             self._opened[directory] = kept
         return kept[1]

@@ -71,7 +71,7 @@ class HeldMemory(Memory):
     def prefault(self) -> None:
         return
 
-    def open(self, directory: Path) -> HeldReadable:
+    async def open(self, directory: Path) -> HeldReadable:
         return HeldReadable(self, directory)
 
     def begun(self, transfer: HeldTransfer) -> HeldTransfer:
