@@ -12,7 +12,7 @@ from firstlight.cli.options import ApiKey, ApiUrl, AsJson, ModelArgument
 from firstlight.cli.output import console, print_json, seconds, size
 
 Least = Annotated[int | None, typer.Option("--min", min=0, help="Instances that stay even when idle.")]
-Most = Annotated[int | None, typer.Option("--max", min=0, help="Instances there may be at most.")]
+Most = Annotated[int | None, typer.Option("--max", min=1, help="Instances there may be at most.")]
 KeepAlive = Annotated[
     float | None, typer.Option("--keep-alive", min=0, metavar="SECONDS", help="Idle time before a stop.")
 ]
@@ -108,7 +108,8 @@ def delete(model: ModelArgument, api: ApiUrl = None, key: ApiKey = None, as_json
     if as_json:
         print_json(answer)
         return
-    console.print(f"{model} is being deleted")
+    live = answer["live_instances"]
+    console.print(f"{model} is deleted" if not live else f"{model} goes as soon as its {live} instances end")
 
 
 def as_uri(source: str) -> str:
