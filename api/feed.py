@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 
 from api.catalog import Catalog
 from api.routing.notices import InstanceNotice, parse_notice
@@ -23,12 +24,19 @@ class Feed:
     """`is_fresh` is set once everything was read after the last connect."""
 
     def __init__(
-        self, *, database: Database, table: RouteTable, catalog: Catalog, director: StartDirector
+        self,
+        *,
+        database: Database,
+        table: RouteTable,
+        catalog: Catalog,
+        director: StartDirector,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = database
         self._table = table
         self._catalog = catalog
         self._director = director
+        self._on_change = on_change
         self.is_fresh = asyncio.Event()
 
     async def run(self) -> None:
@@ -58,6 +66,7 @@ class Feed:
         except FirstlightError as error:
             logger.warning("model %s could not be read anew: %s", name, error.message)
         self._director.wake_all()
+        self._on_change()
 
     async def _refresh_until_done(self) -> None:
         # Notifications queue behind this on their connection, so nothing can overtake the refresh.
@@ -74,6 +83,7 @@ class Feed:
         self._table.refresh([notice_of(record) for record in records])
         self.is_fresh.set()
         self._director.wake_all()
+        self._on_change()
 
 
 def notice_of(record: InstanceRecord) -> InstanceNotice:

@@ -22,6 +22,7 @@ from api.feed import Feed
 from api.health import Health
 from api.host_directory import HostDirectory
 from api.metrics import Metrics
+from api.minimum import MinimumKeeper
 from api.openai.signs_of_life import Clock, Patience
 from api.routing.lane import Lane, Route
 from api.routing.notices import InstanceNotice
@@ -110,7 +111,14 @@ class Services:
             background=self.background,
         )
         self.health = Health(database=database, temporal=dependencies.temporal, keys=self.keys)
-        self.feed = Feed(database=database, table=self.table, catalog=self.catalog, director=self.director)
+        self.minimum = MinimumKeeper(catalog=self.catalog, table=self.table, director=self.director)
+        self.feed = Feed(
+            database=database,
+            table=self.table,
+            catalog=self.catalog,
+            director=self.director,
+            on_change=self.minimum.changed,
+        )
         self._endpoints: dict[str, str] = {}
 
     def clock(self) -> Clock:
@@ -136,6 +144,7 @@ class Services:
         await self.texts.preload(self.catalog.records)
         await self.hosts.refresh()
         await self.deletions.resume()
+        await self.minimum.run()
 
     def _demand(self, lane: Lane) -> None:
         self.director.demand(lane)
@@ -144,6 +153,7 @@ class Services:
         self.director.changed(notice, before)
         self.ledger.changed(notice, before)
         self.deletions.changed(notice, before)
+        self.minimum.changed()
         if notice.state in LIVE and notice.endpoint is not None:
             self._endpoints[notice.instance_id] = notice.endpoint
         elif notice.state not in LIVE and (endpoint := self._endpoints.pop(notice.instance_id, None)):

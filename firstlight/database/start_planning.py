@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -60,6 +61,8 @@ async def plan_start(
             plan, chosen = None, None
         else:
             on_chosen(decision.host_id, request.model.checkpoint_id)
+            # Let what it has set going be sent before the next statement takes the event loop.
+            await asyncio.sleep(0)
             plan = await write_place(
                 session, asked=asked, view=view, decision=decision, reason="the soonest start"
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +154,37 @@ def test_a_second_start_comes_from_dram(platform: Platform, client: OpenAI, real
     start = platform.get(f"/admin/v1/starts?model={real_model}")["starts"][0]
     assert start["tier"] == "dram"
     assert start["actual"]["bytes_moved"] == 0
+
+
+def test_a_minimum_of_instances_is_kept_without_any_request(platform: Platform, tmp_path: Path) -> None:
+    source = tiny_source(tmp_path / "always").as_uri()
+    assert deploy(platform, "always", source, min_instances=1, keep_alive_s=0.1).status_code == 201
+
+    def ready() -> set[str]:
+        return {row["instance_id"] for row in instances(platform, "always") if row["state"] == "ready"}
+
+    platform.wait_for(lambda: len(ready()) == 1, what="the minimum", deadline_s=60)
+    (first,) = ready()
+    engines = [
+        engine.pid
+        for host in platform.get("/admin/v1/hosts")["hosts"]
+        for engine in _engines(host["host_address"])
+        if engine.instance_id == first
+    ]
+    os.kill(engines[0], signal.SIGKILL)
+    platform.wait_for(lambda: len(ready() - {first}) == 1, what="a new one", deadline_s=60)
+    platform.post("/admin/v1/models/always/scale", {"min_instances": 0})
+    platform.wait_for(lambda: not ready(), what="scale to zero", deadline_s=60)
+
+
+# Any: protobuf rows.
+def _engines(host_address: str) -> list[Any]:
+    import grpc
+
+    from firstlight.rpc import host_pb2, host_pb2_grpc
+
+    with grpc.insecure_channel(host_address) as channel:
+        return list(host_pb2_grpc.HostStub(channel).ListEngines(host_pb2.ListEnginesRequest()).engines)
 
 
 def test_the_start_can_be_read_in_temporal(platform: Platform, real_model: str) -> None:
