@@ -16,6 +16,7 @@ from firstlight.database.housekeeping import (
 )
 from firstlight.database.instance_closing import close_instance
 from firstlight.database.instances_repository import read_instances
+from firstlight.database.locks import lock_placements
 from firstlight.database.placements import remove_placement, write_placement
 from firstlight.database.records import InstanceRecord
 from firstlight.database.tables import CheckpointRow, DecisionRow, HostRow, InstanceRow, PlacementRow
@@ -158,11 +159,11 @@ async def _is_overdue(session: AsyncSession, record: InstanceRecord, stale_start
 
 async def mend_placements(session: AsyncSession, report: HostReport) -> list[str]:
     """Placements as reported, of checkpoints that are known; others are the store's to evict."""
+    await lock_placements(session, report.host_id)
     rows = (
         await session.scalars(
             select(PlacementRow)
             .where(PlacementRow.host_id == report.host_id)
-            .with_for_update()
             .execution_options(populate_existing=True)
         )
     ).all()

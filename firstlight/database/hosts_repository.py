@@ -17,7 +17,7 @@ from firstlight.database.host_mending import list_stale_starts, mend_host
 from firstlight.database.housekeeping import finish_deletes
 from firstlight.database.instance_closing import close_instance
 from firstlight.database.keys_repository import audit
-from firstlight.database.locks import lock_fleet
+from firstlight.database.locks import lock_fleet, lock_placements
 from firstlight.database.placements import record_checkpoint, remove_placement, write_placement
 from firstlight.database.records import HostRecord, HostRegistration
 from firstlight.database.tables import GpuRow, HostRow, InstanceRow, PlacementRow, ReservationRow
@@ -114,10 +114,6 @@ async def fail_host(session: AsyncSession, request: FailHostInput) -> FailHostRe
         check_step(HOST_STEPS, what=f"host {row.host_id}", old=HostState(row.state), new=HostState.LOST)
         row.state = HostState.LOST
         row.lost_at = func.clock_timestamp()
-        # Its memory is gone with it; its disk may come back.
-        await session.execute(
-            delete(PlacementRow).where(PlacementRow.host_id == row.host_id, PlacementRow.tier == Tier.DRAM)
-        )
         await audit(
             session,
             actor="control",
@@ -127,6 +123,11 @@ async def fail_host(session: AsyncSession, request: FailHostInput) -> FailHostRe
         )
         await session.flush()
     await _fail_instances(session, row.host_id, request.reason)
+    # Its memory is gone with it; its disk may come back.
+    await lock_placements(session, row.host_id)
+    await session.execute(
+        delete(PlacementRow).where(PlacementRow.host_id == row.host_id, PlacementRow.tier == Tier.DRAM)
+    )
     await finish_deletes(session)
     failed = await session.scalars(
         select(InstanceRow.instance_id)
@@ -160,6 +161,7 @@ async def set_placements(
     await record_checkpoint(
         session, checkpoint_id=checkpoint_id, manifest_digest=manifest_digest, size_bytes=size_bytes
     )
+    await lock_placements(session, host_id)
     for tier, present in ((Tier.SSD, ssd), (Tier.DRAM, dram)):
         if present:
             await write_placement(

@@ -1,4 +1,5 @@
-"""Advisory locks of decisions. Always taken in this order, and before any row: model, then fleet."""
+"""Advisory locks. Those of decisions come before any row: model, then fleet. That of placements comes after
+the rows of instances and before those of placements."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('firstlight-model ' || :model, 0))"
 _FLEET = "hashtextextended('firstlight-fleet', 0)"
 _MODEL = text(_LOCK)
+_PLACEMENTS = text("SELECT pg_advisory_xact_lock(hashtextextended('firstlight-placements ' || :host_id, 0))")
 _FLEET_ALONE = text(f"SELECT pg_advisory_xact_lock({_FLEET})")
 _SHARED = text(f"{_LOCK}, pg_advisory_xact_lock_shared({_FLEET})")
 _ALONE = text(f"{_LOCK}, pg_advisory_xact_lock({_FLEET})")
@@ -25,6 +27,14 @@ async def lock_decision(session: AsyncSession, model: str, *, is_last_attempt: b
     fleet as it was before the wait.
     """
     await session.execute(_ALONE if is_last_attempt else _SHARED, {"model": model})
+
+
+async def lock_placements(session: AsyncSession, host_id: str) -> None:
+    """Until the transaction ends, nobody else writes where checkpoints lie on this host.
+
+    Its rows are met in another order by every statement that writes several of them.
+    """
+    await session.execute(_PLACEMENTS, {"host_id": host_id})
 
 
 async def lock_fleet(session: AsyncSession) -> None:

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from firstlight.contracts.starts import AbandonInput
 from firstlight.database.instance_closing import close_instance, lock_instance
+from firstlight.database.locks import lock_placements
 from firstlight.database.placements import record_checkpoint, write_placement
 from firstlight.database.start_history import list_starts
 from firstlight.database.start_learning import record_first_token, record_start
@@ -55,6 +56,7 @@ async def publish_route(
     await record_checkpoint(
         session, checkpoint_id=row.checkpoint_id, manifest_digest=manifest_digest, size_bytes=size_bytes
     )
+    await lock_placements(session, row.host_id)
     for tier in (Tier.SSD, Tier.DRAM):
         await write_placement(
             session, host_id=row.host_id, checkpoint_id=row.checkpoint_id, tier=tier, size_bytes=size_bytes
