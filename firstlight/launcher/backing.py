@@ -14,6 +14,7 @@ from firstlight.launcher.machine_checks import check_port, free_port
 from firstlight.launcher.process_marks import ProcessMark, mark
 from firstlight.launcher.processes import FIRST_BACKOFF_S, LONGEST_BACKOFF_S
 from firstlight.launcher.progress import Steps
+from firstlight.launcher.together import together
 from firstlight.settings import Settings
 
 LOOPBACK = "127.0.0.1"
@@ -44,7 +45,13 @@ class _Postgres:
         return self._server.pid
 
     async def start(self) -> str:
-        return await asyncio.to_thread(self._server.start)
+        starting = asyncio.ensure_future(asyncio.to_thread(self._server.start))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled: a stop before its end would miss the server it starts.
+            await asyncio.gather(starting, return_exceptions=True)
+            raise
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._server.stop)
@@ -80,7 +87,7 @@ class BackingServices:
 
     async def start(self, steps: Steps) -> Settings:
         """Start what is not given; returns settings that name both. Raises: LaunchError, DiskFull."""
-        database_url, temporal_address = await asyncio.gather(self._database(steps), self._temporal(steps))
+        database_url, temporal_address = await together(self._database(steps), self._temporal(steps))
         settings = self._settings
         changes = {"database_url": database_url, "temporal_address": temporal_address}
         if settings.temporal_address is None and settings.temporal_ui_url is None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-
 import httpx
 from rich.console import Console
 
@@ -16,6 +13,7 @@ from firstlight.launcher.progress import Steps
 from firstlight.launcher.readiness import api_is_ready, engines_are_warm, host_is_ready, wait_until
 from firstlight.launcher.roles import control_role, gpu_host_role
 from firstlight.launcher.run_file import RunRecord, own_mark
+from firstlight.launcher.together import together
 from firstlight.settings import Settings
 
 API, CONTROL_WORKER = "api", "control-worker"
@@ -38,7 +36,7 @@ class Cluster:
             for role in self._roles():
                 await self._supervisor.start(role)
             async with httpx.AsyncClient(base_url=self._api_url(), trust_env=False) as http:
-                await _together(
+                await together(
                     self._wait_for_api(http, steps),
                     *(self._wait_for_host(http, steps, host) for host in host_ids(self._settings)),
                 )
@@ -92,14 +90,3 @@ class Cluster:
 
     def _say(self, text: str) -> None:
         self._console.print(text, style="yellow", highlight=False, soft_wrap=True, markup=False)
-
-
-async def _together(*works: Coroutine[None, None, None]) -> None:
-    """All at the same time; the first failure ends the others and is raised."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

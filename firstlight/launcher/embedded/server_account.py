@@ -36,6 +36,8 @@ class ServerAccount:
             check=False,
             user=self.user_id,
             group=self.group_id,
+            # Ctrl-C is for the launcher, which stops the server; initdb would die of it halfway.
+            start_new_session=True,
             extra_groups=None if self.user_id is None else [],
         )
 
