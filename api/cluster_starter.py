@@ -10,6 +10,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from api.background import Background
+from api.foresight import Foreseen, Foresight
 from api.host_directory import HostAddresses, HostDirectory
 from api.starts import Starter
 from firstlight.contracts.starting import start_cold_start
@@ -18,6 +19,8 @@ from firstlight.database.connection import Database
 from firstlight.database.records import PlannedStart
 from firstlight.database.starts_repository import abandon_start, plan_start
 from firstlight.domain.errors import EngineGone, Overloaded
+from firstlight.domain.fleet import FleetSnapshot, Model
+from firstlight.domain.scheduler import Place
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import HostClient, StoreClient
 
@@ -42,26 +45,37 @@ class ClusterStarter(Starter):
         self._background = background
         self._max_plans = max_plans
         self._is_eager = is_eager
+        self._foresight = Foresight()
 
     async def plan(
         self, model: str, *, deadline_s: float | None, may_wait: bool, request_id: str
     ) -> PlannedStart:
+        now_unix_s = time.time()
+        foreseen = self._foresight.guess(model, now_unix_s=now_unix_s)
+        if foreseen is not None:
+            self._hint(foreseen, request_id)
+
+        def chosen(place: Place, wanted: Model, snapshot: FleetSnapshot) -> None:
+            self._foresight.note(wanted, snapshot)
+            target = Foreseen(place.host_id, wanted.checkpoint_id)
+            if target != foreseen:
+                self._hint(target, request_id)
+
         return await plan_start(
             self._database,
             model=model,
             deadline_s=deadline_s,
             may_wait=may_wait,
             request_id=request_id,
-            now_unix_s=time.time(),
-            on_chosen=lambda host_id, checkpoint_id: self._hint(host_id, checkpoint_id, request_id),
+            now_unix_s=now_unix_s,
+            on_chosen=chosen,
         )
 
-    def _hint(self, host_id: str, checkpoint_id: str, request_id: str) -> None:
-        """At the moment of choice, before anything is written: bytes may move while Postgres commits."""
-        self._background.start(self._hint_store(host_id, checkpoint_id, request_id), name="hint to the store")
-        self._background.start(
-            self._hint_engine(host_id, checkpoint_id, request_id), name="hint to the engine"
-        )
+    def _hint(self, target: Foreseen, request_id: str) -> None:
+        """Before anything is written: bytes may move while Postgres reads, decides and commits."""
+        where = (target.host_id, target.checkpoint_id, request_id)
+        self._background.start(self._hint_store(*where), name="hint to the store")
+        self._background.start(self._hint_engine(*where), name="hint to the engine")
 
     async def begin(self, planned: PlannedStart) -> None:
         assert planned.plan is not None

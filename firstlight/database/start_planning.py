@@ -20,14 +20,14 @@ from firstlight.database.plan_writing import Asked, GpuTaken, write_place, write
 from firstlight.database.records import PlannedStart
 from firstlight.database.tables import CheckpointRow, DecisionRow, InstanceRow, ModelRow
 from firstlight.domain.errors import ModelBeingDeleted, StartFailed
-from firstlight.domain.fleet import StartRequest
+from firstlight.domain.fleet import FleetSnapshot, Model, StartRequest
 from firstlight.domain.lifecycle import InstanceState, ModelState
-from firstlight.domain.names import CheckpointId, HostId
+from firstlight.domain.names import HostId
 from firstlight.domain.scheduler import Place, decide
 
 ATTEMPTS = 5
 Answer = TypeVar("Answer")
-OnChosen = Callable[[HostId, CheckpointId], None]
+OnChosen = Callable[[Place, Model, FleetSnapshot], None]
 
 
 async def plan_start(
@@ -39,7 +39,7 @@ async def plan_start(
     request_id: str,
     now_unix_s: float,
     excluded_hosts: frozenset[HostId] = frozenset(),
-    on_chosen: OnChosen = lambda host_id, checkpoint_id: None,
+    on_chosen: OnChosen = lambda place, model, snapshot: None,
 ) -> PlannedStart:
     """Decide and make it real in one transaction: decision, instance and GPUs, or none of them.
 
@@ -60,7 +60,7 @@ async def plan_start(
             decision_id = await write_refusal(session, asked=asked, decision=decision)
             plan, chosen = None, None
         else:
-            on_chosen(decision.host_id, request.model.checkpoint_id)
+            on_chosen(decision, request.model, view.snapshot)
             # Let what it has set going be sent before the next statement takes the event loop.
             await asyncio.sleep(0)
             plan = await write_place(

@@ -161,7 +161,7 @@ async def test_whatever_happens_at_once_no_row_is_impossible_and_nothing_is_left
             except (Conflict, NotFound):
                 continue
             except DatabaseUnavailable as error:
-                # Rolled back whole and repeated by whoever asked (activities and the API all do); rare it must be.
+                # Rolled back whole, and repeated by whoever asked (activities, the API); but it must be rare.
                 assert "deadlock" in error.message, error.message
                 dead_locks.append(error.message)
 
