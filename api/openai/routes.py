@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -74,7 +75,7 @@ def _entry(record: ModelRecord) -> dict[str, Any]:
     }
 
 
-class _Run:
+class _Run(ABC):
     """One request from its parsed body to its last byte."""
 
     def __init__(self, services: Services, wish: GenerationFields, request_id: str) -> None:
@@ -112,11 +113,13 @@ class _Run:
             return UsageWish()
         return UsageWish(at_end=options.include_usage, always=options.continuous_usage_stats)
 
+    @abstractmethod
     async def _order(self, record: ModelRecord) -> Order:
-        raise NotImplementedError
+        """What is asked for, in tokens. Raises: InvalidInput."""
 
+    @abstractmethod
     def _shape(self, order: Order) -> Shape:
-        raise NotImplementedError
+        """The JSON that the answer takes."""
 
 
 class _Chat(_Run):
