@@ -82,7 +82,10 @@ class NativeMemory(Memory):
     async def open(self, directory: Path) -> NativeReadable:
         # Until the background has touched every page, a load makes its own resident as it goes.
         return NativeReadable(
-            await self._checkpoint(directory), self._arena, threads=self._threads, populate=not self._is_resident
+            await self._checkpoint(directory),
+            self._arena,
+            threads=self._threads,
+            populate=not self._is_resident,
         )
 
     async def _checkpoint(self, directory: Path) -> Checkpoint:
