@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from firstlight.cli.chat import ask
 from firstlight.cli.client import ApiClient
 from firstlight.cli.output import console
 from firstlight.cli.timeline import print_timeline
-from firstlight.domain.errors import SourceUnreachable
+from firstlight.domain.errors import ModelExists, SourceUnreachable
 
 if TYPE_CHECKING:
     from firstlight.launcher.run_file import RunRecord
@@ -88,7 +89,9 @@ def _show(record: RunRecord, source: str, prompt: str) -> None:
     keys = read_settings().api_keys
     key = keys.get_secret_value().split(",")[0].strip() if keys else None
     with ApiClient(record.api_url, key) as client:
-        client.post("/admin/v1/models", {"name": MODEL, "source": source})
+        # Deployed by an earlier run, perhaps from a checkout that stood elsewhere: it will do as it is.
+        with contextlib.suppress(ModelExists):
+            client.post("/admin/v1/models", {"name": MODEL, "source": source})
         console.print(f"\n[bold]>[/] {prompt}")
         ask(client, MODEL, [{"role": "user", "content": prompt}], {"max_tokens": 96, "temperature": 0})
         console.print()
