@@ -35,7 +35,9 @@ class Cluster:
             self._settings = await self._backing.start(steps)
             for role in self._roles():
                 await self._supervisor.start(role)
-            async with httpx.AsyncClient(base_url=self._api_url(), trust_env=False) as http:
+            async with httpx.AsyncClient(
+                base_url=self._api_url(), headers=self._key(), trust_env=False
+            ) as http:
                 await together(
                     self._wait_for_api(http, steps),
                     *(self._wait_for_host(http, steps, host) for host in host_ids(self._settings)),
@@ -69,6 +71,12 @@ class Cluster:
             await wait_until(
                 lambda: engines_are_warm(address_file=address_file), supervisor=self._supervisor, role=host
             )
+
+    def _key(self) -> dict[str, str]:
+        """The API asks for one as soon as any is configured, also of us."""
+        keys = self._settings.api_keys
+        first = keys.get_secret_value().split(",")[0].strip() if keys is not None else ""
+        return {"authorization": f"Bearer {first}"} if first else {}
 
     def _api_url(self) -> str:
         settings = self._settings
