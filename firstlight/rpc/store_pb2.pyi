@@ -29,20 +29,36 @@ class PrepareRequest(_message.Message):
     CHECKPOINT_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     DECIDED_AT_UNIX_S_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
+    PEER_ENDPOINTS_FIELD_NUMBER: _builtins.int
     checkpoint_id: _builtins.str
     instance_id: _builtins.str
     """who it is for (an instance, or the request that asks): log and trace only"""
     decided_at_unix_s: _builtins.float
+    source: _builtins.str
+    """What a checkpoint that is absent would be made of, so that its download can begin too; empty: unknown."""
+    dtype: _builtins.str
+    expected_digest: _builtins.str
+    @_builtins.property
+    def peer_endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in DownloadRequest."""
+
     def __init__(
         self,
         *,
         checkpoint_id: _builtins.str = ...,
         instance_id: _builtins.str = ...,
         decided_at_unix_s: _builtins.float = ...,
+        source: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        expected_digest: _builtins.str = ...,
+        peer_endpoints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "decided_at_unix_s", b"decided_at_unix_s", "instance_id", b"instance_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "decided_at_unix_s", b"decided_at_unix_s", "dtype", b"dtype", "expected_digest", b"expected_digest", "instance_id", b"instance_id", "peer_endpoints", b"peer_endpoints", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -83,6 +99,7 @@ class DownloadRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
+    PEER_ENDPOINTS_FIELD_NUMBER: _builtins.int
     checkpoint_id: _builtins.str
     source: _builtins.str
     """URI, see gpu_worker/store/sources"""
@@ -90,6 +107,10 @@ class DownloadRequest(_message.Message):
     """float32 | bfloat16 | float16: what the weights are converted to"""
     expected_digest: _builtins.str
     """empty when this is the first conversion anywhere"""
+    @_builtins.property
+    def peer_endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """host:port of other stores that hold the checkpoint, best first; the source is what remains if all fail."""
+
     def __init__(
         self,
         *,
@@ -97,10 +118,11 @@ class DownloadRequest(_message.Message):
         source: _builtins.str = ...,
         dtype: _builtins.str = ...,
         expected_digest: _builtins.str = ...,
+        peer_endpoints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "dtype", b"dtype", "expected_digest", b"expected_digest", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "dtype", b"dtype", "expected_digest", b"expected_digest", "peer_endpoints", b"peer_endpoints", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -118,6 +140,7 @@ class DownloadProgress(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SOURCE_BYTES_FIELD_NUMBER: _builtins.int
     WAS_PRESENT_FIELD_NUMBER: _builtins.int
+    CAME_FROM_PEER_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
     """fetch | convert | verify | done"""
     bytes_done: _builtins.int
@@ -128,6 +151,7 @@ class DownloadProgress(_message.Message):
     size_bytes: _builtins.int
     source_bytes: _builtins.int
     was_present: _builtins.bool
+    came_from_peer: _builtins.bool
     def __init__(
         self,
         *,
@@ -139,10 +163,11 @@ class DownloadProgress(_message.Message):
         size_bytes: _builtins.int = ...,
         source_bytes: _builtins.int = ...,
         was_present: _builtins.bool = ...,
+        came_from_peer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "elapsed_s", b"elapsed_s", "manifest_digest", b"manifest_digest", "phase", b"phase", "size_bytes", b"size_bytes", "source_bytes", b"source_bytes", "was_present", b"was_present"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "came_from_peer", b"came_from_peer", "elapsed_s", b"elapsed_s", "manifest_digest", b"manifest_digest", "phase", b"phase", "size_bytes", b"size_bytes", "source_bytes", b"source_bytes", "was_present", b"was_present"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,6 +322,7 @@ class InventoryReply(_message.Message):
     QUEUED_BYTES_FIELD_NUMBER: _builtins.int
     ARENA_KIND_FIELD_NUMBER: _builtins.int
     SSD_READ_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    PEER_ENDPOINT_FIELD_NUMBER: _builtins.int
     ssd_capacity_bytes: _builtins.int
     ssd_used_bytes: _builtins.int
     dram_capacity_bytes: _builtins.int
@@ -307,6 +333,8 @@ class InventoryReply(_message.Message):
     """hugetlb | tmpfs-huge | memfd"""
     ssd_read_bytes_per_s: _builtins.float
     """measured by the probe at start"""
+    peer_endpoint: _builtins.str
+    """host:port where other stores may fetch from; empty: they may not"""
     @_builtins.property
     def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredCheckpoint]: ...
     def __init__(
@@ -320,10 +348,11 @@ class InventoryReply(_message.Message):
         queued_bytes: _builtins.int = ...,
         arena_kind: _builtins.str = ...,
         ssd_read_bytes_per_s: _builtins.float = ...,
+        peer_endpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_kind", b"arena_kind", "checkpoints", b"checkpoints", "dram_capacity_bytes", b"dram_capacity_bytes", "dram_used_bytes", b"dram_used_bytes", "queued_bytes", b"queued_bytes", "ssd_capacity_bytes", b"ssd_capacity_bytes", "ssd_read_bytes_per_s", b"ssd_read_bytes_per_s", "ssd_used_bytes", b"ssd_used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_kind", b"arena_kind", "checkpoints", b"checkpoints", "dram_capacity_bytes", b"dram_capacity_bytes", "dram_used_bytes", b"dram_used_bytes", "peer_endpoint", b"peer_endpoint", "queued_bytes", b"queued_bytes", "ssd_capacity_bytes", b"ssd_capacity_bytes", "ssd_read_bytes_per_s", b"ssd_read_bytes_per_s", "ssd_used_bytes", b"ssd_used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
