@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66irstlight/rpc/engine.proto\x12\rfirstlight.v1\"\x99\x02\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x01\x12:\n\nlogit_bias\x18\t \x03(\x0b\x32&.firstlight.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\xfc\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\x05\x12\x19\n\x11resumed_token_ids\x18\x04 \x03(\x05\x12\x12\n\nmax_tokens\x18\x05 \x01(\x05\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\x05\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12)\n\x08sampling\x18\x08 \x01(\x0b\x32\x17.firstlight.v1.Sampling\x12\x14\n\x0ctop_logprobs\x18\t \x01(\x05\x12\x10\n\x08logprobs\x18\n \x01(\x08\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xc5\x01\n\rGenerateChunk\x12\x10\n\x08position\x18\x01 \x01(\x05\x12\x10\n\x08token_id\x18\x02 \x01(\x05\x12\x11\n\thas_token\x18\x03 \x01(\x08\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x31\n\x0ctop_logprobs\x18\x05 \x03(\x0b\x32\x1b.firstlight.v1.TokenLogprob\x12\x15\n\rfinish_reason\x18\x06 \x01(\t\x12\x0f\n\x07queue_s\x18\x07 \x01(\x01\x12\x11\n\tprefill_s\x18\x08 \x01(\x01\"\x15\n\x13\x45ngineStatusRequest\"\xfc\x01\n\x11\x45ngineStatusReply\x12\r\n\x05state\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rcheckpoint_id\x18\x05 \x01(\t\x12\x0f\n\x07running\x18\x06 \x01(\x05\x12\x0f\n\x07waiting\x18\x07 \x01(\x05\x12\x17\n\x0fmax_concurrency\x18\x08 \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\t \x01(\x03\x12\x0e\n\x06idle_s\x18\n \x01(\x01\x12\x18\n\x10tokens_generated\x18\x0b \x01(\x03\x12\x11\n\trss_bytes\x18\x0c \x01(\x03\"0\n\x0fWaitIdleRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06idle_s\x18\x02 \x01(\x01\"\x1f\n\rWaitIdleReply\x12\x0e\n\x06idle_s\x18\x01 \x01(\x01\"0\n\x0c\x44rainRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"\x1d\n\nDrainReply\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x05\x32\xb2\x02\n\tInference\x12J\n\x08Generate\x12\x1e.firstlight.v1.GenerateRequest\x1a\x1c.firstlight.v1.GenerateChunk0\x01\x12N\n\x06Status\x12\".firstlight.v1.EngineStatusRequest\x1a .firstlight.v1.EngineStatusReply\x12H\n\x08WaitIdle\x12\x1e.firstlight.v1.WaitIdleRequest\x1a\x1c.firstlight.v1.WaitIdleReply\x12?\n\x05\x44rain\x12\x1b.firstlight.v1.DrainRequest\x1a\x19.firstlight.v1.DrainReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66irstlight/rpc/engine.proto\x12\rfirstlight.v1\"\x99\x02\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x01\x12:\n\nlogit_bias\x18\t \x03(\x0b\x32&.firstlight.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\x90\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\x05\x12\x19\n\x11resumed_token_ids\x18\x04 \x03(\x05\x12\x12\n\nmax_tokens\x18\x05 \x01(\x05\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\x05\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12)\n\x08sampling\x18\x08 \x01(\x0b\x32\x17.firstlight.v1.Sampling\x12\x14\n\x0ctop_logprobs\x18\t \x01(\x05\x12\x10\n\x08logprobs\x18\n \x01(\x08\x12\x12\n\nsession_id\x18\x0b \x01(\t\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xf0\x01\n\rGenerateChunk\x12\x10\n\x08position\x18\x01 \x01(\x05\x12\x10\n\x08token_id\x18\x02 \x01(\x05\x12\x11\n\thas_token\x18\x03 \x01(\x08\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x31\n\x0ctop_logprobs\x18\x05 \x03(\x0b\x32\x1b.firstlight.v1.TokenLogprob\x12\x15\n\rfinish_reason\x18\x06 \x01(\t\x12\x0f\n\x07queue_s\x18\x07 \x01(\x01\x12\x11\n\tprefill_s\x18\x08 \x01(\x01\x12)\n\x08migrated\x18\t \x01(\x0b\x32\x17.firstlight.v1.Migrated\"f\n\x08Migrated\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x10\n\x08position\x18\x05 \x01(\x05\"\x15\n\x13\x45ngineStatusRequest\"\xfc\x01\n\x11\x45ngineStatusReply\x12\r\n\x05state\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rcheckpoint_id\x18\x05 \x01(\t\x12\x0f\n\x07running\x18\x06 \x01(\x05\x12\x0f\n\x07waiting\x18\x07 \x01(\x05\x12\x17\n\x0fmax_concurrency\x18\x08 \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\t \x01(\x03\x12\x0e\n\x06idle_s\x18\n \x01(\x01\x12\x18\n\x10tokens_generated\x18\x0b \x01(\x03\x12\x11\n\trss_bytes\x18\x0c \x01(\x03\"0\n\x0fWaitIdleRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06idle_s\x18\x02 \x01(\x01\"\x1f\n\rWaitIdleReply\x12\x0e\n\x06idle_s\x18\x01 \x01(\x01\"0\n\x0c\x44rainRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"\x1d\n\nDrainReply\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x05\"\xce\x01\n\x11MigrateOutRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x14\n\x0cmigration_id\x18\x02 \x01(\t\x12\x1f\n\x17\x64\x65stination_instance_id\x18\x03 \x01(\t\x12\x1c\n\x14\x64\x65stination_endpoint\x18\x04 \x01(\t\x12\x19\n\x11\x64\x65stination_epoch\x18\x05 \x01(\x04\x12\x14\n\x0c\x64\x65lta_tokens\x18\x06 \x01(\x05\x12\x10\n\x08transfer\x18\x07 \x01(\t\x12\x12\n\nmax_rounds\x18\x08 \x01(\x05\"\xa3\x01\n\x0eMigrationEvent\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x05\x12\x0e\n\x06tokens\x18\x04 \x01(\x05\x12\x12\n\nsent_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x12\x0e\n\x06held_s\x18\x07 \x01(\x01\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x0c\n\x04left\x18\t \x01(\x05\"\xc4\x01\n\x0bSessionPart\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12/\n\x07request\x18\x03 \x01(\x0b\x32\x1e.firstlight.v1.GenerateRequest\x12\x12\n\nfrom_token\x18\x04 \x01(\x05\x12\x11\n\ttoken_ids\x18\x05 \x03(\x05\x12\'\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x18.firstlight.v1.CachePart\x12\x11\n\trecompute\x18\x07 \x01(\x08\"\x9e\x01\n\tCachePart\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x12\n\nfrom_token\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x01(\x05\x12\r\n\x05heads\x18\x04 \x01(\x05\x12\x0f\n\x07key_dim\x18\x05 \x01(\x05\x12\x11\n\tvalue_dim\x18\x06 \x01(\x05\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x0c\n\x04keys\x18\x08 \x01(\x0c\x12\x0e\n\x06values\x18\t \x01(\x0c\"8\n\x0cSessionReply\x12\x15\n\rcached_tokens\x18\x01 \x01(\x05\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\"7\n\x12\x44ropSessionRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x12\n\nsession_id\x18\x02 \x01(\t\"%\n\x10\x44ropSessionReply\x12\x11\n\twas_there\x18\x01 \x01(\x08\x32\xa3\x04\n\tInference\x12J\n\x08Generate\x12\x1e.firstlight.v1.GenerateRequest\x1a\x1c.firstlight.v1.GenerateChunk0\x01\x12N\n\x06Status\x12\".firstlight.v1.EngineStatusRequest\x1a .firstlight.v1.EngineStatusReply\x12H\n\x08WaitIdle\x12\x1e.firstlight.v1.WaitIdleRequest\x1a\x1c.firstlight.v1.WaitIdleReply\x12?\n\x05\x44rain\x12\x1b.firstlight.v1.DrainRequest\x1a\x19.firstlight.v1.DrainReply\x12O\n\nMigrateOut\x12 .firstlight.v1.MigrateOutRequest\x1a\x1d.firstlight.v1.MigrationEvent0\x01\x12K\n\x0eReceiveSession\x12\x1a.firstlight.v1.SessionPart\x1a\x1b.firstlight.v1.SessionReply(\x01\x12Q\n\x0b\x44ropSession\x12!.firstlight.v1.DropSessionRequest\x1a\x1f.firstlight.v1.DropSessionReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=280
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=328
   _globals['_GENERATEREQUEST']._serialized_start=331
-  _globals['_GENERATEREQUEST']._serialized_end=583
-  _globals['_TOKENLOGPROB']._serialized_start=585
-  _globals['_TOKENLOGPROB']._serialized_end=634
-  _globals['_GENERATECHUNK']._serialized_start=637
-  _globals['_GENERATECHUNK']._serialized_end=834
-  _globals['_ENGINESTATUSREQUEST']._serialized_start=836
-  _globals['_ENGINESTATUSREQUEST']._serialized_end=857
-  _globals['_ENGINESTATUSREPLY']._serialized_start=860
-  _globals['_ENGINESTATUSREPLY']._serialized_end=1112
-  _globals['_WAITIDLEREQUEST']._serialized_start=1114
-  _globals['_WAITIDLEREQUEST']._serialized_end=1162
-  _globals['_WAITIDLEREPLY']._serialized_start=1164
-  _globals['_WAITIDLEREPLY']._serialized_end=1195
-  _globals['_DRAINREQUEST']._serialized_start=1197
-  _globals['_DRAINREQUEST']._serialized_end=1245
-  _globals['_DRAINREPLY']._serialized_start=1247
-  _globals['_DRAINREPLY']._serialized_end=1276
-  _globals['_INFERENCE']._serialized_start=1279
-  _globals['_INFERENCE']._serialized_end=1585
+  _globals['_GENERATEREQUEST']._serialized_end=603
+  _globals['_TOKENLOGPROB']._serialized_start=605
+  _globals['_TOKENLOGPROB']._serialized_end=654
+  _globals['_GENERATECHUNK']._serialized_start=657
+  _globals['_GENERATECHUNK']._serialized_end=897
+  _globals['_MIGRATED']._serialized_start=899
+  _globals['_MIGRATED']._serialized_end=1001
+  _globals['_ENGINESTATUSREQUEST']._serialized_start=1003
+  _globals['_ENGINESTATUSREQUEST']._serialized_end=1024
+  _globals['_ENGINESTATUSREPLY']._serialized_start=1027
+  _globals['_ENGINESTATUSREPLY']._serialized_end=1279
+  _globals['_WAITIDLEREQUEST']._serialized_start=1281
+  _globals['_WAITIDLEREQUEST']._serialized_end=1329
+  _globals['_WAITIDLEREPLY']._serialized_start=1331
+  _globals['_WAITIDLEREPLY']._serialized_end=1362
+  _globals['_DRAINREQUEST']._serialized_start=1364
+  _globals['_DRAINREQUEST']._serialized_end=1412
+  _globals['_DRAINREPLY']._serialized_start=1414
+  _globals['_DRAINREPLY']._serialized_end=1443
+  _globals['_MIGRATEOUTREQUEST']._serialized_start=1446
+  _globals['_MIGRATEOUTREQUEST']._serialized_end=1652
+  _globals['_MIGRATIONEVENT']._serialized_start=1655
+  _globals['_MIGRATIONEVENT']._serialized_end=1818
+  _globals['_SESSIONPART']._serialized_start=1821
+  _globals['_SESSIONPART']._serialized_end=2017
+  _globals['_CACHEPART']._serialized_start=2020
+  _globals['_CACHEPART']._serialized_end=2178
+  _globals['_SESSIONREPLY']._serialized_start=2180
+  _globals['_SESSIONREPLY']._serialized_end=2236
+  _globals['_DROPSESSIONREQUEST']._serialized_start=2238
+  _globals['_DROPSESSIONREQUEST']._serialized_end=2293
+  _globals['_DROPSESSIONREPLY']._serialized_start=2295
+  _globals['_DROPSESSIONREPLY']._serialized_end=2332
+  _globals['_INFERENCE']._serialized_start=2335
+  _globals['_INFERENCE']._serialized_end=2882
 # @@protoc_insertion_point(module_scope)

@@ -101,6 +101,7 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     epoch: _builtins.int
     """of the instance; a stale one is refused"""
@@ -110,6 +111,10 @@ class GenerateRequest(_message.Message):
     top_logprobs: _builtins.int
     """how many alternatives; with logprobs"""
     logprobs: _builtins.bool
+    session_id: _builtins.str
+    """A session that a migration brought to this engine: its cache is used instead of computing it anew. One
+    that is not there (expired, or the engine was restarted) costs a prefill and nothing else.
+    """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -135,10 +140,11 @@ class GenerateRequest(_message.Message):
         sampling: Global___Sampling | None = ...,
         top_logprobs: _builtins.int = ...,
         logprobs: _builtins.bool = ...,
+        session_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed_token_ids", b"resumed_token_ids", "sampling", b"sampling", "stop_token_ids", b"stop_token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed_token_ids", b"resumed_token_ids", "sampling", b"sampling", "session_id", b"session_id", "stop_token_ids", b"stop_token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -178,6 +184,7 @@ class GenerateChunk(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     QUEUE_S_FIELD_NUMBER: _builtins.int
     PREFILL_S_FIELD_NUMBER: _builtins.int
+    MIGRATED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """index of token_id among the generated ones, from 0"""
     token_id: _builtins.int
@@ -192,6 +199,10 @@ class GenerateChunk(_message.Message):
     """first chunk"""
     @_builtins.property
     def top_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]: ...
+    @_builtins.property
+    def migrated(self) -> Global___Migrated:
+        """the last chunk of a request that goes on elsewhere"""
+
     def __init__(
         self,
         *,
@@ -203,14 +214,48 @@ class GenerateChunk(_message.Message):
         finish_reason: _builtins.str = ...,
         queue_s: _builtins.float = ...,
         prefill_s: _builtins.float = ...,
+        migrated: Global___Migrated | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["migrated", b"migrated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "has_token", b"has_token", "logprob", b"logprob", "position", b"position", "prefill_s", b"prefill_s", "queue_s", b"queue_s", "token_id", b"token_id", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "has_token", b"has_token", "logprob", b"logprob", "migrated", b"migrated", "position", b"position", "prefill_s", b"prefill_s", "queue_s", b"queue_s", "token_id", b"token_id", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateChunk: _TypeAlias = GenerateChunk  # noqa: Y015
+
+@_typing.final
+class Migrated(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    endpoint: _builtins.str
+    epoch: _builtins.int
+    session_id: _builtins.str
+    """"" when nothing was brought there: it starts over behind `position`"""
+    position: _builtins.int
+    """of the next token among the generated ones"""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        session_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "epoch", b"epoch", "instance_id", b"instance_id", "position", b"position", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Migrated: _TypeAlias = Migrated  # noqa: Y015
 
 @_typing.final
 class EngineStatusRequest(_message.Message):
@@ -361,3 +406,247 @@ class DrainReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainReply: _TypeAlias = DrainReply  # noqa: Y015
+
+@_typing.final
+class MigrateOutRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    DESTINATION_INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    DESTINATION_ENDPOINT_FIELD_NUMBER: _builtins.int
+    DESTINATION_EPOCH_FIELD_NUMBER: _builtins.int
+    DELTA_TOKENS_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
+    MAX_ROUNDS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """of the source instance"""
+    migration_id: _builtins.str
+    destination_instance_id: _builtins.str
+    destination_endpoint: _builtins.str
+    destination_epoch: _builtins.int
+    delta_tokens: _builtins.int
+    """hand over once no more than this is left to send"""
+    transfer: _builtins.str
+    """exact: the cache itself is sent, nothing can round differently. tokens: the destination computes it anew."""
+    max_rounds: _builtins.int
+    """then it is handed over whatever is left"""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        migration_id: _builtins.str = ...,
+        destination_instance_id: _builtins.str = ...,
+        destination_endpoint: _builtins.str = ...,
+        destination_epoch: _builtins.int = ...,
+        delta_tokens: _builtins.int = ...,
+        transfer: _builtins.str = ...,
+        max_rounds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta_tokens", b"delta_tokens", "destination_endpoint", b"destination_endpoint", "destination_epoch", b"destination_epoch", "destination_instance_id", b"destination_instance_id", "epoch", b"epoch", "max_rounds", b"max_rounds", "migration_id", b"migration_id", "transfer", b"transfer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrateOutRequest: _TypeAlias = MigrateOutRequest  # noqa: Y015
+
+@_typing.final
+class MigrationEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    HELD_S_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """round | handed_over | moved_waiting | ended (by itself) | failed (it goes on at the source)"""
+    request_id: _builtins.str
+    round: _builtins.int
+    """from 1"""
+    tokens: _builtins.int
+    """sent in this round"""
+    sent_bytes: _builtins.int
+    seconds: _builtins.float
+    held_s: _builtins.float
+    """handed_over: how long it stood still here"""
+    error: _builtins.str
+    left: _builtins.int
+    """requests that have not moved or ended yet"""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        round: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        sent_bytes: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        held_s: _builtins.float = ...,
+        error: _builtins.str = ...,
+        left: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "held_s", b"held_s", "kind", b"kind", "left", b"left", "request_id", b"request_id", "round", b"round", "seconds", b"seconds", "sent_bytes", b"sent_bytes", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationEvent: _TypeAlias = MigrationEvent  # noqa: Y015
+
+@_typing.final
+class SessionPart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    FROM_TOKEN_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    RECOMPUTE_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """of the destination instance"""
+    session_id: _builtins.str
+    from_token: _builtins.int
+    """index of token_ids[0] among prompt and generated tokens"""
+    recompute: _builtins.bool
+    """the cache of these tokens is to be computed here"""
+    @_builtins.property
+    def request(self) -> Global___GenerateRequest: ...
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def cache(self) -> Global___CachePart: ...
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        session_id: _builtins.str = ...,
+        request: Global___GenerateRequest | None = ...,
+        from_token: _builtins.int = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        cache: Global___CachePart | None = ...,
+        recompute: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "epoch", b"epoch", "from_token", b"from_token", "recompute", b"recompute", "request", b"request", "session_id", b"session_id", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionPart: _TypeAlias = SessionPart  # noqa: Y015
+
+@_typing.final
+class CachePart(_message.Message):
+    """Keys and values of some tokens in one layer: (key_value_heads, tokens, head_dim), row-major."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    FROM_TOKEN_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    KEY_DIM_FIELD_NUMBER: _builtins.int
+    VALUE_DIM_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    from_token: _builtins.int
+    tokens: _builtins.int
+    heads: _builtins.int
+    key_dim: _builtins.int
+    value_dim: _builtins.int
+    dtype: _builtins.str
+    """float32 | bfloat16 | float16"""
+    keys: _builtins.bytes
+    values: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int = ...,
+        from_token: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        heads: _builtins.int = ...,
+        key_dim: _builtins.int = ...,
+        value_dim: _builtins.int = ...,
+        dtype: _builtins.str = ...,
+        keys: _builtins.bytes = ...,
+        values: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "from_token", b"from_token", "heads", b"heads", "key_dim", b"key_dim", "keys", b"keys", "layer", b"layer", "tokens", b"tokens", "value_dim", b"value_dim", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CachePart: _TypeAlias = CachePart  # noqa: Y015
+
+@_typing.final
+class SessionReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPUTE_S_FIELD_NUMBER: _builtins.int
+    cached_tokens: _builtins.int
+    compute_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        cached_tokens: _builtins.int = ...,
+        compute_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "compute_s", b"compute_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionReply: _TypeAlias = SessionReply  # noqa: Y015
+
+@_typing.final
+class DropSessionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    session_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        session_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropSessionRequest: _TypeAlias = DropSessionRequest  # noqa: Y015
+
+@_typing.final
+class DropSessionReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAS_THERE_FIELD_NUMBER: _builtins.int
+    was_there: _builtins.bool
+    def __init__(
+        self,
+        *,
+        was_there: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["was_there", b"was_there"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropSessionReply: _TypeAlias = DropSessionReply  # noqa: Y015

@@ -54,6 +54,21 @@ class InferenceStub:
                 request_serializer=firstlight_dot_rpc_dot_engine__pb2.DrainRequest.SerializeToString,
                 response_deserializer=firstlight_dot_rpc_dot_engine__pb2.DrainReply.FromString,
                 _registered_method=True)
+        self.MigrateOut = channel.unary_stream(
+                '/firstlight.v1.Inference/MigrateOut',
+                request_serializer=firstlight_dot_rpc_dot_engine__pb2.MigrateOutRequest.SerializeToString,
+                response_deserializer=firstlight_dot_rpc_dot_engine__pb2.MigrationEvent.FromString,
+                _registered_method=True)
+        self.ReceiveSession = channel.stream_unary(
+                '/firstlight.v1.Inference/ReceiveSession',
+                request_serializer=firstlight_dot_rpc_dot_engine__pb2.SessionPart.SerializeToString,
+                response_deserializer=firstlight_dot_rpc_dot_engine__pb2.SessionReply.FromString,
+                _registered_method=True)
+        self.DropSession = channel.unary_unary(
+                '/firstlight.v1.Inference/DropSession',
+                request_serializer=firstlight_dot_rpc_dot_engine__pb2.DropSessionRequest.SerializeToString,
+                response_deserializer=firstlight_dot_rpc_dot_engine__pb2.DropSessionReply.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer:
@@ -86,6 +101,30 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MigrateOut(self, request, context):
+        """Live migration, source side: moves every request to the engine at `destination_endpoint` while they go on
+        here; each ends its own stream with `migrated`. Refuses new requests meanwhile, and serves on after a
+        failure. Ends when none is left.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReceiveSession(self, request_iterator, context):
+        """Live migration, destination side: one round of one request. The first message of a session carries
+        `request`; tokens and cache extend what is there. Answers when its cache covers `token_ids` but the last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropSession(self, request, context):
+        """Forget a session that will not be attached. Fine if there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +147,21 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=firstlight_dot_rpc_dot_engine__pb2.DrainRequest.FromString,
                     response_serializer=firstlight_dot_rpc_dot_engine__pb2.DrainReply.SerializeToString,
+            ),
+            'MigrateOut': grpc.unary_stream_rpc_method_handler(
+                    servicer.MigrateOut,
+                    request_deserializer=firstlight_dot_rpc_dot_engine__pb2.MigrateOutRequest.FromString,
+                    response_serializer=firstlight_dot_rpc_dot_engine__pb2.MigrationEvent.SerializeToString,
+            ),
+            'ReceiveSession': grpc.stream_unary_rpc_method_handler(
+                    servicer.ReceiveSession,
+                    request_deserializer=firstlight_dot_rpc_dot_engine__pb2.SessionPart.FromString,
+                    response_serializer=firstlight_dot_rpc_dot_engine__pb2.SessionReply.SerializeToString,
+            ),
+            'DropSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropSession,
+                    request_deserializer=firstlight_dot_rpc_dot_engine__pb2.DropSessionRequest.FromString,
+                    response_serializer=firstlight_dot_rpc_dot_engine__pb2.DropSessionReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -218,6 +272,87 @@ class Inference:
             '/firstlight.v1.Inference/Drain',
             firstlight_dot_rpc_dot_engine__pb2.DrainRequest.SerializeToString,
             firstlight_dot_rpc_dot_engine__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MigrateOut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/firstlight.v1.Inference/MigrateOut',
+            firstlight_dot_rpc_dot_engine__pb2.MigrateOutRequest.SerializeToString,
+            firstlight_dot_rpc_dot_engine__pb2.MigrationEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReceiveSession(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/firstlight.v1.Inference/ReceiveSession',
+            firstlight_dot_rpc_dot_engine__pb2.SessionPart.SerializeToString,
+            firstlight_dot_rpc_dot_engine__pb2.SessionReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/firstlight.v1.Inference/DropSession',
+            firstlight_dot_rpc_dot_engine__pb2.DropSessionRequest.SerializeToString,
+            firstlight_dot_rpc_dot_engine__pb2.DropSessionReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,17 @@ class InferenceStub:
     """Completes when the engine has had no request for `idle_s`, or ends with UNAVAILABLE when it dies."""
     Drain: _grpc.UnaryUnaryMultiCallable[_engine_pb2.DrainRequest, _engine_pb2.DrainReply]
     """No new requests from now on; answers when the running ones are done (or the timeout passed)."""
+    MigrateOut: _grpc.UnaryStreamMultiCallable[_engine_pb2.MigrateOutRequest, _engine_pb2.MigrationEvent]
+    """Live migration, source side: moves every request to the engine at `destination_endpoint` while they go on
+    here; each ends its own stream with `migrated`. Refuses new requests meanwhile, and serves on after a
+    failure. Ends when none is left.
+    """
+    ReceiveSession: _grpc.StreamUnaryMultiCallable[_engine_pb2.SessionPart, _engine_pb2.SessionReply]
+    """Live migration, destination side: one round of one request. The first message of a session carries
+    `request`; tokens and cache extend what is there. Answers when its cache covers `token_ids` but the last.
+    """
+    DropSession: _grpc.UnaryUnaryMultiCallable[_engine_pb2.DropSessionRequest, _engine_pb2.DropSessionReply]
+    """Forget a session that will not be attached. Fine if there is none."""
 
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
@@ -49,6 +60,17 @@ class InferenceAsyncStub(InferenceStub):
     """Completes when the engine has had no request for `idle_s`, or ends with UNAVAILABLE when it dies."""
     Drain: _aio.UnaryUnaryMultiCallable[_engine_pb2.DrainRequest, _engine_pb2.DrainReply]  # type: ignore[assignment]
     """No new requests from now on; answers when the running ones are done (or the timeout passed)."""
+    MigrateOut: _aio.UnaryStreamMultiCallable[_engine_pb2.MigrateOutRequest, _engine_pb2.MigrationEvent]  # type: ignore[assignment]
+    """Live migration, source side: moves every request to the engine at `destination_endpoint` while they go on
+    here; each ends its own stream with `migrated`. Refuses new requests meanwhile, and serves on after a
+    failure. Ends when none is left.
+    """
+    ReceiveSession: _aio.StreamUnaryMultiCallable[_engine_pb2.SessionPart, _engine_pb2.SessionReply]  # type: ignore[assignment]
+    """Live migration, destination side: one round of one request. The first message of a session carries
+    `request`; tokens and cache extend what is there. Answers when its cache covers `token_ids` but the last.
+    """
+    DropSession: _aio.UnaryUnaryMultiCallable[_engine_pb2.DropSessionRequest, _engine_pb2.DropSessionReply]  # type: ignore[assignment]
+    """Forget a session that will not be attached. Fine if there is none."""
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -81,5 +103,34 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_engine_pb2.DrainReply, _abc.Awaitable[_engine_pb2.DrainReply]]:
         """No new requests from now on; answers when the running ones are done (or the timeout passed)."""
+
+    @_abc_1.abstractmethod
+    def MigrateOut(
+        self,
+        request: _engine_pb2.MigrateOutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_engine_pb2.MigrationEvent], _abc.AsyncIterator[_engine_pb2.MigrationEvent]]:
+        """Live migration, source side: moves every request to the engine at `destination_endpoint` while they go on
+        here; each ends its own stream with `migrated`. Refuses new requests meanwhile, and serves on after a
+        failure. Ends when none is left.
+        """
+
+    @_abc_1.abstractmethod
+    def ReceiveSession(
+        self,
+        request_iterator: _MaybeAsyncIterator[_engine_pb2.SessionPart],
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_pb2.SessionReply, _abc.Awaitable[_engine_pb2.SessionReply]]:
+        """Live migration, destination side: one round of one request. The first message of a session carries
+        `request`; tokens and cache extend what is there. Answers when its cache covers `token_ids` but the last.
+        """
+
+    @_abc_1.abstractmethod
+    def DropSession(
+        self,
+        request: _engine_pb2.DropSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_pb2.DropSessionReply, _abc.Awaitable[_engine_pb2.DropSessionReply]]:
+        """Forget a session that will not be attached. Fine if there is none."""
 
 def add_InferenceServicer_to_server(servicer: InferenceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
