@@ -78,6 +78,66 @@ class ArenaView:
     def __enter__(self) -> ArenaView: ...
     def __exit__(self, *exception: object) -> None: ...
 
+class ProgressBoard:
+    """
+    Which chunks of an ordered list are there, in a small memory that other processes can watch.
+
+    Its creator alone marks chunks. If the creator is killed nobody fails the board: watch for that death.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        """`lengths` are the chunks' bytes, in their order."""
+
+    @staticmethod
+    def attach(fd: int) -> ProgressBoard:
+        """
+        A watcher's read-only view; `fd` stays the caller's to close. Raises: InvalidInput.
+        """
+
+    def read_only_fd(self) -> int:
+        """
+        A new descriptor, the caller's to close, for another process's attach().
+        """
+
+    @property
+    def chunks(self) -> int: ...
+    @property
+    def bytes_total(self) -> int: ...
+    @property
+    def bytes_done(self) -> int: ...
+    @property
+    def prefix_bytes(self) -> int:
+        """Done without a hole, counted along the list."""
+
+    @property
+    def is_ended(self) -> bool:
+        """All done, or failed."""
+
+    @property
+    def has_failed(self) -> bool: ...
+    def is_chunk_done(self, index: int) -> bool: ...
+    def mark_done(self, index: int) -> None:
+        """
+        The chunk's bytes are in memory and verified. Idempotent, from any thread.
+
+        Raises: InvalidInput for a watcher, or an index outside of the list.
+        """
+
+    def fail(self) -> None:
+        """
+        Nothing more will come: wakes every waiter. No effect once all is done.
+        """
+
+    def wait_prefix(self, size_bytes: int, timeout_s: float | None = None) -> bool:
+        """
+        True once the first `size_bytes` are there; False at the timeout, or if they will not come.
+        """
+
+    def wait_chunk(self, index: int, timeout_s: float | None = None) -> bool:
+        """
+        True once that chunk is there; False at the timeout, or if it will not come.
+        """
+
 class Segment:
     """A range of a file and where in the arena it goes."""
 
@@ -125,11 +185,13 @@ class LoadJob:
         threads: int = 4,
         direct: bool = True,
         populate: bool = False,
+        board: ProgressBoard | None = None,
     ) -> None:
         """
         `populate` makes memory resident just before it is read, for an arena that was not prefaulted.
+        `board` has one chunk per segment: marked as each is there and verified, failed if the load fails.
 
-        Raises: CheckpointMissing, ReadFailed, InvalidInput (a segment outside of the arena).
+        Raises: CheckpointMissing, ReadFailed, InvalidInput (a segment outside of the arena, another board).
         """
 
     @property

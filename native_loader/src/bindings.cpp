@@ -73,6 +73,7 @@ NB_MODULE(_native, module) {
     module.def("crc32c_implementation", &crc32c_implementation,
                "What crc32c runs on here: 'sse4.2', 'armv8-crc' or 'software'.");
     bind_arena(module);
+    bind_progress_board(module);
     bind_load_job(module);
     bind_partition_writer(module);
 }

@@ -13,6 +13,7 @@
 
 #include "arena.hpp"
 #include "mapping.hpp"
+#include "progress_board.hpp"
 #include "result.hpp"
 
 namespace firstlight::bindings {
@@ -59,8 +60,14 @@ struct PyArena {
     Arena& get();  // raises InvalidInput once closed
 };
 
+// What Python calls a ProgressBoard. Shared with the jobs that mark or watch it.
+struct PyProgressBoard {
+    std::shared_ptr<ProgressBoard> board;
+};
+
 void bind_arena(nb::module_& module);
 void bind_load_job(nb::module_& module);
+void bind_progress_board(nb::module_& module);
 void bind_partition_writer(nb::module_& module);
 
 }  // namespace firstlight::bindings

@@ -1,18 +1,15 @@
-#include <nanobind/stl/tuple.h>
-
-#include <algorithm>
 #include <chrono>
 #include <optional>
 #include <string>
 
 #include "bindings.hpp"
 #include "load_job.hpp"
+#include "wait_interruptibly.hpp"
 
 namespace firstlight::bindings {
 namespace {
 
 using std::chrono::nanoseconds;
-using std::chrono::steady_clock;
 
 // Joining a job's threads may take a read's time; the interpreter must not stand still for it.
 struct PyLoadJob {
@@ -23,25 +20,6 @@ struct PyLoadJob {
         job.reset();
     }
 };
-
-// Calls `wait(slice)` until it is true, the time is up, or a signal's handler raises.
-template <class Wait, class IsOver>
-bool wait_interruptibly(std::optional<double> timeout_s, Wait wait, IsOver is_over) {
-    constexpr nanoseconds kSlice = std::chrono::milliseconds(100);
-    constexpr double kForeverSeconds = 1e9;
-    const auto deadline = steady_clock::now() + std::chrono::duration_cast<steady_clock::duration>(
-        std::chrono::duration<double>(std::clamp(timeout_s.value_or(kForeverSeconds), 0.0, kForeverSeconds)));
-    while (true) {
-        const nanoseconds left = std::max(nanoseconds(0), nanoseconds(deadline - steady_clock::now()));
-        bool is_there = false;
-        {
-            nb::gil_scoped_release release;
-            is_there = wait(std::min(left, kSlice));
-        }
-        if (is_there || left == nanoseconds(0) || is_over()) return is_there;
-        if (PyErr_CheckSignals() != 0) throw nb::python_error();
-    }
-}
 
 bool wait_done(const PyLoadJob& self, std::optional<double> timeout_s) {
     return wait_interruptibly(
@@ -81,19 +59,21 @@ void bind_load_job(nb::module_& module) {
         .def(
             "__init__",
             [](PyLoadJob* self, PyArena& arena, std::vector<Segment> segments, unsigned threads, bool direct,
-               bool populate) {
+               bool populate, const PyProgressBoard* board) {
                 LoadOptions options;
                 options.threads = threads;
                 options.direct = direct;
                 options.populate = populate;
+                if (board != nullptr) options.board = board->board;
                 const std::shared_ptr<Mapping> memory = arena.get().mapping();
                 new (self) PyLoadJob(
                     without_gil([&] { return LoadJob::start(memory, std::move(segments), options); }));
             },
             nb::arg("arena"), nb::arg("segments"), nb::kw_only(), nb::arg("threads") = 4, nb::arg("direct") = true,
-            nb::arg("populate") = false,
-            "`populate` makes memory resident just before it is read, for an arena that was not prefaulted.\n\n"
-            "Raises: CheckpointMissing, ReadFailed, InvalidInput (a segment outside of the arena).")
+            nb::arg("populate") = false, nb::arg("board") = nb::none(),
+            "`populate` makes memory resident just before it is read, for an arena that was not prefaulted.\n"
+            "`board` has one chunk per segment: marked as each is there and verified, failed if the load fails.\n\n"
+            "Raises: CheckpointMissing, ReadFailed, InvalidInput (a segment outside of the arena, another board).")
         .def_prop_ro("bytes_total", [](const PyLoadJob& self) { return self.job->bytes_total(); })
         .def_prop_ro("bytes_done", [](const PyLoadJob& self) { return self.job->bytes_done(); },
                      "Verified bytes, in whole segments.")

@@ -24,10 +24,13 @@ Error invalid(const std::string& message) {
 }  // namespace
 
 LoadJob::LoadJob(std::shared_ptr<Mapping> memory, std::vector<Segment> segments, const LoadOptions& options)
-    : memory_(std::move(memory)), segments_(std::move(segments)), populate_(options.populate),
-      is_complete_(segments_.size()) {}
+    : memory_(std::move(memory)), segments_(std::move(segments)), populate_(options.populate) {}
 
-LoadJob::~LoadJob() { cancel(); }
+LoadJob::~LoadJob() {
+    cancel();
+    pool_.clear();
+    if (board_) (void)board_->fail();  // also for a job that never got to start: no watcher waits for ever
+}
 
 Result<std::unique_ptr<LoadJob>> LoadJob::start(std::shared_ptr<Mapping> memory, std::vector<Segment> segments,
                                                 const LoadOptions& options) {
@@ -37,6 +40,8 @@ Result<std::unique_ptr<LoadJob>> LoadJob::start(std::shared_ptr<Mapping> memory,
     Status status = job->check_segments();
     if (!status.ok()) return status.error();
     for (const Segment& segment : job->segments_) job->bytes_total_ += segment.length;
+    status = job->adopt_board(options.board);
+    if (!status.ok()) return status.error();
     status = job->open_files(options);
     if (!status.ok()) return status.error();
     const std::size_t workers = std::clamp<std::size_t>(job->segments_.size(), 1, std::max(options.threads, 1U));
@@ -65,6 +70,20 @@ Status LoadJob::check_segments() const {
     return Done{};
 }
 
+Status LoadJob::adopt_board(std::shared_ptr<ProgressBoard> board) {
+    std::vector<std::uint64_t> lengths;
+    for (const Segment& segment : segments_) lengths.push_back(segment.length);
+    if (board == nullptr) {
+        Result<std::shared_ptr<ProgressBoard>> own = ProgressBoard::create(std::move(lengths));
+        if (!own) return own.error();
+        board_ = std::move(own.value());
+        return Done{};
+    }
+    if (board->lengths() != lengths) return invalid("the progress board's chunks are not the job's segments");
+    board_ = std::move(board);
+    return Done{};
+}
+
 Status LoadJob::open_files(const LoadOptions& options) {
     const PositionalRead read = options.read != nullptr ? options.read : static_cast<PositionalRead>(::pread);
     std::unordered_map<std::string, std::size_t> known;
@@ -89,7 +108,7 @@ void LoadJob::work() {
             fail(index, status.error());
             break;
         }
-        complete(index);
+        (void)board_->mark_done(index);  // cannot fail: the index is one of its own
     }
     leave();
 }
@@ -132,17 +151,6 @@ Status LoadJob::load_once(std::size_t index) {
     return Done{};
 }
 
-void LoadJob::complete(std::size_t index) {
-    bytes_done_.fetch_add(segments_[index].length, std::memory_order_release);
-    const std::lock_guard lock(mutex_);
-    is_complete_[index] = true;
-    ++completed_;
-    const std::size_t before = prefix_count_;
-    while (prefix_count_ < segments_.size() && is_complete_[prefix_count_])
-        prefix_bytes_ += segments_[prefix_count_++].length;
-    if (prefix_count_ != before) changed_.notify_all();
-}
-
 void LoadJob::fail(std::size_t index, Error error) {
     stop_.store(true);
     error.chunk = index;
@@ -155,12 +163,13 @@ void LoadJob::fail(std::size_t index, Error error) {
 void LoadJob::leave() {
     const std::lock_guard lock(mutex_);
     if (--workers_left_ > 0) return;
-    if (!error_ && completed_ < segments_.size())
+    if (!error_ && board_->bytes_done() < bytes_total_)
         error_ = Error{ErrorCode::cancelled, "the load was cancelled", 0, "", std::nullopt};
     report_.size_bytes = bytes_total_;
     report_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
     report_.io_mode = io_mode();
     std::sort(report_.read_again.begin(), report_.read_again.end());
+    if (error_) (void)board_->fail();
     finished_ = true;
     finished_event_.set();
     changed_.notify_all();
@@ -170,11 +179,6 @@ const char* LoadJob::io_mode() const {
     const auto direct = std::count_if(files_.begin(), files_.end(), [](const SourceFile& f) { return f.is_direct(); });
     if (static_cast<std::size_t>(direct) == files_.size()) return "direct";
     return direct == 0 ? "buffered" : "mixed";
-}
-
-std::uint64_t LoadJob::prefix_bytes() const {
-    const std::lock_guard lock(mutex_);
-    return prefix_bytes_;
 }
 
 bool LoadJob::is_done() const {
@@ -188,9 +192,7 @@ bool LoadJob::wait_for(std::chrono::nanoseconds timeout) const {
 }
 
 bool LoadJob::wait_prefix_for(std::uint64_t bytes, std::chrono::nanoseconds timeout) const {
-    std::unique_lock lock(mutex_);
-    changed_.wait_for(lock, timeout, [&] { return finished_ || prefix_bytes_ >= bytes; });
-    return prefix_bytes_ >= bytes;
+    return board_->wait_prefix_for(bytes, timeout);
 }
 
 Result<LoadReport> LoadJob::result() const {

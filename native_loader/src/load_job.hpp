@@ -18,6 +18,7 @@
 
 #include "event.hpp"
 #include "mapping.hpp"
+#include "progress_board.hpp"
 #include "result.hpp"
 #include "source_file.hpp"
 
@@ -35,6 +36,7 @@ struct LoadOptions {
     unsigned threads = 4;
     bool direct = true;     // O_DIRECT where the file system takes it
     bool populate = false;  // make each segment's memory resident just before it is read
+    std::shared_ptr<ProgressBoard> board;  // to mark, one chunk per segment; the job makes its own when null
     PositionalRead read = nullptr;  // ::pread when null
 };
 
@@ -55,8 +57,8 @@ public:
     ~LoadJob();  // cancels and waits for the reads under way
 
     std::uint64_t bytes_total() const { return bytes_total_; }
-    std::uint64_t bytes_done() const { return bytes_done_.load(std::memory_order_acquire); }
-    std::uint64_t prefix_bytes() const;  // verified without a hole, counted along the list of segments
+    std::uint64_t bytes_done() const { return board_->bytes_done(); }
+    std::uint64_t prefix_bytes() const { return board_->prefix_bytes(); }  // verified without a hole, counted along the list of segments
     bool is_done() const;
     const char* io_mode() const;  // "direct", "buffered" or "mixed"
     int event_fd() const { return finished_event_.fd(); }
@@ -72,12 +74,12 @@ public:
 private:
     LoadJob(std::shared_ptr<Mapping> memory, std::vector<Segment> segments, const LoadOptions& options);
 
+    Status adopt_board(std::shared_ptr<ProgressBoard> board);
     Status open_files(const LoadOptions& options);
     Status check_segments() const;
     void work();
     Status load(std::size_t index);
     Status load_once(std::size_t index);
-    void complete(std::size_t index);
     void fail(std::size_t index, Error error);
     void leave();
 
@@ -87,17 +89,13 @@ private:
     std::vector<SourceFile> files_;
     std::vector<std::size_t> file_of_;  // per segment: index into files_
     std::uint64_t bytes_total_ = 0;
+    std::shared_ptr<ProgressBoard> board_;
 
     std::atomic<bool> stop_{false};
     std::atomic<std::size_t> next_{0};
-    std::atomic<std::uint64_t> bytes_done_{0};
 
     mutable std::mutex mutex_;  // guards all below
     mutable std::condition_variable changed_;
-    std::vector<bool> is_complete_;
-    std::size_t prefix_count_ = 0;
-    std::uint64_t prefix_bytes_ = 0;
-    std::size_t completed_ = 0;
     std::size_t workers_left_ = 0;
     bool finished_ = false;
     std::optional<Error> error_;
