@@ -1,4 +1,7 @@
-"""Bring checkpoints from SSD into the DRAM pool, one at a time in the order asked; repeats join."""
+"""Bring checkpoints from SSD into the DRAM pool, one at a time in the order asked; repeats join.
+
+What comes from elsewhere (`land`) is joined in the same way, but does not wait its turn.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,46 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
-from firstlight.domain.errors import CheckpointError
+from firstlight.domain.errors import Cancelled, CheckpointError, Conflict, UnknownCheckpoint
+from gpu_worker.store.extents import Extent
+from gpu_worker.store.landing import Arrival, Landing
+from gpu_worker.store.load_state import LoadState, resident
 from gpu_worker.store.memory import Memory, Transfer
 from gpu_worker.store.pool import Pool
 from gpu_worker.store.shared_work import SharedWork
 from gpu_worker.store.ssd_cache import CachedCheckpoint, SsdCache
+from native_loader import ProgressBoard
+
+__all__ = ["LoadState", "Loads"]
 
 log = logging.getLogger("store.load")
 
 PROGRESS_INTERVAL_S = 0.05
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadState:
-    """`moving_at_unix_s` is when its first byte began to move; 0 while it waits, and when it was in DRAM."""
+class _Load:
+    """One load under way: its progress, and what readers who follow it must know."""
 
-    bytes_done: int = 0
-    bytes_total: int
-    queue_s: float = 0.0
-    elapsed_s: float = 0.0
-    from_tier: str = "ssd"
-    is_done: bool = False
-    moving_at_unix_s: float = 0.0
+    def __init__(self, state: LoadState, arrival: asyncio.Future[Arrival]) -> None:
+        self.work = SharedWork(state)
+        self.arrival = arrival
+        # Looked at, so that a failure nobody waits for is not reported as lost.
+        arrival.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def tell(self, *, bytes_done: int, began: float) -> None:
+        elapsed_s = time.monotonic() - began
+        self.work.tell(replace(self.work.progress, bytes_done=bytes_done, elapsed_s=elapsed_s))
+
+    def done(self, *, began: float) -> None:
+        self.tell(bytes_done=self.work.progress.bytes_total, began=began)
+        self.work.tell(replace(self.work.progress, is_done=True))
+
+    def fail(self, failure: BaseException) -> None:
+        if not self.arrival.done():
+            self.arrival.set_exception(failure)
 
 
 class Loads:
@@ -40,96 +59,157 @@ class Loads:
         self._pool = pool
         self._memory = memory
         self._bandwidth = ssd_read_bytes_per_s
-        self._running: dict[str, SharedWork[LoadState]] = {}
+        self._running: dict[str, _Load] = {}
         # asyncio.Lock wakes its waiters in the order they came: that is the queue.
         self._turn = asyncio.Lock()
 
     @property
     def queued_bytes(self) -> int:
         """Promised to loads that have not finished."""
-        states = [work.progress for work in self._running.values()]
+        states = [load.work.progress for load in self._running.values()]
         return sum(state.bytes_total - state.bytes_done for state in states)
 
     def is_running(self, checkpoint_id: str) -> bool:
         return checkpoint_id in self._running
 
     def find(self, checkpoint_id: str) -> LoadState | None:
-        work = self._running.get(checkpoint_id)
-        return work.progress if work is not None else None
+        load = self._running.get(checkpoint_id)
+        return load.work.progress if load is not None else None
 
     def resident(self, checkpoint_id: str) -> LoadState | None:
         """The finished state of what is in DRAM already, or None."""
         if not self._pool.is_resident(checkpoint_id):
             return None
         self._pool.touch(checkpoint_id)
-        self._cache.touch(checkpoint_id)
-        size_bytes = self._cache.get(checkpoint_id).size_bytes
-        return LoadState(bytes_done=size_bytes, bytes_total=size_bytes, from_tier="dram", is_done=True)
+        self._note_use(checkpoint_id)
+        return resident(self._pool.size_of(checkpoint_id))
 
     def order(self, checkpoint_id: str) -> SharedWork[LoadState]:
         """Start or join a load of what is not resident. Raises: UnknownCheckpoint when SSD lacks it."""
         if (running := self._running.get(checkpoint_id)) is not None:
-            return running
+            return running.work
         cached = self._cache.get(checkpoint_id)
-        work = SharedWork(LoadState(bytes_total=cached.size_bytes))
-        self._running[checkpoint_id] = work
-        work.start(self._run(cached, work))
-        return work
+        load = _Load(LoadState(bytes_total=cached.size_bytes), asyncio.get_running_loop().create_future())
+        self._running[checkpoint_id] = load
+        load.work.start(self._run(cached, load))
+        return load.work
+
+    def land(
+        self, checkpoint_id: str, sizes: Sequence[int], chunk_lengths: Sequence[int], *, tier: str = "remote"
+    ) -> Landing:
+        """Room for partitions of `sizes` bytes that come from `tier` in chunks of `chunk_lengths`, in order.
+
+        Loads that are asked for meanwhile join it, and so do readers once it is offered.
+        Raises: PoolFull; Conflict when it is loading or resident already.
+        """
+        if checkpoint_id in self._running:
+            raise Conflict(f"{checkpoint_id} is being loaded already", checkpoint_id=checkpoint_id)
+        reserved = self._reserve(checkpoint_id, sizes)
+        landing = Landing(
+            checkpoint_id=checkpoint_id,
+            extents=tuple(Extent(at.offset, size) for at, size in zip(reserved, sizes, strict=True)),
+            board=ProgressBoard(chunk_lengths),
+            views=self._memory.view,
+            on_commit=lambda: self._pool.commit(checkpoint_id),
+            on_abandon=lambda: self._pool.abandon(checkpoint_id),
+        )
+        state = LoadState(bytes_total=sum(sizes), from_tier=tier, moving_at_unix_s=time.time())
+        load = _Load(state, landing.arrival)
+        self._running[checkpoint_id] = load
+        load.work.start(self._run_landing(landing, load))
+        return landing
+
+    async def arrival(self, checkpoint_id: str) -> Arrival:
+        """Of what is on its way, once readers may follow it. Raises: UnknownCheckpoint, or why it failed."""
+        if (load := self._running.get(checkpoint_id)) is None:
+            raise UnknownCheckpoint(f"{checkpoint_id} is not on its way", checkpoint_id=checkpoint_id)
+        return await asyncio.shield(load.arrival)
 
     async def close(self) -> None:
-        tasks = [work.task for work in self._running.values()]
+        tasks = [load.work.task for load in self._running.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, cached: CachedCheckpoint, work: SharedWork[LoadState]) -> None:
+    async def _run(self, cached: CachedCheckpoint, load: _Load) -> None:
         asked = time.monotonic()
         try:
             async with self._turn:
-                work.tell(replace(work.progress, queue_s=time.monotonic() - asked))
-                await self._load(cached, work)
-        except CheckpointError as failure:
-            self._quarantine(cached, failure)
+                load.work.tell(replace(load.work.progress, queue_s=time.monotonic() - asked))
+                await self._load(cached, load)
+        except BaseException as failure:  # cancellation too: whoever waits to follow it must hear of it
+            if isinstance(failure, CheckpointError):
+                self._quarantine(cached, failure)
+            stopped = isinstance(failure, asyncio.CancelledError)
+            load.fail(Cancelled(f"the load of {cached.checkpoint_id} was stopped") if stopped else failure)
             raise
         finally:
             del self._running[cached.checkpoint_id]
 
-    async def _load(self, cached: CachedCheckpoint, work: SharedWork[LoadState]) -> None:
+    async def _load(self, cached: CachedCheckpoint, load: _Load) -> None:
         name = cached.checkpoint_id
         readable = await self._memory.open(cached.directory)
         sizes = readable.partition_sizes
-        room = self._pool.reserve(name, sizes, cost_s=sum(sizes) / self._bandwidth)
-        for evicted in room.evicted:
-            log.info("evicted from dram checkpoint=%s for=%s", evicted, name)
+        extents = self._reserve(name, sizes)
         try:
-            transfer = readable.begin(room.extents)
-            work.tell(replace(work.progress, bytes_total=sum(sizes), moving_at_unix_s=time.time()))
-            await self._follow(transfer, work)
+            transfer = readable.begin(extents)
+            load.work.tell(replace(load.work.progress, bytes_total=sum(sizes), moving_at_unix_s=time.time()))
+            load.arrival.set_result(
+                Arrival(
+                    directory=cached.directory,
+                    manifest_digest=cached.manifest_digest,
+                    board=transfer.board,
+                )
+            )
+            await self._follow(transfer, load)
         except BaseException:
             # The transfer has ended by now (its `wait` promises so): the room can go to another.
             self._pool.abandon(name)
             raise
         self._pool.commit(name)
-        with contextlib.suppress(OSError):
-            self._cache.touch(name)
-        state = work.progress
+        self._note_use(name)
+        state = load.work.progress
         log.info("loaded checkpoint=%s bytes=%d in_s=%.3f", name, state.bytes_total, state.elapsed_s)
 
-    async def _follow(self, transfer: Transfer, work: SharedWork[LoadState]) -> None:
+    async def _follow(self, transfer: Transfer, load: _Load) -> None:
         began = time.monotonic()
         waiting = asyncio.get_running_loop().create_task(transfer.wait())
         try:
             while not (await asyncio.wait([waiting], timeout=PROGRESS_INTERVAL_S))[0]:
-                elapsed_s = time.monotonic() - began
-                work.tell(replace(work.progress, bytes_done=transfer.bytes_done, elapsed_s=elapsed_s))
+                load.tell(bytes_done=transfer.bytes_done, began=began)
         except asyncio.CancelledError:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             raise
         waiting.result()
-        total = work.progress.bytes_total
-        elapsed_s = time.monotonic() - began
-        work.tell(replace(work.progress, bytes_done=total, elapsed_s=elapsed_s, is_done=True))
+        load.done(began=began)
+
+    async def _run_landing(self, landing: Landing, load: _Load) -> None:
+        began = time.monotonic()
+        name = landing.checkpoint_id
+        try:
+            while not (await asyncio.wait([landing.outcome], timeout=PROGRESS_INTERVAL_S))[0]:
+                load.tell(bytes_done=landing.board.bytes_done, began=began)
+            landing.outcome.result()
+            load.done(began=began)
+            log.info("landed checkpoint=%s from=%s", name, load.work.progress.from_tier)
+        except asyncio.CancelledError:
+            landing.abandon(Cancelled(f"the landing of {name} was stopped"))
+            raise
+        finally:
+            del self._running[name]
+
+    def _reserve(self, checkpoint_id: str, sizes: Sequence[int]) -> tuple[Extent, ...]:
+        room = self._pool.reserve(checkpoint_id, sizes, cost_s=sum(sizes) / self._bandwidth)
+        for evicted in room.evicted:
+            log.info("evicted from dram checkpoint=%s for=%s", evicted, checkpoint_id)
+        return room.extents
+
+    def _note_use(self, checkpoint_id: str) -> None:
+        # What was landed may not be on SSD yet.
+        if self._cache.find(checkpoint_id) is not None:
+            with contextlib.suppress(OSError):
+                self._cache.touch(checkpoint_id)
 
     def _quarantine(self, cached: CachedCheckpoint, failure: CheckpointError) -> None:
         """Take a checkpoint whose bytes are wrong out of use; the next download brings it anew."""

@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpu_worker.store.extents import Extent
+from native_loader import ProgressBoard
 
 
 class Transfer(ABC):
-    """One checkpoint on its way into the arena, on threads of the loader's own."""
+    """One checkpoint on its way into the arena, on threads of the loader's own.
+
+    `board` tells which of its chunks are there; other processes can watch it.
+    """
+
+    board: ProgressBoard
 
     @property
     @abstractmethod
@@ -47,6 +53,10 @@ class Memory(ABC):
     @abstractmethod
     def read_only_fd(self) -> int:
         """A new descriptor that can only be mapped for reading; the caller closes it."""
+
+    @abstractmethod
+    def view(self, extent: Extent) -> memoryview:
+        """Writable bytes of the arena itself."""
 
     @abstractmethod
     def prefault(self) -> None:

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from gpu_worker.store.extents import Extent
 from gpu_worker.store.memory import Memory, Readable, Transfer
-from native_loader import Arena, Checkpoint, LoadJob, open_checkpoint
+from native_loader import Arena, Checkpoint, LoadJob, ProgressBoard, open_checkpoint
 from native_loader.manifest import MANIFEST_NAME
 
 
 class NativeTransfer(Transfer):
     """A LoadJob whose end is waited for through its event descriptor."""
 
-    def __init__(self, job: LoadJob) -> None:
+    def __init__(self, job: LoadJob, board: ProgressBoard) -> None:
         self._job = job
+        self.board = board
 
     @property
     def bytes_done(self) -> int:
@@ -57,7 +58,9 @@ class NativeReadable(Readable):
 
     def begin(self, extents: Sequence[Extent]) -> NativeTransfer:
         segments = self._checkpoint.segments([extent.offset for extent in extents])
-        return NativeTransfer(LoadJob(self._arena, segments, threads=self._threads, populate=self._populate))
+        board = ProgressBoard([segment.length for segment in segments])
+        job = LoadJob(self._arena, segments, threads=self._threads, populate=self._populate, board=board)
+        return NativeTransfer(job, board)
 
 
 class NativeMemory(Memory):
@@ -74,6 +77,9 @@ class NativeMemory(Memory):
 
     def read_only_fd(self) -> int:
         return self._arena.read_only_fd()
+
+    def view(self, extent: Extent) -> memoryview:
+        return self._arena.buffer(extent.offset, extent.size_bytes)
 
     def prefault(self) -> None:
         self._arena.prefault(threads=1)

@@ -1,7 +1,8 @@
 """The book of the DRAM arena: who has which bytes, who reads them, who goes when room is needed.
 
 Pure: it moves no byte and knows no clock. Laws (tests hold them): extents never overlap; used plus free is
-the capacity, to the byte; nothing that is pinned or loading is ever evicted.
+the capacity, to the byte; nothing that is pinned or loading is ever evicted; room that a reader was told of
+goes to nobody else before that reader has let go, though the load that filled it failed.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Pool:
         whole = [Extent(0, self.capacity_bytes)] if self.capacity_bytes else []
         self._free = FreeSpace(whole)
         self._entries: dict[str, _Entry] = {}
+        # Of failed loads, while those who read along still look at the room: nobody may write there.
+        self._doomed: list[_Entry] = []
         self._order = EvictionOrder()
 
     @property
@@ -64,6 +67,15 @@ class Pool:
     def is_loading(self, checkpoint_id: str) -> bool:
         entry = self._entries.get(checkpoint_id)
         return entry is not None and entry.is_loading
+
+    @property
+    def doomed_bytes(self) -> int:
+        """Room of failed loads that waits for its last reader."""
+        return sum(entry.reserved_bytes for entry in self._doomed)
+
+    def size_of(self, checkpoint_id: str) -> int:
+        """Bytes of its partitions, before rounding. Raises: UnknownCheckpoint."""
+        return sum(self._resident(checkpoint_id).sizes)
 
     def pins(self, checkpoint_id: str) -> int:
         entry = self._entries.get(checkpoint_id)
@@ -97,21 +109,28 @@ class Pool:
         self._order.touch(checkpoint_id, cost_s=entry.cost_s, size_bytes=sum(entry.sizes))
 
     def abandon(self, checkpoint_id: str) -> None:
-        """The load failed: the room is free again. Nobody may write there any more."""
-        if not self._entries[checkpoint_id].is_loading:
+        """The load failed, nobody writes any more: the room is free once nobody reads along."""
+        entry = self._entries[checkpoint_id]
+        if not entry.is_loading:
             raise Conflict(f"{checkpoint_id} is resident, not loading", checkpoint_id=checkpoint_id)
-        self._give_back(checkpoint_id)
+        if entry.pins:
+            self._doomed.append(self._entries.pop(checkpoint_id))
+        else:
+            self._give_back(checkpoint_id)
 
     def touch(self, checkpoint_id: str) -> None:
         """Note a use of a resident checkpoint."""
         entry = self._resident(checkpoint_id)
         self._order.touch(checkpoint_id, cost_s=entry.cost_s, size_bytes=sum(entry.sizes))
 
-    def pin(self, checkpoint_id: str, reader: str) -> tuple[Extent, ...]:
+    def pin(self, checkpoint_id: str, reader: str, *, while_loading: bool = False) -> tuple[Extent, ...]:
         """Hold it for `reader`; extents carry the partitions' own sizes. Raises: UnknownCheckpoint."""
-        entry = self._resident(checkpoint_id)
+        if while_loading and self.is_loading(checkpoint_id):
+            entry = self._entries[checkpoint_id]
+        else:
+            entry = self._resident(checkpoint_id)
+            self.touch(checkpoint_id)
         entry.pins[reader] += 1
-        self.touch(checkpoint_id)
         return tuple(
             Extent(extent.offset, size) for extent, size in zip(entry.extents, entry.sizes, strict=True)
         )
@@ -119,7 +138,7 @@ class Pool:
     def unpin(self, checkpoint_id: str, reader: str) -> None:
         """Drop one of `reader`'s pins. Raises: UnknownCheckpoint when it holds none."""
         entry = self._entries.get(checkpoint_id)
-        if entry is None or entry.pins[reader] == 0:
+        if entry is None or not entry.pins[reader]:
             raise UnknownCheckpoint(
                 f"{checkpoint_id} is not pinned by this reader", checkpoint_id=checkpoint_id
             )
@@ -130,8 +149,11 @@ class Pool:
     def drop_reader(self, reader: str) -> tuple[str, ...]:
         """Drop every pin of a reader that is gone; names what it held."""
         held = tuple(name for name, entry in self._entries.items() if entry.pins[reader])
-        for entry in self._entries.values():
+        for entry in (*self._entries.values(), *self._doomed):
             entry.pins.pop(reader, None)
+        for entry in [entry for entry in self._doomed if not entry.pins]:
+            self._doomed.remove(entry)
+            self._free_all(entry)
         return held
 
     def evict(self, checkpoint_id: str) -> int:
@@ -145,7 +167,9 @@ class Pool:
 
     def check_integrity(self) -> None:
         """Assert the laws of the book."""
-        taken = sorted(extent for entry in self._entries.values() for extent in entry.extents)
+        entries = (*self._entries.values(), *self._doomed)
+        taken = sorted(extent for entry in entries for extent in entry.extents)
+        assert all(entry.pins for entry in self._doomed), "room is kept for nobody"
         tiles = sorted([*taken, *self._free.holes])
         end = 0
         for tile in tiles:
@@ -165,9 +189,12 @@ class Pool:
 
     def _give_back(self, checkpoint_id: str) -> int:
         entry = self._entries.pop(checkpoint_id)
+        self._free_all(entry)
+        return entry.reserved_bytes
+
+    def _free_all(self, entry: _Entry) -> None:
         for extent in entry.extents:
             self._free.give_back(extent)
-        return entry.reserved_bytes
 
     def _fits_without(self, victims: Sequence[str], rounded: Sequence[int]) -> bool:
         trial = self._free.copy()
@@ -193,7 +220,10 @@ class Pool:
     def _full(self, rounded: Sequence[int], checkpoint_id: str) -> PoolFull:
         need, held = (
             sum(rounded),
-            sum(entry.reserved_bytes for name, entry in self._entries.items() if not self.is_evictable(name)),
+            self.doomed_bytes
+            + sum(
+                entry.reserved_bytes for name, entry in self._entries.items() if not self.is_evictable(name)
+            ),
         )
         why = (
             "it is larger than the pool"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from firstlight.domain.errors import FirstlightError
 from gpu_worker.store.extents import Extent
 from gpu_worker.store.memory import Memory, Readable, Transfer
 from gpu_worker.store.ssd_cache import SsdCache
+from native_loader import ProgressBoard
 
 MANIFEST = b'{"digest": "d1"}'
 
@@ -23,6 +25,7 @@ class HeldTransfer(Transfer):
         self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.directory = directory
         self.extents = tuple(extents)
+        self.board = ProgressBoard([path.stat().st_size for path in _partitions(directory)])
 
     @property
     def bytes_done(self) -> int:
@@ -35,9 +38,11 @@ class HeldTransfer(Transfer):
         for index, extent in enumerate(self.extents):
             data = (self.directory / f"partition-{index}.bin").read_bytes()
             os.pwrite(self._memory.fd, data, extent.offset)
+            self.board.mark_done(index)
         self._outcome.set_result(None)
 
     def fail(self, error: FirstlightError) -> None:
+        self.board.fail()
         self._outcome.set_exception(error)
 
 
@@ -47,7 +52,7 @@ class HeldReadable(Readable):
 
     @property
     def partition_sizes(self) -> tuple[int, ...]:
-        return tuple(path.stat().st_size for path in sorted(self._directory.glob("partition-*.bin")))
+        return tuple(path.stat().st_size for path in _partitions(self._directory))
 
     def begin(self, extents: Sequence[Extent]) -> HeldTransfer:
         return self._memory.begun(HeldTransfer(self._memory, self._directory, extents))
@@ -62,11 +67,15 @@ class HeldMemory(Memory):
         self.size_bytes = size_bytes
         self.fd = os.memfd_create("arena")
         os.ftruncate(self.fd, size_bytes)
+        self._mapped = mmap.mmap(self.fd, size_bytes)
         self.transfers: list[HeldTransfer] = []
         self._begun = asyncio.Event()
 
     def read_only_fd(self) -> int:
         return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY)
+
+    def view(self, extent: Extent) -> memoryview:
+        return memoryview(self._mapped)[extent.offset : extent.end]
 
     def prefault(self) -> None:
         return
@@ -86,6 +95,10 @@ class HeldMemory(Memory):
                 self._begun.clear()
                 await self._begun.wait()
         return self.transfers[index]
+
+
+def _partitions(directory: Path) -> list[Path]:
+    return sorted(directory.glob("partition-*.bin"))
 
 
 def put(cache: SsdCache, checkpoint_id: str, *partitions: bytes) -> None:
