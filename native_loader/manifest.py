@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from native_loader._native import Segment
+from native_loader.load_order import PrefixTable, chunks_in_order
 
 FORMAT_VERSION = 1
 TENSOR_ALIGNMENT_BYTES = 256
@@ -106,39 +107,36 @@ class Manifest:
         """The chunks of all partitions as a load reads them: chunk 0 of each, then chunk 1 of each, ..."""
         return [
             Segment(
-                path=str(directory / self.partitions[index].name),
-                file_offset=start,
-                length=length,
-                arena_offset=arena_offsets[index] + start,
-                crc32c=self.partitions[index].chunk_crc32c[chunk],
+                path=str(directory / self.partitions[chunk.partition].name),
+                file_offset=chunk.start,
+                length=chunk.length,
+                arena_offset=arena_offsets[chunk.partition] + chunk.start,
+                crc32c=self.partitions[chunk.partition].chunk_crc32c[chunk.index],
             )
-            for index, chunk, start, length in self._chunks()
+            for chunk in chunks_in_order(self._partition_bytes(), self.chunk_bytes)
         ]
 
+    def prefix_bytes(self) -> dict[str, int]:
+        """For every tensor and alias, how long a load's `prefix_bytes` must be for it to be there."""
+        table = PrefixTable(self._partition_bytes(), self.chunk_bytes)
+        needed = {
+            entry.name: table.bytes_for(
+                partition=entry.partition, offset=entry.offset, size_bytes=entry.size_bytes
+            )
+            for entry in self.tensors
+        }
+        return needed | {alias: needed[target] for alias, target in self.aliases.items()}
+
     def prefix_bytes_for(self, names: Iterable[str]) -> int:
-        """How long a load's `prefix_bytes` must be for these tensors (or aliases) to be there.
+        """How long a load's `prefix_bytes` must be for all of these to be there.
 
         Raises: KeyError for a name the checkpoint does not have.
         """
-        ends = [0] * len(self.partitions)
-        entries = {entry.name: entry for entry in self.tensors}
-        for name in names:
-            entry = entries[self.aliases.get(name, name)]
-            ends[entry.partition] = max(ends[entry.partition], entry.offset + entry.size_bytes)
-        done = needed = 0
-        for index, _, start, length in self._chunks():
-            done += length
-            if start < ends[index]:
-                needed = done
-        return needed
+        needed = self.prefix_bytes()
+        return max((needed[name] for name in names), default=0)
 
-    def _chunks(self) -> list[tuple[int, int, int, int]]:
-        found = [
-            (start // self.chunk_bytes, index, start, min(self.chunk_bytes, partition.size_bytes - start))
-            for index, partition in enumerate(self.partitions)
-            for start in range(0, partition.size_bytes, self.chunk_bytes)
-        ]
-        return [(index, chunk, start, length) for chunk, index, start, length in sorted(found)]
+    def _partition_bytes(self) -> list[int]:
+        return [partition.size_bytes for partition in self.partitions]
 
 
 def _line(value: object) -> str:
