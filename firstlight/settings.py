@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from firstlight.domain.errors import InvalidSettings
@@ -23,7 +24,7 @@ class Settings(BaseSettings):
     state_dir: Path = Field(default=Path(".firstlight"), description="Directory of all local state.")
 
     database_url: str | None = Field(
-        default=None, description="SQLAlchemy URL of an existing Postgres; unset: an embedded one."
+        default=None, description="postgresql:// URL of an existing Postgres; unset: an embedded one."
     )
     temporal_address: str | None = Field(
         default=None, description="host:port of an existing Temporal; unset: an embedded one."
@@ -69,6 +70,36 @@ class Settings(BaseSettings):
 
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
+    @field_validator("database_url")
+    @classmethod
+    def _with_driver(cls, url: str | None) -> str | None:
+        """Every way to write a Postgres URL, as the one that names the driver we have."""
+        if url is None:
+            return None
+        scheme, _, rest = url.partition("://")
+        is_whole = scheme in ("postgres", "postgresql", "postgresql+psycopg") and "/" in rest
+        try:
+            # Reading the port is what checks it.
+            is_whole = is_whole and urlsplit(url).port != 0
+        except ValueError:
+            is_whole = False
+        if not is_whole:
+            # The URL may hold a password, so it is not repeated.
+            raise ValueError("it must read postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+        return f"postgresql+psycopg://{rest}"
+
+    @field_validator("temporal_address")
+    @classmethod
+    def _with_port(cls, address: str | None) -> str | None:
+        if address is not None and not address.rpartition(":")[2].isdigit():
+            raise ValueError(f"it must read HOST:PORT, not {address!r}")
+        return address
+
+    def first_api_key(self) -> str | None:
+        """What our own processes show to the API; None where no key is configured."""
+        keys = self.api_keys.get_secret_value().split(",") if self.api_keys is not None else []
+        return next((key.strip() for key in keys if key.strip()), None)
+
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the API."""
         if self.api_host == "localhost":
@@ -88,4 +119,5 @@ def read_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "FIRSTLIGHT_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise InvalidSettings(f"{name}: {first['msg']}", setting=name) from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise InvalidSettings(f"{name}: {reason}", setting=name) from error

@@ -14,24 +14,28 @@ from firstlight.domain.errors import ApiUnreachable, FirstlightError, error_type
 DEFAULT_API_URL = "http://127.0.0.1:8080"
 
 
-def find_api_url(given: str | None) -> str:
-    """`given`, else the address of the local run, else the default one."""
-    if given:
-        return given.rstrip("/")
+def find_api(url: str | None, key: str | None) -> tuple[str, str | None]:
+    """URL and key: as given, else the address of the local run or the default one.
+
+    A shell that has the local API's own keys needs no other; they are shown to no API that was named.
+    """
+    if url:
+        return url.rstrip("/"), key
     from firstlight.launcher.run_file import read_run
     from firstlight.settings import read_settings
 
     settings = read_settings()
     record = read_run(settings.state_dir)
-    return record.api_url if record else f"http://{settings.api_host}:{settings.api_port}"
+    found = record.api_url if record else f"http://{settings.api_host}:{settings.api_port}"
+    return found, key or settings.first_api_key()
 
 
 class ApiClient:
     """Any in results: the JSON of another process, read field by field by the command that prints it."""
 
     def __init__(self, url: str | None, key: str | None = None) -> None:
-        self.url = find_api_url(url)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.url, found_key = find_api(url, key)
+        headers = {"Authorization": f"Bearer {found_key}"} if found_key else {}
         # A read may last as long as a cold start; the API answers in its own time, within its own deadline.
         timeout = httpx.Timeout(None, connect=5.0)
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
@@ -60,7 +64,7 @@ class ApiClient:
             with self._http.stream("POST", path, json=dict(body)) as response:
                 if response.is_error:
                     response.read()
-                    raise _error_of(response)
+                    raise self._error_of(response)
                 yield from response.iter_lines()
         except httpx.TransportError as failure:
             raise self._unreachable(failure) from failure
@@ -72,8 +76,22 @@ class ApiClient:
         except httpx.TransportError as failure:
             raise self._unreachable(failure) from failure
         if response.is_error:
-            raise _error_of(response)
+            raise self._error_of(response)
         return response.json() if response.content else None
+
+    def _error_of(self, response: httpx.Response) -> FirstlightError:
+        failure = _error_of(response)
+        if response.status_code not in (401, 403):
+            return failure
+        # The API speaks of a header, which is nothing a user of the command line writes.
+        next_step = "with --key or FIRSTLIGHT_API_KEY"
+        if "Authorization" not in response.request.headers:
+            failure.message = f"the API at {self.url} needs a key: give one {next_step}"
+        else:
+            failure.message = (
+                f"the API at {self.url} refuses this key ({failure.message}): give another {next_step}"
+            )
+        return failure
 
     def _unreachable(self, failure: httpx.TransportError) -> ApiUnreachable:
         if isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout):

@@ -86,9 +86,7 @@ def demo_model() -> Path:
 def _show(record: RunRecord, source: str, prompt: str) -> None:
     from firstlight.settings import read_settings
 
-    keys = read_settings().api_keys
-    key = keys.get_secret_value().split(",")[0].strip() if keys else None
-    with ApiClient(record.api_url, key) as client:
+    with ApiClient(record.api_url, read_settings().first_api_key()) as client:
         # Deployed by an earlier run, perhaps from a checkout that stood elsewhere: it will do as it is.
         with contextlib.suppress(ModelExists):
             client.post("/admin/v1/models", {"name": MODEL, "source": source})

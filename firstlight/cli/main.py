@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from firstlight.cli import chat, deploy, fleet, logs, models, serve, starts, status, up
+from firstlight.cli import chat, deploy, fleet, logs, migrate, models, serve, starts, status, up
 from firstlight.cli import demo as demonstration
 from firstlight.domain.errors import FirstlightError
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (up, status, deploy, models, chat, fleet, starts, logs, demonstration):
+for module in (up, status, deploy, models, chat, fleet, starts, logs, demonstration, migrate):
     module.register(app)
 app.add_typer(serve.app, name="serve")
 

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import typer
 
+# Every line can be typed as it stands, in this order, each role in a terminal of its own.
+EXAMPLE = (
+    "export FIRSTLIGHT_DATABASE_URL=postgresql://postgres@localhost/firstlight",
+    "export FIRSTLIGHT_TEMPORAL_ADDRESS=localhost:7233",
+    "firstlight migrate",
+    "firstlight serve control-worker",
+    "FIRSTLIGHT_HOST_IDS=gpu-7 firstlight serve gpu-host",
+    "FIRSTLIGHT_API_PORT=8080 firstlight serve api",
+)
+
 app = typer.Typer(
     no_args_is_help=True,
     help="Run one role in the foreground; settings come from FIRSTLIGHT_* variables.",
+    epilog="\n\n".join(("A cluster on an existing Postgres and Temporal:", *EXAMPLE)),
 )
 
 
 @app.command(epilog="Example: FIRSTLIGHT_API_PORT=8080 firstlight serve api")
 def api() -> None:
-    """The front end: OpenAI-compatible API, admin routes, placement."""
+    """The front end: OpenAI-compatible API, admin routes, placement.
+
+    FIRSTLIGHT_DATABASE_URL and FIRSTLIGHT_TEMPORAL_ADDRESS name the cluster, as for every role.
+    """
     from firstlight.launcher.api_server import main
 
     main()
@@ -36,7 +50,10 @@ def host_agent() -> None:
 
 @app.command("gpu-host", epilog="Example: FIRSTLIGHT_HOST_IDS=gpu-7 firstlight serve gpu-host")
 def gpu_host() -> None:
-    """One GPU host: checkpoint store, engines and host agent. FIRSTLIGHT_HOST_IDS names it."""
+    """One GPU host: checkpoint store, engines and host agent. FIRSTLIGHT_HOST_IDS names it.
+
+    Others reach it at FIRSTLIGHT_HOST_BIND_ADDRESS, its address on the private network.
+    """
     from firstlight.launcher.gpu_host import main
 
     main()

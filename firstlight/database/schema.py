@@ -47,6 +47,16 @@ def current_revision(url: str) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
+def is_behind(url: str) -> bool:
+    """Whether the database lacks tables this release needs. One of a newer release is not behind.
+
+    Raises: DatabaseUnavailable.
+    """
+    current = current_revision(url)
+    known = [script.revision for script in ScriptDirectory.from_config(_config(None)).walk_revisions()]
+    return current is None or (current in known and current != head_revision())
+
+
 def head_revision() -> str:
     """The revision this release needs."""
     head = ScriptDirectory.from_config(_config(None)).get_current_head()

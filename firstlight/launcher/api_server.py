@@ -19,6 +19,7 @@ from firstlight.database.keys_repository import list_active_hashes
 from firstlight.domain.errors import InvalidSettings, LaunchError
 from firstlight.launcher.control_worker import database_url
 from firstlight.launcher.role_process import run_role
+from firstlight.launcher.schema_check import check_schema
 from firstlight.launcher.temporal_client import tls_config
 from firstlight.settings import Settings
 from gpu_worker.store.sources.dispatch import describe_source
@@ -47,6 +48,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises: InvalidSettings; LaunchError when the application cannot start."""
     database = Database(database_url(settings), pool_size=10)
     try:
+        await check_schema(database_url(settings))
         await check_keys(settings, database)
         app = create_app(
             Dependencies(
@@ -102,7 +104,7 @@ async def lazy_client(settings: Settings) -> Client:
     """A client that connects when it is first used: the API serves warm models without Temporal."""
     if settings.temporal_address is None:
         raise InvalidSettings(
-            "FIRSTLIGHT_TEMPORAL_ADDRESS must name the Temporal server",
+            "FIRSTLIGHT_TEMPORAL_ADDRESS must name the Temporal server (`firstlight up` brings one along)",
             setting="FIRSTLIGHT_TEMPORAL_ADDRESS",
         )
     key = settings.temporal_api_key

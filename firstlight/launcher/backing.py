@@ -7,17 +7,20 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from firstlight.domain.errors import FirstlightError
+from firstlight.domain.errors import DatabaseUnavailable, FirstlightError, LaunchError
 from firstlight.launcher.embedded.postgres import EmbeddedPostgres
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 from firstlight.launcher.machine_checks import check_port, free_port
 from firstlight.launcher.process_marks import ProcessMark, mark
 from firstlight.launcher.processes import FIRST_BACKOFF_S, LONGEST_BACKOFF_S
 from firstlight.launcher.progress import Steps
+from firstlight.launcher.temporal_client import check_answers
 from firstlight.launcher.together import together
 from firstlight.settings import Settings
 
 LOOPBACK = "127.0.0.1"
+# A given Temporal runs already, or somebody must start it.
+ANSWERS_WITHIN_S = 10.0
 POSTGRES, TEMPORAL = "postgres", "temporal"
 
 
@@ -115,12 +118,19 @@ class BackingServices:
             with steps.step("Postgres"):
                 url = await self._start(POSTGRES, _Postgres(EmbeddedPostgres(self._settings.state_dir)))
         with steps.step("database schema"):
-            await asyncio.to_thread(upgrade, url)
+            try:
+                await asyncio.to_thread(upgrade, url)
+            except DatabaseUnavailable as failure:
+                raise LaunchError(
+                    f"{failure.message}; start it, or mend FIRSTLIGHT_DATABASE_URL"
+                ) from failure
         return url
 
     async def _temporal(self, steps: Steps) -> str:
         settings = self._settings
         if settings.temporal_address is not None:
+            with steps.step(f"Temporal at {settings.temporal_address}"):
+                await check_answers(settings, within_s=ANSWERS_WITHIN_S)
             return settings.temporal_address
         with steps.step("Temporal"):
             service = EmbeddedTemporal(

@@ -74,9 +74,8 @@ class Cluster:
 
     def _key(self) -> dict[str, str]:
         """The API asks for one as soon as any is configured, also of us."""
-        keys = self._settings.api_keys
-        first = keys.get_secret_value().split(",")[0].strip() if keys is not None else ""
-        return {"authorization": f"Bearer {first}"} if first else {}
+        key = self._settings.first_api_key()
+        return {"authorization": f"Bearer {key}"} if key else {}
 
     def _api_url(self) -> str:
         settings = self._settings

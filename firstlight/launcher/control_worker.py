@@ -15,6 +15,7 @@ from firstlight.contracts.naming import CONTROL_QUEUE
 from firstlight.database.connection import Database
 from firstlight.domain.errors import InvalidSettings
 from firstlight.launcher.role_process import run_role, unless_stopped
+from firstlight.launcher.schema_check import check_schema
 from firstlight.launcher.temporal_client import connect, ensure_reconciler
 from firstlight.settings import Settings
 from workflows.registry import WORKFLOWS
@@ -61,6 +62,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Work until `stop` is set. Raises: InvalidSettings."""
     database = Database(database_url(settings))
     try:
+        await check_schema(database_url(settings))
         client = await unless_stopped(connect(settings), stop)
         if client is None:
             return
@@ -77,7 +79,8 @@ def database_url(settings: Settings) -> str:
     """Raises: InvalidSettings."""
     if settings.database_url is None:
         raise InvalidSettings(
-            "FIRSTLIGHT_DATABASE_URL must name the database", setting="FIRSTLIGHT_DATABASE_URL"
+            "FIRSTLIGHT_DATABASE_URL must name the database (`firstlight up` brings one along)",
+            setting="FIRSTLIGHT_DATABASE_URL",
         )
     return settings.database_url
 

@@ -18,11 +18,24 @@ def main() -> None:
     ids = host_ids(settings)
     if len(ids) != 1:
         raise InvalidSettings(
-            f"FIRSTLIGHT_HOST_IDS names {len(ids)} hosts, and this process is one: name one",
+            f"FIRSTLIGHT_HOST_IDS={settings.host_ids} names {len(ids)} hosts, and this process is one: "
+            "set it to this machine's name in the fleet",
             setting="FIRSTLIGHT_HOST_IDS",
         )
+    _check_control_plane(settings)
     argv = gpu_host_argv(settings, ids[0])
     os.execv(argv[0], argv)  # noqa: S606 - same process, so that whoever started it can stop it
+
+
+def _check_control_plane(settings: Settings) -> None:
+    """Its agent needs both: said here, where a person looks, not in the log of a child that keeps ending."""
+    for name in ("database_url", "temporal_address"):
+        if getattr(settings, name) is None:
+            setting = f"FIRSTLIGHT_{name.upper()}"
+            raise InvalidSettings(
+                f"{setting} must name the cluster this host joins (`firstlight up` starts one with hosts)",
+                setting=setting,
+            )
 
 
 def host_ids(settings: Settings) -> tuple[HostId, ...]:

@@ -27,6 +27,7 @@ from firstlight.launcher.gpu_host import host_dir, host_ids
 from firstlight.launcher.membership import Membership
 from firstlight.launcher.placement_mirror import PlacementMirror
 from firstlight.launcher.role_process import run_role, unless_stopped
+from firstlight.launcher.schema_check import check_schema
 from firstlight.launcher.temporal_client import connect
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import HostClient, StoreClient
@@ -64,6 +65,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Work until `stop` is set. Raises: InvalidSettings."""
     database = Database(database_url(settings), pool_size=3)
     try:
+        await check_schema(database_url(settings))
         async with Channels() as channels:
             await _work(settings, channels, database, stop)
     finally:

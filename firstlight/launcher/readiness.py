@@ -84,4 +84,9 @@ async def _get(http: httpx.AsyncClient, path: str) -> httpx.Response | None:
         response = await http.get(path)
     except httpx.TransportError:
         return None
+    if response.status_code in (401, 403):
+        # Keys in the database close the API as those in the settings do, and only the latter we know.
+        raise LaunchError(
+            "the API asks for a key, as this database has some: name an admin key in FIRSTLIGHT_API_KEYS"
+        )
     return response if response.is_success else None

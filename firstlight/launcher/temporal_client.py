@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 from firstlight.contracts import naming
 from firstlight.contracts.hosts import ReconcileInput
 from firstlight.contracts.starting import TASK_TIMEOUT
-from firstlight.domain.errors import InvalidSettings
+from firstlight.domain.errors import InvalidSettings, LaunchError
 from firstlight.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -53,11 +55,7 @@ async def connect(settings: Settings) -> Client:
             reason = str(failure)
         except RPCError as failure:
             if failure.status not in _AWAY:
-                raise InvalidSettings(
-                    f"Temporal at {settings.temporal_address} refuses namespace "
-                    f"{settings.temporal_namespace!r}: {failure.message}",
-                    setting="FIRSTLIGHT_TEMPORAL_ADDRESS",
-                ) from failure
+                raise _refused(settings, failure) from failure
             reason = failure.message
         if pause_s == 0.1:
             log.warning("Temporal at %s does not answer, waiting: %s", settings.temporal_address, reason)
@@ -65,10 +63,46 @@ async def connect(settings: Settings) -> Client:
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
 
+async def check_answers(settings: Settings, *, within_s: float) -> None:
+    """Raises: LaunchError for a cluster that is silent for so long, InvalidSettings for one that refuses."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        try:
+            await ensure_search_attributes(await _connect_once(settings))
+            return
+        except RuntimeError as failure:
+            reason = str(failure)
+        except RPCError as failure:
+            if failure.status not in _AWAY:
+                raise _refused(settings, failure) from failure
+            reason = failure.message
+        if time.monotonic() > deadline_s:
+            raise LaunchError(
+                f"Temporal at {settings.temporal_address} does not answer ({_innermost(reason)}): start it, "
+                "or mend FIRSTLIGHT_TEMPORAL_ADDRESS"
+            )
+        await asyncio.sleep(0.2)
+
+
+def _innermost(reason: str) -> str:
+    """The SDK prints a whole chain of its own structures; the last quoted text in it is the reason."""
+    quoted = re.findall(r'(?:message|error): "([^"]+)"', reason)
+    return quoted[-1] if quoted else reason.splitlines()[0]
+
+
+def _refused(settings: Settings, failure: RPCError) -> InvalidSettings:
+    return InvalidSettings(
+        f"Temporal at {settings.temporal_address} refuses namespace "
+        f"{settings.temporal_namespace!r}: {failure.message.rstrip('.')}; "
+        "create it with the cluster's own tools, or mend FIRSTLIGHT_TEMPORAL_NAMESPACE",
+        setting="FIRSTLIGHT_TEMPORAL_NAMESPACE",
+    )
+
+
 async def _connect_once(settings: Settings) -> Client:
     if settings.temporal_address is None:
         raise InvalidSettings(
-            "FIRSTLIGHT_TEMPORAL_ADDRESS must name the Temporal server",
+            "FIRSTLIGHT_TEMPORAL_ADDRESS must name the Temporal server (`firstlight up` brings one along)",
             setting="FIRSTLIGHT_TEMPORAL_ADDRESS",
         )
     key = settings.temporal_api_key
