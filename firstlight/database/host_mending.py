@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import and_, func, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.elements import ColumnElement
 
 from firstlight.contracts.hosts import EngineToStop, HostReport, MendInput, MendReceipt, StoredRow
 from firstlight.database.decision_json import estimate_from_json
@@ -14,7 +16,7 @@ from firstlight.database.housekeeping import (
     forget_old_refusals,
     forget_unused_checkpoints,
 )
-from firstlight.database.instance_closing import close_instance
+from firstlight.database.instance_closing import close_instance, lock_instances
 from firstlight.database.instances_repository import read_instances
 from firstlight.database.locks import lock_placements
 from firstlight.database.placements import remove_placement, write_placement
@@ -28,6 +30,7 @@ from firstlight.domain.lifecycle import HostState, InstanceState, PlacementState
 REPORT_MARGIN_S = 2.0
 # How far beyond its estimate a start is given up when nobody knows whether its workflow runs.
 OVERDUE_FACTOR = 4.0
+SERVING = (InstanceState.READY, InstanceState.DRAINING)
 
 
 async def mend_host(
@@ -44,9 +47,12 @@ async def mend_host(
     host = await session.get(HostRow, report.host_id, populate_existing=True)
     if host is None:
         raise UnknownHost(f"there is no host {report.host_id!r}", host_id=report.host_id)
+    given_up = await _to_give_up(session, request, abandoned_starts)
+    served = _served_before(report)
+    rows = await lock_instances(session, or_(served, InstanceRow.instance_id.in_(given_up)))
     mended = [
-        *await _close_without_engine(session, report),
-        *await _give_up_stale(session, request, abandoned_starts),
+        *await _close_without_engine(session, report, rows),
+        *await _give_up(session, rows, given_up),
         *await mend_placements(session, report),
         *(f"model {name} was deleted: nothing of it runs" for name in await finish_deletes(session)),
     ]
@@ -90,25 +96,23 @@ async def _orphans(session: AsyncSession, report: HostReport) -> list[EngineToSt
     ]
 
 
-async def _close_without_engine(session: AsyncSession, report: HostReport) -> list[str]:
-    """Rows that say an engine serves here, when the host has none of that instance and epoch."""
-    reported = {(engine.instance_id, engine.epoch) for engine in report.engines}
-    query = (
-        select(InstanceRow)
-        .where(
-            InstanceRow.host_id == report.host_id,
-            InstanceRow.state.in_([InstanceState.READY, InstanceState.DRAINING]),
-        )
-        .order_by(InstanceRow.instance_id)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
+def _served_before(report: HostReport) -> ColumnElement[bool]:
+    """Rows that say an engine serves on this host, and said so when the host looked."""
+    is_old: ColumnElement[bool] = true()
     if report.taken_at_unix_s:
         taken_at = datetime.fromtimestamp(report.taken_at_unix_s, UTC)
-        query = query.where(InstanceRow.ready_at < taken_at - timedelta(seconds=REPORT_MARGIN_S))
+        is_old = InstanceRow.ready_at < taken_at - timedelta(seconds=REPORT_MARGIN_S)
+    return and_(InstanceRow.host_id == report.host_id, InstanceRow.state.in_(SERVING), is_old)
+
+
+async def _close_without_engine(
+    session: AsyncSession, report: HostReport, rows: list[InstanceRow]
+) -> list[str]:
+    """Of our `rows`, those that serve by the book when the host has no engine of that instance and epoch."""
+    reported = {(engine.instance_id, engine.epoch) for engine in report.engines}
     mended = []
-    for row in (await session.scalars(query)).all():
-        if (row.instance_id, row.epoch) in reported:
+    for row in rows:
+        if row.state not in SERVING or (row.instance_id, row.epoch) in reported:
             continue
         was = row.state
         outcome = InstanceState.STOPPED if was == InstanceState.DRAINING else InstanceState.FAILED
@@ -118,24 +122,25 @@ async def _close_without_engine(session: AsyncSession, report: HostReport) -> li
     return mended
 
 
-async def _give_up_stale(
+async def _to_give_up(
     session: AsyncSession, request: MendInput, abandoned_starts: frozenset[str] | None
-) -> list[str]:
+) -> dict[str, int]:
+    """Starts that nobody carries out, with the epoch they had when we looked."""
     stale = await list_stale_starts(
         session, host_id=request.report.host_id, older_than_s=request.stale_start_s
     )
+    if abandoned_starts is not None:
+        return {one.instance_id: one.epoch for one in stale if one.instance_id in abandoned_starts}
+    return {
+        one.instance_id: one.epoch for one in stale if await _is_overdue(session, one, request.stale_start_s)
+    }
+
+
+async def _give_up(session: AsyncSession, rows: list[InstanceRow], given_up: Mapping[str, int]) -> list[str]:
     mended = []
-    for record in stale:
-        if abandoned_starts is None:
-            if not await _is_overdue(session, record, request.stale_start_s):
-                continue
-        elif record.instance_id not in abandoned_starts:
-            continue
-        row = await session.get_one(
-            InstanceRow, record.instance_id, with_for_update=True, populate_existing=True
-        )
+    for row in rows:
         # It may have become ready, or have been planned anew, while we looked.
-        if row.state != InstanceState.STARTING or row.epoch != record.epoch:
+        if row.state != InstanceState.STARTING or given_up.get(row.instance_id) != row.epoch:
             continue
         reason = "its start was begun and nobody carries it out"
         await close_instance(

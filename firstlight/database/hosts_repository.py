@@ -15,7 +15,7 @@ from firstlight.database.edges import edges_from_json, edges_to_json, prior_edge
 from firstlight.database.host_listing import list_hosts
 from firstlight.database.host_mending import list_stale_starts, mend_host
 from firstlight.database.housekeeping import finish_deletes
-from firstlight.database.instance_closing import close_instance
+from firstlight.database.instance_closing import close_instance, lock_instances
 from firstlight.database.keys_repository import audit
 from firstlight.database.locks import lock_fleet, lock_placements
 from firstlight.database.placements import record_checkpoint, remove_placement, write_placement
@@ -222,17 +222,12 @@ async def _write_gpus(session: AsyncSession, registration: HostRegistration) -> 
 
 
 async def _fail_instances(session: AsyncSession, host_id: str, reason: str) -> None:
-    rows = await session.scalars(
-        select(InstanceRow)
-        .where(
-            InstanceRow.host_id == host_id,
-            InstanceRow.state.in_([InstanceState.READY, InstanceState.DRAINING]),
-        )
-        .order_by(InstanceRow.instance_id)
-        .with_for_update()
-        .execution_options(populate_existing=True)
+    rows = await lock_instances(
+        session,
+        InstanceRow.host_id == host_id,
+        InstanceRow.state.in_([InstanceState.READY, InstanceState.DRAINING]),
     )
-    for row in rows.all():
+    for row in rows:
         await close_instance(
             session,
             row,

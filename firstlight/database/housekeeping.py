@@ -16,33 +16,45 @@ FORGOTTEN_AT_ONCE = 1000
 
 
 async def finish_deletes(session: AsyncSession) -> list[str]:
-    """Forget every model being deleted of which nothing runs any more; returns their names."""
+    """Forget every model being deleted of which nothing runs any more; returns their names.
+
+    Waits for nobody, as its callers hold locks already: what is locked is left to the next time.
+    """
     is_live = select(InstanceRow.instance_id).where(
         InstanceRow.model_id == ModelRow.model_id, InstanceRow.is_live
     )
-    names = (
-        await session.scalars(
-            select(ModelRow.name)
-            .where(ModelRow.state == ModelState.DELETING, ~is_live.exists())
-            # One that is locked is being finished by somebody else.
-            .with_for_update(skip_locked=True)
-        )
-    ).all()
+    rows = await session.execute(
+        select(ModelRow.model_id, ModelRow.name)
+        .where(ModelRow.state == ModelState.DELETING, ~is_live.exists())
+        .with_for_update(skip_locked=True)
+    )
+    names = {model_id: name for model_id, name in rows if await _lock_history(session, model_id)}
     if names:
-        await session.execute(delete(ModelRow).where(ModelRow.name.in_(names)))
+        await session.execute(delete(ModelRow).where(ModelRow.model_id.in_(names)))
         await forget_unused_checkpoints(session)
-    return sorted(names)
+    return sorted(names.values())
+
+
+async def _lock_history(session: AsyncSession, model_id: int) -> bool:
+    """Lock the ended instances of a model, which forget it when it goes; False if somebody has one."""
+    is_its = InstanceRow.model_id == model_id
+    locked = await session.scalars(
+        select(InstanceRow.instance_id).where(is_its).with_for_update(skip_locked=True)
+    )
+    return len(locked.all()) == await session.scalar(select(func.count()).where(is_its))
 
 
 async def forget_unused_checkpoints(session: AsyncSession) -> None:
-    """Remove checkpoints that no model names and no host holds."""
+    """Remove checkpoints that no model names and no host holds; those in somebody's hands stay."""
     key = CheckpointRow.checkpoint_id
-    await session.execute(
-        delete(CheckpointRow).where(
-            ~select(ModelRow.model_id).where(ModelRow.checkpoint_id == key).exists(),
-            ~select(PlacementRow.host_id).where(PlacementRow.checkpoint_id == key).exists(),
-        )
+    is_unused = (
+        ~select(ModelRow.model_id).where(ModelRow.checkpoint_id == key).exists(),
+        ~select(PlacementRow.host_id).where(PlacementRow.checkpoint_id == key).exists(),
     )
+    unused = (await session.scalars(select(key).where(*is_unused).with_for_update(skip_locked=True))).all()
+    if unused:
+        # Asked again now that they are ours: a model may have come to name one before we had it.
+        await session.execute(delete(CheckpointRow).where(key.in_(unused), *is_unused))
 
 
 async def forget_old_refusals(session: AsyncSession) -> None:

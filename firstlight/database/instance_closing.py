@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql import ColumnExpressionArgument
 
 from firstlight.database.tables import InstanceRow, ReservationRow
 from firstlight.domain.errors import UnknownInstance
@@ -26,6 +27,24 @@ async def lock_instance(session: AsyncSession, instance_id: str) -> InstanceRow:
     if row is None:
         raise UnknownInstance(f"there is no instance {instance_id!r}", instance_id=instance_id)
     return row
+
+
+async def lock_instances(
+    session: AsyncSession, *conditions: ColumnExpressionArgument[bool]
+) -> list[InstanceRow]:
+    """Rows that meet all conditions, ours until the transaction ends, locked in the order of their ids.
+
+    One call a transaction, and before any model's row: whoever locks several instances, or instances and a
+    model, does it in this order.
+    """
+    rows = await session.scalars(
+        select(InstanceRow)
+        .where(*conditions)
+        .order_by(InstanceRow.instance_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    return list(rows)
 
 
 async def release_gpus(session: AsyncSession, instance_id: str) -> None:

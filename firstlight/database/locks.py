@@ -1,5 +1,11 @@
-"""Advisory locks. Those of decisions come before any row: model, then fleet. That of placements comes after
-the rows of instances and before those of placements."""
+"""Advisory locks, and the order of all locks.
+
+Every transaction takes what it needs of these in this order: the advisory locks of decisions (model, then
+fleet), hosts, instances (several at once only by `lock_instances`), models, checkpoints, the advisory lock
+of a host's placements, placements. Housekeeping comes last and waits for nothing: it skips what is locked.
+An update of an instance shuts out those who only refer to the row too (its triggers make every update one of
+its key), so that even a record of a start is in the order: host, instance, model.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from firstlight.database.housekeeping import forget_unused_checkpoints
+from firstlight.database.instance_closing import lock_instances
 from firstlight.database.instances_repository import read_instances
 from firstlight.database.keys_repository import audit
 from firstlight.database.locks import lock_model
@@ -49,7 +50,9 @@ async def create_model(
         insert(CheckpointRow)
         .values(checkpoint_id=spec.checkpoint_id)
         .on_conflict_do_update(
-            index_elements=["checkpoint_id"], set_={"checkpoint_id": CheckpointRow.checkpoint_id}
+            # Not its key, which would shut out whoever only refers to it.
+            index_elements=["checkpoint_id"],
+            set_={"size_bytes": CheckpointRow.size_bytes},
         )
     )
     session.add(ModelRow(**asdict(spec), state=ModelState.ACTIVE))
@@ -126,7 +129,16 @@ async def finish_delete(session: AsyncSession, name: str) -> bool:
     Raises: ModelExists when it is not being deleted.
     """
     await lock_model(session, name)
-    row = await session.scalar(select(ModelRow).where(ModelRow.name == name).with_for_update())
+    model_id = await session.scalar(select(ModelRow.model_id).where(ModelRow.name == name))
+    if model_id is None:
+        return True
+    await lock_instances(session, InstanceRow.model_id == model_id)
+    row = await session.scalar(
+        select(ModelRow)
+        .where(ModelRow.model_id == model_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
     if row is None:
         return True
     if row.state != ModelState.DELETING:

@@ -24,8 +24,9 @@ async def record_checkpoint(
         raise UnknownCheckpoint(f"no model has the checkpoint {checkpoint_id!r}", checkpoint_id=checkpoint_id)
     if not manifest_digest or row.manifest_digest == manifest_digest:
         return
-    # Only the first conversion comes here, so only it pays for the lock.
-    await session.refresh(row, with_for_update=True)
+    # Only the first conversion comes here, so only it pays for the lock. Its key stays, so that placements
+    # may refer to it meanwhile: whoever writes them holds a lock that our caller wants next.
+    await session.refresh(row, with_for_update={"key_share": True})
     if row.manifest_digest is None:
         row.manifest_digest, row.size_bytes = manifest_digest, size_bytes
     elif row.manifest_digest != manifest_digest:

@@ -154,20 +154,19 @@ async def test_whatever_happens_at_once_no_row_is_impossible_and_nothing_is_left
     dead_locks: list[str] = []
 
     async def actor() -> None:
-        for _ in range(40):
+        for _ in range(60):
             try:
                 await fleet.random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0](fleet)
             # What a caller may be told. A constraint that had to step in would be a StorageError, and fail.
             except (Conflict, NotFound):
                 continue
             except DatabaseUnavailable as error:
-                # Rolled back whole, and repeated by whoever asked (activities, the API); but it must be rare.
                 assert "deadlock" in error.message, error.message
                 dead_locks.append(error.message)
 
     await asyncio.gather(*(actor() for _ in range(8)))
-    assert len(dead_locks) <= 3, dead_locks
-    assert len(fleet.plans) >= 5, "the chaos did something"
+    assert not dead_locks, "every transaction takes its locks in one order"
+    assert len(fleet.plans) > 20, "the chaos did something"
     assert len(fleet.epochs) == len(set(fleet.epochs))
     await check_rows(database)
     await end_all(database)
