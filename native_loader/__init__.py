@@ -21,11 +21,12 @@ from native_loader._native import (
 )
 from native_loader.execution_order import execution_order
 from native_loader.manifest import FileEntry, Manifest, PartitionEntry, TensorEntry, parse_manifest
-from native_loader.reader import Checkpoint, open_checkpoint, verify
+from native_loader.reader import Checkpoint, open_checkpoint
 from native_loader.safetensors_loading import load_safetensors
 from native_loader.safetensors_source import SafetensorsFile, SafetensorsHeader, SourceTensor, parse_header
 from native_loader.standalone import load_into, load_state_dict, save_checkpoint
 from native_loader.temporary_directory import remove_leftovers
+from native_loader.verification import Damage, find_damage, verify
 from native_loader.writer import CheckpointWriter, StorageMember
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ArenaView",
     "Checkpoint",
     "CheckpointWriter",
+    "Damage",
     "FileEntry",
     "LoadJob",
     "LoadReport",
@@ -50,6 +52,7 @@ __all__ = [
     "crc32c",
     "crc32c_implementation",
     "execution_order",
+    "find_damage",
     "load_into",
     "load_safetensors",
     "load_state_dict",

@@ -9,15 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstlight.domain.errors import CheckpointMissing, ChecksumMismatch, ManifestInvalid, ReadFailed
-from native_loader._native import Arena, LoadJob, Segment
+from firstlight.domain.errors import ChecksumMismatch, ManifestInvalid
+from native_loader._native import Arena, Segment
+from native_loader.loading import BoundTensors, Loading, LoadPlan
 from native_loader.manifest import MANIFEST_NAME, Manifest, TensorEntry, parse_manifest
+from native_loader.paths import StrPath
+from native_loader.regular_file import read_regular, regular_size
 
 if TYPE_CHECKING:
     import torch
 
-LARGEST_MANIFEST_BYTES = 256 << 20
-VERIFY_WINDOW_CHUNKS = 8
+LARGEST_MANIFEST_BYTES = 64 << 20
+"""Some 400,000 tensors. Hostile JSON takes twenty times its size in memory, so the bound is a tight one."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Checkpoint:
         """The small files (configuration, tokenizer). Raises: ChecksumMismatch, CheckpointMissing."""
         found = {}
         for entry in self.manifest.files:
-            content = _read(self.path / entry.name)
+            content = read_regular(self.path / entry.name, limit_bytes=entry.size_bytes)
             if hashlib.sha256(content).hexdigest() != entry.sha256:
                 raise ChecksumMismatch(
                     f"{entry.name} differs from its checksum", path=str(self.path / entry.name)
@@ -63,34 +66,19 @@ class Checkpoint:
 
         return bind_tensors(self.manifest, buffers)
 
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointMissing(f"{path} does not exist", path=str(path)) from error
-    except OSError as error:
-        raise ReadFailed(f"cannot read {path}: {error.strerror}", path=str(path)) from error
+    def begin(self, *, threads: int = 4) -> Loading:
+        """Start reading into private memory, and answer at once with the tensors bound over it."""
+        return Loading(_CheckpointPlan(self), threads=threads)
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError as error:
-        raise CheckpointMissing(f"{path} does not exist", path=str(path)) from error
-    except OSError as error:
-        raise ReadFailed(f"cannot read {path}: {error.strerror}", path=str(path)) from error
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Raises: CheckpointMissing, ManifestInvalid (out_of_file for a file of another size), ReadFailed."""
-    location = path / MANIFEST_NAME
-    if _size(location) > LARGEST_MANIFEST_BYTES:
-        raise ManifestInvalid(f"{location} is larger than any manifest", rule="malformed")
-    manifest = parse_manifest(_read(location))
+def open_checkpoint(path: StrPath) -> Checkpoint:
+    """Raises: CheckpointMissing, ManifestInvalid (out_of_file for a file of another size, bad_path for one that
+    is not a plain file), ReadFailed."""
+    path = Path(path)
+    manifest = parse_manifest(read_regular(path / MANIFEST_NAME, limit_bytes=LARGEST_MANIFEST_BYTES))
     sizes = {entry.name: entry.size_bytes for entry in manifest.partitions}
     for name, expected in (sizes | {entry.name: entry.size_bytes for entry in manifest.files}).items():
-        found = _size(path / name)
+        found = regular_size(path / name)
         if found != expected:
             raise ManifestInvalid(
                 f"{path / name} has {found} bytes, not {expected}",
@@ -100,27 +88,25 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest)
 
 
-def verify(path: Path, *, threads: int = 4) -> None:
-    """Read every byte and hold it against its checksum, in constant memory.
+class _CheckpointPlan(LoadPlan):
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._offsets, self._memory_bytes = checkpoint.manifest.arena_offsets()
 
-    Raises: ChecksumMismatch, or what `open_checkpoint` raises.
-    """
-    checkpoint = open_checkpoint(path)
-    checkpoint.files()
-    chunk_bytes = checkpoint.manifest.chunk_bytes
-    segments = checkpoint.segments([0] * len(checkpoint.manifest.partitions))
-    if not segments:
-        return
-    with Arena(VERIFY_WINDOW_CHUNKS * chunk_bytes, kind="anonymous") as arena:
-        for at in range(0, len(segments), VERIFY_WINDOW_CHUNKS):
-            window = [
-                Segment(
-                    path=segment.path,
-                    file_offset=segment.file_offset,
-                    length=segment.length,
-                    arena_offset=slot * chunk_bytes,
-                    crc32c=segment.crc32c,
-                )
-                for slot, segment in enumerate(segments[at : at + VERIFY_WINDOW_CHUNKS])
-            ]
-            LoadJob(arena, window, threads=threads).result()
+    @property
+    def memory_bytes(self) -> int:
+        return self._memory_bytes
+
+    def segments(self) -> list[Segment]:
+        return self._checkpoint.segments(self._offsets)
+
+    def prefix_bytes(self) -> dict[str, int]:
+        return self._checkpoint.manifest.prefix_bytes()
+
+    def bind(self, arena: Arena) -> BoundTensors:
+        partitions = self._checkpoint.manifest.partitions
+        buffers = [
+            arena.buffer(offset, partition.size_bytes)
+            for offset, partition in zip(self._offsets, partitions, strict=True)
+        ]
+        return BoundTensors(self._checkpoint.bind(buffers))
