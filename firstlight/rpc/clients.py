@@ -171,3 +171,18 @@ class InferenceClient:
     async def drain(self, *, epoch: int, timeout_s: float) -> engine_pb2.DrainReply:
         request = engine_pb2.DrainRequest(epoch=epoch, timeout_s=timeout_s)
         return await _answer(self._stub.Drain(request, timeout=timeout_s + 5.0), peer=self._peer)
+
+    def migrate_out(self, request: engine_pb2.MigrateOutRequest) -> AsyncIterator[engine_pb2.MigrationEvent]:
+        """Events until every request has moved; closing the iterator keeps the rest at the source."""
+        return _stream(self._stub.MigrateOut, request, peer=self._peer)
+
+    async def receive_session(
+        self, parts: AsyncIterator[engine_pb2.SessionPart], *, timeout_s: float
+    ) -> engine_pb2.SessionReply:
+        return await _answer(self._stub.ReceiveSession(parts, timeout=timeout_s), peer=self._peer)
+
+    async def drop_session(
+        self, *, session_id: str, epoch: int, timeout_s: float = 2.0
+    ) -> engine_pb2.DropSessionReply:
+        request = engine_pb2.DropSessionRequest(session_id=session_id, epoch=epoch)
+        return await _answer(self._stub.DropSession(request, timeout=timeout_s), peer=self._peer)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
+from firstlight.rpc.engine_pb2 import SessionPart
 from gpu_worker.engine.sampling import GREEDY, Sampling
 
 
@@ -26,6 +28,8 @@ class EngineRequest:
     sampling: Sampling = GREEDY
     logprobs: bool = False
     top_logprobs: int = 0
+    # A session that a migration brought here, whose cache to go on with.
+    session_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,69 @@ class Finished:
     reason: Literal["stop", "length"]
 
 
-Event = Token | Finished
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """The engine that requests move to."""
+
+    instance_id: str
+    endpoint: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """The end of a stream here: it goes on at `destination` with the token at `position`.
+
+    `session_id` is empty when nothing was brought there, and the request starts over behind its tokens.
+    """
+
+    destination: Destination
+    session_id: str
+    position: int
+
+
+Event = Token | Finished | Moved
+
+
+DELTA_TOKENS = 16
+MAX_ROUNDS = 8
+
+
+class Transfer(StrEnum):
+    """How the destination gets a request's KV cache.
+
+    EXACT sends the cache itself: what the destination goes on with is bit for bit what the source had. TOKENS
+    sends token ids and has the cache computed anew, which may round differently and change a near-tie.
+    """
+
+    EXACT = "exact"
+    TOKENS = "tokens"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveOrder:
+    """Move every request of an engine. `delta_tokens`: hand over once no more than that is left to send."""
+
+    migration_id: str
+    destination: Destination
+    transfer: Transfer = Transfer.EXACT
+    delta_tokens: int = DELTA_TOKENS
+    max_rounds: int = MAX_ROUNDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveEvent:
+    """What became of one request, or one round of it. `held_s`: how long it stood still at the source."""
+
+    kind: Literal["round", "handed_over", "moved_waiting", "ended", "failed"]
+    request_id: str
+    round: int = 0
+    tokens: int = 0
+    sent_bytes: int = 0
+    seconds: float = 0.0
+    held_s: float = 0.0
+    error: str = ""
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +127,18 @@ class Load:
     running: int
     waiting: int
     tokens_generated: int
+
+
+class Receiver(ABC):
+    """The engine that requests move to, as their source sees it."""
+
+    @abstractmethod
+    async def receive(self, parts: AsyncIterator[SessionPart]) -> int:
+        """One round; tokens that its cache covers then. Raises: FirstlightError."""
+
+    @abstractmethod
+    async def drop(self, session_id: str) -> None:
+        """Best effort."""
 
 
 class Engine(ABC):
@@ -74,6 +152,24 @@ class Engine(ABC):
         """Run one request; closing the stream cancels it and frees its slot at the next token.
 
         Raises: InvalidInput, ContextTooLong, QueueFull, EngineError; the first three before any token.
+        """
+
+    @abstractmethod
+    async def receive(self, parts: AsyncIterator[SessionPart]) -> int:
+        """Take in one round of a request that moves here; how many of its tokens are in its cache then.
+
+        Raises: InvalidInput, EngineBusy, EngineError.
+        """
+
+    @abstractmethod
+    def drop(self, session_id: str) -> bool:
+        """Forget a session; whether there was one."""
+
+    @abstractmethod
+    def move_out(self, order: MoveOrder, receiver: Receiver) -> AsyncGenerator[MoveEvent, None]:
+        """Move every request to another engine while it goes on; events until none is left.
+
+        Closing it early lets those go on here that have not been handed over.
         """
 
     @abstractmethod

@@ -31,6 +31,28 @@ class KeyValueCache:
         self.length += tokens
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted(self._keys))
+
+    def read(self, layer: int, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of tokens [start, end) as (key_value_heads, tokens, head_dim) views.
+
+        Fine from any thread for end <= `length`: what was counted is never written again, and a block that
+        was outgrown meanwhile still holds it.
+        """
+        return self._keys[layer][0, :, start:end], self._values[layer][0, :, start:end]
+
+    def fill(self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put (key_value_heads, tokens, head_dim) computed elsewhere at `start`; not yet counted."""
+        end = start + keys.shape[1]
+        _put(self._keys, layer, keys[None], start, self._room(end))
+        _put(self._values, layer, values[None], start, self._room(end))
+
+    def truncate(self, tokens: int) -> None:
+        """Count at most the first `tokens`; the rest will be computed again."""
+        self.length = min(self.length, tokens)
+
+    @property
     def size_bytes(self) -> int:
         return sum(block.nbytes for blocks in (self._keys, self._values) for block in blocks.values())
 

@@ -12,8 +12,9 @@ import torch
 
 from firstlight.domain.errors import EngineError, EngineGone, FirstlightError, QueueFull
 from gpu_worker.engine.attention import Span, attending
-from gpu_worker.engine.interface import EngineRequest, Finished, Load, Token
-from gpu_worker.engine.requests import ActiveRequest, Deliver, validate
+from gpu_worker.engine.interface import EngineRequest, Finished, Load, Moved, Token
+from gpu_worker.engine.kv_cache import KeyValueCache
+from gpu_worker.engine.requests import ActiveRequest, Deliver, Rebuild, validate
 from gpu_worker.engine.sampling import choose, top_logprobs
 from gpu_worker.engine.skeleton import Skeleton
 from gpu_worker.engine.step_plan import plan_step
@@ -42,7 +43,8 @@ class DecodeLoop:
         on_crash: Callable[[], None],
     ) -> None:
         self._skeleton = skeleton
-        self._device = device
+        self.layers = skeleton.layers
+        self.device = device
         self._max_concurrency = max_concurrency
         self._max_waiting = max_waiting
         self._context_length = context_length
@@ -50,35 +52,93 @@ class DecodeLoop:
         self._on_crash = on_crash
         self._changed = threading.Condition()
         self._waiting: deque[ActiveRequest] = deque()
-        self._running: list[ActiveRequest] = []
+        self._running: list[ActiveRequest | Rebuild] = []
+        # Taken out at a token boundary, until they go on here or elsewhere.
+        self._held: list[ActiveRequest] = []
         self._is_closing = False
         self._tokens_generated = 0
         self._thread = threading.Thread(target=self._run, name="decode-loop", daemon=True)
         self._thread.start()
 
-    def submit(self, request: EngineRequest, deliver: Deliver) -> ActiveRequest:
-        """Raises: InvalidInput, ContextTooLong, QueueFull, EngineGone."""
-        validate(request, context_length=self._context_length, vocabulary_size=self._skeleton.vocabulary_size)
-        active = ActiveRequest(request, deliver)
+    def submit(
+        self, request: EngineRequest, deliver: Deliver, *, cache: KeyValueCache | None = None
+    ) -> ActiveRequest:
+        """`cache` holds what was computed elsewhere for the tokens that the request begins with.
+
+        Raises: InvalidInput, ContextTooLong, QueueFull, EngineGone.
+        """
+        self.check(request)
+        active = ActiveRequest(request, deliver, cache=cache)
         with self._changed:
             if self._is_closing:
                 raise EngineGone("the engine is shutting down")
-            if len(self._running) + len(self._waiting) >= self._max_concurrency + self._max_waiting:
+            if self._places_taken() + len(self._waiting) >= self._max_concurrency + self._max_waiting:
                 raise QueueFull(f"{len(self._waiting)} requests are waiting already")
             self._waiting.append(active)
             self._changed.notify()
         return active
 
-    def cancel(self, active: ActiveRequest) -> None:
+    def check(self, request: EngineRequest) -> None:
+        """Raises: InvalidInput, ContextTooLong."""
+        validate(request, context_length=self._context_length, vocabulary_size=self._skeleton.vocabulary_size)
+
+    def cancel(self, active: ActiveRequest | Rebuild) -> None:
         """Free its slot before the next pass; nothing more is delivered. Fine for what has ended."""
         with self._changed:
             active.is_cancelled = True
             self._changed.notify()
 
+    def rebuild(
+        self, tokens: list[int], cache: KeyValueCache, on_end: Callable[[FirstlightError | None], None]
+    ) -> Rebuild:
+        """Compute `cache` on to cover `tokens`, among the passes of others; `on_end` from the loop's thread.
+
+        Raises: EngineGone.
+        """
+        work = Rebuild(tokens, cache, on_end)
+        with self._changed:
+            if self._is_closing:
+                raise EngineGone("the engine is shutting down")
+            self._running.append(work)
+            self._changed.notify()
+        return work
+
+    def active(self) -> tuple[ActiveRequest, ...]:
+        """All requests that have not ended, those that wait for a slot included."""
+        with self._changed:
+            running = [one for one in self._running if isinstance(one, ActiveRequest)]
+            found = (*running, *self._held, *self._waiting)
+        return tuple(active for active in found if not active.is_cancelled)
+
+    def hold(self, active: ActiveRequest, on_held: Callable[[], None]) -> bool:
+        """Take it out at its next token boundary and call `on_held`; False if it has ended by itself.
+
+        It keeps its slot until `release`, `hand_over` or `cancel`.
+        """
+        with self._changed:
+            if active.is_ended or active.is_cancelled:
+                return False
+            active.on_held = on_held
+            self._changed.notify()
+        return True
+
+    def release(self, active: ActiveRequest) -> None:
+        """Let a held request go on here; one that is still to be held is not held any more."""
+        with self._changed:
+            active.on_held = None
+            if active in self._held:
+                self._held.remove(active)
+                self._running.append(active)
+            self._changed.notify()
+
+    def hand_over(self, active: ActiveRequest, moved: Moved) -> None:
+        """End a held request here: it goes on elsewhere."""
+        self._end(active, moved)
+
     def load(self) -> Load:
         with self._changed:
             return Load(
-                running=len(self._running),
+                running=self._places_taken(),
                 waiting=len(self._waiting),
                 tokens_generated=self._tokens_generated,
             )
@@ -105,9 +165,9 @@ class DecodeLoop:
         """Drop the cancelled, fill the slots; wait while there is nobody. False when it is time to end."""
         with self._changed:
             while True:
-                self._running = [active for active in self._running if not active.is_cancelled]
-                self._waiting = deque(active for active in self._waiting if not active.is_cancelled)
-                while self._waiting and len(self._running) < self._max_concurrency:
+                self._drop_cancelled()
+                self._take_out_held()
+                while self._waiting and self._places_taken() < self._max_concurrency:
                     active = self._waiting.popleft()
                     active.admitted_s = time.monotonic()
                     self._running.append(active)
@@ -115,16 +175,42 @@ class DecodeLoop:
                     return not self._is_closing
                 self._changed.wait()
 
+    def _places_taken(self) -> int:
+        return sum(one.wants_token for one in self._running) + len(self._held)
+
+    def _drop_cancelled(self) -> None:
+        for one in (*self._running, *self._held, *self._waiting):
+            if one.is_cancelled:
+                _tell_holder(one)
+        self._running = [one for one in self._running if not one.is_cancelled]
+        self._held = [active for active in self._held if not active.is_cancelled]
+        self._waiting = deque(active for active in self._waiting if not active.is_cancelled)
+
+    def _take_out_held(self) -> None:
+        """Between two passes every request stands at a token boundary, or in the midst of its prompt."""
+        asked = [*self._running, *self._waiting]
+        for active in asked:
+            if not isinstance(active, ActiveRequest) or active.on_held is None:
+                continue
+            if active in self._waiting:
+                self._waiting.remove(active)
+            else:
+                self._running.remove(active)
+            self._held.append(active)
+            _tell_holder(active, has_ended=False)
+
     def _abandon(self) -> None:
         with self._changed:
             self._is_closing = True
-            left = [*self._running, *self._waiting]
-            self._running, self._waiting = [], deque()
+            left = [*self._running, *self._held, *self._waiting]
+            self._running, self._held, self._waiting = [], [], deque()
+            for active in left:
+                _tell_holder(active)
         for active in left:
             active.deliver(EngineGone("the engine stopped"))
 
     def _step(self) -> None:
-        full = [active for active in self._running if active.is_full]
+        full = [active for active in self._running if active.is_full or not active.pending_tokens]
         for active in full:
             self._end(active, Finished("length"))
         plan = [
@@ -139,7 +225,7 @@ class DecodeLoop:
             log.warning("a pass of %d requests failed, running them one by one: %s", len(plan), failure)
             self._pass_singly(plan)
 
-    def _pass_singly(self, plan: Sequence[tuple[ActiveRequest, int]]) -> None:
+    def _pass_singly(self, plan: Sequence[tuple[ActiveRequest | Rebuild, int]]) -> None:
         """Find who made a pass fail; the others go on. Caches count a pass only when all of it succeeded."""
         for active, tokens in plan:
             try:
@@ -147,7 +233,7 @@ class DecodeLoop:
             except _STEP_FAILURES as failure:
                 self._end(active, EngineError(f"the model failed on this request: {failure}"))
 
-    def _pass(self, plan: Sequence[tuple[ActiveRequest, int]]) -> None:
+    def _pass(self, plan: Sequence[tuple[ActiveRequest | Rebuild, int]]) -> None:
         token_ids: list[int] = []
         positions: list[int] = []
         rows: list[int] = []
@@ -156,14 +242,18 @@ class DecodeLoop:
         for active, tokens in plan:
             start = active.cached_tokens
             spans.append(Span(cache=active.cache, offset=len(token_ids), length=tokens))
-            if tokens == active.pending_tokens:
+            if tokens == active.pending_tokens and isinstance(active, ActiveRequest):
                 ready.append(active)
                 rows.append(len(token_ids) + tokens - 1)
             token_ids += active.tokens[start : start + tokens]
             positions += range(start, start + tokens)
         with attending(spans):
             scores = self._skeleton.logits(
-                *(torch.tensor(values, device=self._device) for values in (token_ids, positions, rows))
+                *(
+                    # Typed, because a pass that only rebuilds has no rows.
+                    torch.tensor(values, dtype=torch.int64, device=self.device)
+                    for values in (token_ids, positions, rows)
+                )
             ).float()
             # Inside: on a GPU a pass has succeeded only when its result has arrived.
             scores = scores.cpu()
@@ -212,7 +302,18 @@ class DecodeLoop:
             prefill_s=now - active.admitted_s if active.is_first else 0.0,
         )
 
-    def _end(self, active: ActiveRequest, event: Finished | FirstlightError) -> None:
+    def _end(self, active: ActiveRequest | Rebuild, event: Finished | Moved | FirstlightError) -> None:
         with self._changed:
             self._running = [other for other in self._running if other is not active]
+            self._held = [other for other in self._held if other is not active]
+            _tell_holder(active)
+            self._changed.notify()
         active.deliver(event)
+
+
+def _tell_holder(active: ActiveRequest | Rebuild, *, has_ended: bool = True) -> None:
+    """Who waits for its next token boundary hears of it; with `has_ended`, that it was the last one."""
+    active.is_ended = has_ended
+    if isinstance(active, ActiveRequest) and active.on_held is not None:
+        on_held, active.on_held = active.on_held, None
+        on_held()

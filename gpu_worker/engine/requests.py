@@ -17,9 +17,16 @@ _RESERVED_NEW_TOKENS = 256
 
 
 class ActiveRequest:
-    """`tokens` are prompt, resumed and generated ones; the cache has been through the first of them."""
+    """`tokens` are prompt, resumed and generated ones; the cache has been through the first of them.
 
-    def __init__(self, request: EngineRequest, deliver: Deliver) -> None:
+    `cache` is one that was computed elsewhere, for tokens that this request begins with.
+    """
+
+    wants_token = True
+
+    def __init__(
+        self, request: EngineRequest, deliver: Deliver, *, cache: KeyValueCache | None = None
+    ) -> None:
         self.request = request
         self.deliver = deliver
         self.tokens = [*request.prompt_token_ids, *request.resumed_token_ids]
@@ -28,8 +35,13 @@ class ActiveRequest:
         self.is_first = True
         self.submitted_s = time.monotonic()
         self.admitted_s = 0.0
+        self.is_ended = False
+        # Set to have it taken out at its next token boundary; called once, from the loop's thread.
+        self.on_held: Callable[[], None] | None = None
         reserve = min(request.max_tokens - len(self.generated), _RESERVED_NEW_TOKENS)
-        self.cache = KeyValueCache(expected_tokens=len(self.tokens) + reserve)
+        self.cache = cache or KeyValueCache(expected_tokens=len(self.tokens) + reserve)
+        # The last token must go through the model for the next one to come out.
+        self.cache.truncate(len(self.tokens) - 1)
 
     @property
     def cached_tokens(self) -> int:
@@ -52,6 +64,33 @@ class ActiveRequest:
         self.tokens.append(token_id)
         self.generated.append(token_id)
         self.is_first = False
+
+
+class Rebuild:
+    """A cache on its way to cover `tokens`, computed for a request that will come later. Chooses no token."""
+
+    wants_token = False
+    is_full = False
+
+    def __init__(
+        self, tokens: list[int], cache: KeyValueCache, on_end: Callable[[FirstlightError | None], None]
+    ) -> None:
+        self.tokens = tokens
+        self.cache = cache
+        self.on_end = on_end
+        self.is_cancelled = False
+        self.is_ended = False
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.cache.length
+
+    @property
+    def pending_tokens(self) -> int:
+        return len(self.tokens) - self.cache.length
+
+    def deliver(self, event: Event | FirstlightError) -> None:
+        self.on_end(event if isinstance(event, FirstlightError) else None)
 
 
 def validate(request: EngineRequest, *, context_length: int, vocabulary_size: int) -> None:

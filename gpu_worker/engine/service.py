@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,20 @@ import grpc
 from firstlight.domain.errors import FirstlightError, InstanceDraining, InvalidInput
 from firstlight.rpc import engine_pb2, engine_pb2_grpc
 from firstlight.rpc.status import abort_with, answering
-from gpu_worker.engine.interface import EngineRequest, Event, Load, Token
+from gpu_worker.engine.interface import (
+    DELTA_TOKENS,
+    MAX_ROUNDS,
+    Destination,
+    EngineRequest,
+    Event,
+    Load,
+    Moved,
+    MoveEvent,
+    MoveOrder,
+    Token,
+    Transfer,
+)
+from gpu_worker.engine.remote_receiver import remote_receiver
 from gpu_worker.engine.sampling import Sampling
 from gpu_worker.engine.state import EngineState
 
@@ -70,6 +85,47 @@ class InferenceService(engine_pb2_grpc.InferenceServicer):
             return engine_pb2.WaitIdleReply(idle_s=await self._state.wait_idle(request.idle_s))
         raise AssertionError("answered above")
 
+    async def MigrateOut(
+        self, request: engine_pb2.MigrateOutRequest, context: Context
+    ) -> AsyncIterator[engine_pb2.MigrationEvent]:
+        try:
+            self._state.check_epoch(request.epoch)
+            order = _move_order(request)
+            async with remote_receiver(order.destination) as receiver:
+                with self._state.moving_out() as engine:
+                    async with contextlib.aclosing(engine.move_out(order, receiver)) as events:
+                        async for event in events:
+                            yield _migration_event(event)
+        except FirstlightError as error:
+            await abort_with(context, error)
+
+    async def ReceiveSession(
+        self, request_iterator: AsyncIterator[engine_pb2.SessionPart], context: Context
+    ) -> engine_pb2.SessionReply:
+        async with answering(context):
+            began_s = time.monotonic()
+            cached = await self._state.ready_engine().receive(self._checked(request_iterator))
+            return engine_pb2.SessionReply(cached_tokens=cached, compute_s=time.monotonic() - began_s)
+        raise AssertionError("answered above")
+
+    async def DropSession(
+        self, request: engine_pb2.DropSessionRequest, context: Context
+    ) -> engine_pb2.DropSessionReply:
+        async with answering(context):
+            self._state.check_epoch(request.epoch)
+            engine = self._state.engine
+            return engine_pb2.DropSessionReply(
+                was_there=engine is not None and engine.drop(request.session_id)
+            )
+        raise AssertionError("answered above")
+
+    async def _checked(
+        self, parts: AsyncIterator[engine_pb2.SessionPart]
+    ) -> AsyncIterator[engine_pb2.SessionPart]:
+        async for part in parts:
+            self._state.check_epoch(part.epoch)
+            yield part
+
     async def Drain(self, request: engine_pb2.DrainRequest, context: Context) -> engine_pb2.DrainReply:
         async with answering(context):
             self._state.check_epoch(request.epoch)
@@ -78,7 +134,7 @@ class InferenceService(engine_pb2_grpc.InferenceServicer):
 
     async def drain(self, timeout_s: float) -> int:
         """Refuse new requests and wait for the running ones; how many had to be ended after `timeout_s`."""
-        self._state.name = "draining"
+        self._state.drain()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._state.wait_idle(0.0)
@@ -124,7 +180,30 @@ def _engine_request(request: engine_pb2.GenerateRequest) -> EngineRequest:
         sampling=_sampling(request.sampling),
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
+        session_id=request.session_id,
     )
+
+
+def _move_order(request: engine_pb2.MigrateOutRequest) -> MoveOrder:
+    if request.transfer not in ("", *Transfer):
+        raise InvalidInput(f"transfer {request.transfer!r} is not one of {', '.join(Transfer)}")
+    if not request.migration_id or not request.destination_endpoint:
+        raise InvalidInput("a migration needs an id and a destination")
+    return MoveOrder(
+        migration_id=request.migration_id,
+        destination=Destination(
+            instance_id=request.destination_instance_id,
+            endpoint=request.destination_endpoint,
+            epoch=request.destination_epoch,
+        ),
+        transfer=Transfer(request.transfer or Transfer.EXACT),
+        delta_tokens=request.delta_tokens or DELTA_TOKENS,
+        max_rounds=request.max_rounds or MAX_ROUNDS,
+    )
+
+
+def _migration_event(event: MoveEvent) -> engine_pb2.MigrationEvent:
+    return engine_pb2.MigrationEvent(**asdict(event))
 
 
 def _sampling(sampling: engine_pb2.Sampling) -> Sampling:
@@ -143,6 +222,12 @@ def _sampling(sampling: engine_pb2.Sampling) -> Sampling:
 
 
 def _chunk(event: Event) -> engine_pb2.GenerateChunk:
+    if isinstance(event, Moved):
+        return engine_pb2.GenerateChunk(
+            migrated=engine_pb2.Migrated(
+                **asdict(event.destination), session_id=event.session_id, position=event.position
+            )
+        )
     if not isinstance(event, Token):
         return engine_pb2.GenerateChunk(finish_reason=event.reason)
     return engine_pb2.GenerateChunk(

@@ -40,6 +40,7 @@ class Skeleton:
         self.eos_token_ids = eos_token_ids
         self.context_length = architectures.context_length(config)
         self.vocabulary_size = int(model.config.vocab_size)
+        self.layers = int(model.config.get_text_config().num_hidden_layers)
         self._slots = _slots_of(model)
 
     def bind(self, tensors: Mapping[str, torch.Tensor]) -> int:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from firstlight.domain.errors import EngineGone, InstanceDraining, StaleEpoch
+from firstlight.domain.errors import Conflict, EngineGone, InstanceDraining, StaleEpoch
 from gpu_worker.engine.control import AttachCommand
 from gpu_worker.engine.interface import Engine
 
@@ -22,6 +22,12 @@ class EngineState:
         self._active = 0
         self._idle_since_s = time.monotonic()
         self._activity = asyncio.Event()
+        self._is_moving_out = False
+        self._is_draining = False
+
+    def drain(self) -> None:
+        """Take no new request from now on."""
+        self.name, self._is_draining = "draining", True
 
     def become_ready(self, engine: Engine) -> None:
         """Serve from now on; time spent as a spare is not idle time of the instance."""
@@ -70,6 +76,22 @@ class EngineState:
             self._active -= 1
             self._idle_since_s = time.monotonic()
             self._notify()
+
+    @contextmanager
+    def moving_out(self) -> Iterator[Engine]:
+        """No new request inside; afterwards as before. Raises: EngineGone, Conflict for a second at once."""
+        engine = self.engine
+        if engine is None:
+            raise EngineGone("the model is not bound yet")
+        if self._is_moving_out:
+            raise Conflict("a migration of this instance is under way")
+        before, self.name, self._is_moving_out = self.name, "draining", True
+        try:
+            yield engine
+        finally:
+            self._is_moving_out = False
+            # A drain that began meanwhile stays one.
+            self.name = before if not self._is_draining else "draining"
 
     async def wait_idle(self, idle_s: float) -> float:
         """Until there has been no request for `idle_s`; how long it has been then."""
