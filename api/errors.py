@@ -24,6 +24,7 @@ _STATUS: tuple[tuple[type[errors.FirstlightError], int], ...] = (
     (errors.SourceError, 400),
     (errors.CheckpointError, 503),
     (errors.StorageError, 503),
+    (errors.GpuError, 503),
     (errors.EngineError, 503),
     (errors.Cancelled, 503),
 )

@@ -37,6 +37,9 @@ FirstlightError
 │   ├── DiskFull                  the SSD cache cannot make room
 │   ├── PoolFull                  the DRAM pool cannot make room
 │   └── ReadFailed                the device answered with an error
+├── GpuError                      the GPU's driver answered with an error (field `driver_error` is its name for it)
+│   ├── GpuUnavailable            no driver, no such device, or one that does not start
+│   └── GpuMemoryFull             the GPU has not the memory that was asked for
 ├── EngineError
 │   ├── EngineGone                the engine process ended or stopped answering
 │   ├── EngineBusy                another model is bound, or all slots are taken
@@ -220,6 +223,19 @@ class PoolFull(StorageError):
 
 class ReadFailed(StorageError):
     code = "read_failed"
+    is_retryable = True
+
+
+class GpuError(FirstlightError):
+    code = "gpu_error"
+
+
+class GpuUnavailable(GpuError):
+    code = "gpu_unavailable"
+
+
+class GpuMemoryFull(GpuError):
+    code = "gpu_memory_full"
     is_retryable = True
 
 

@@ -26,6 +26,8 @@ _STATUS: tuple[tuple[type[errors.FirstlightError], grpc.StatusCode], ...] = (
     (errors.SourceError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.CheckpointError, grpc.StatusCode.DATA_LOSS),
     (errors.StorageError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.GpuMemoryFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.GpuError, grpc.StatusCode.UNAVAILABLE),
     (errors.EngineBusy, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.EngineError, grpc.StatusCode.UNAVAILABLE),
     (errors.Cancelled, grpc.StatusCode.CANCELLED),

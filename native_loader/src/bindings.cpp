@@ -16,6 +16,9 @@ const char* exception_name(ErrorCode code) {
         case ErrorCode::disk_full: return "DiskFull";
         case ErrorCode::out_of_memory: return "PoolFull";
         case ErrorCode::cancelled: return "Cancelled";
+        case ErrorCode::gpu_unavailable: return "GpuUnavailable";
+        case ErrorCode::gpu_out_of_memory: return "GpuMemoryFull";
+        case ErrorCode::gpu_failed: return "GpuError";
     }
     return "FirstlightError";
 }
@@ -27,6 +30,7 @@ void raise(const Error& error) {
     if (!error.path.empty()) fields["path"] = nb::str(error.path.c_str());
     if (error.chunk) fields["chunk"] = nb::int_(*error.chunk);
     if (error.system_error != 0) fields["errno"] = nb::int_(error.system_error);
+    if (!error.driver_error.empty()) fields["driver_error"] = nb::str(error.driver_error.c_str());
     // The manifest was right about the file when it was opened, or never: either way it is outside of it now.
     if (error.code == ErrorCode::file_truncated) fields["rule"] = nb::str("out_of_file");
     const nb::object type = nb::module_::import_("firstlight.domain.errors").attr(exception_name(error.code));
@@ -76,4 +80,5 @@ NB_MODULE(_native, module) {
     bind_progress_board(module);
     bind_load_job(module);
     bind_partition_writer(module);
+    bind_gpu(module);
 }

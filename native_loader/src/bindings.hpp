@@ -65,7 +65,14 @@ struct PyProgressBoard {
     std::shared_ptr<ProgressBoard> board;
 };
 
+// What Python calls an ArenaView; empty once closed.
+struct PyArenaView {
+    std::shared_ptr<Mapping> mapping;
+    const std::shared_ptr<Mapping>& get() const;  // raises InvalidInput once closed
+};
+
 void bind_arena(nb::module_& module);
+void bind_gpu(nb::module_& module);
 void bind_load_job(nb::module_& module);
 void bind_progress_board(nb::module_& module);
 void bind_partition_writer(nb::module_& module);

@@ -26,15 +26,12 @@ Arena& PyArena::get() {
     return *arena;
 }
 
-namespace {
+const std::shared_ptr<Mapping>& PyArenaView::get() const {
+    if (!mapping) raise_closed("view");
+    return mapping;
+}
 
-struct PyArenaView {
-    std::shared_ptr<Mapping> mapping;
-    const std::shared_ptr<Mapping>& get() const {
-        if (!mapping) raise_closed("view");
-        return mapping;
-    }
-};
+namespace {
 
 void write_bytes(PyArena& self, std::uint64_t offset, nb::handle data) {
     const InputBuffer buffer(data);

@@ -19,6 +19,9 @@ enum class ErrorCode {
     disk_full,          // no space (or quota) left on the device
     out_of_memory,      // the machine has not the memory that was asked for
     cancelled,          // someone asked for it to stop
+    gpu_unavailable,    // no driver, no such device, or one that does not start
+    gpu_out_of_memory,  // the GPU has not the memory that was asked for
+    gpu_failed,         // the driver answered with any other error
 };
 
 struct Error {
@@ -27,6 +30,7 @@ struct Error {
     int system_error = 0;                // errno of the call that failed, 0 if none did
     std::string path;                    // "" if no file is concerned
     std::optional<std::uint64_t> chunk;  // index of the segment of the job
+    std::string driver_error = {};       // the GPU driver's own name of it, "" if no driver is concerned
 };
 
 template <class Value>
