@@ -73,12 +73,16 @@ class Dispatcher:
         """
         refused_by: str | None = None
         while True:
-            slot = await lane.take(deadline_s=deadline_s, request_id=journal.request_id, avoid=refused_by)
+            if journal.moved_to is not None:
+                slot = lane.follow(_route_of(journal.moved_to, lane.model))
+            else:
+                slot = await lane.take(deadline_s=deadline_s, request_id=journal.request_id, avoid=refused_by)
             try:
                 async with aclosing(self._stream(slot, journal, on_first_token)) as stream:
                     async for chunk in stream:
                         yield chunk
-                return
+                if journal.moved_to is None:
+                    return
             except ELSEWHERE as error:
                 refused_by = slot.route.instance_id
                 await self._after_failure(slot, lane, journal, error)
@@ -90,8 +94,13 @@ class Dispatcher:
     ) -> AsyncGenerator[engine_pb2.GenerateChunk, None]:
         dispatched_s = time.monotonic()
         stream = self._engines.generate(slot.route, journal)
+        # Asked for once: should that engine die too, it goes on from the journal.
+        journal.moved_to = None
         try:
             async for chunk in stream:
+                if chunk.HasField("migrated"):
+                    self._move(journal, chunk.migrated, slot.route)
+                    return
                 if chunk.has_token:
                     if not self._is_next(journal, chunk, slot.route):
                         continue
@@ -106,6 +115,24 @@ class Dispatcher:
         raise EngineGone(
             f"instance {slot.route.instance_id} ended its stream without saying why",
             instance_id=slot.route.instance_id,
+        )
+
+    def _move(self, journal: Journal, moved: engine_pb2.Migrated, route: Route) -> None:
+        """Raises: EngineGone when tokens before the seam have not come, which must not be skipped."""
+        if moved.position != len(journal.emitted):
+            raise EngineGone(
+                f"instance {route.instance_id} handed over at token {moved.position}, "
+                f"but gave {len(journal.emitted)}",
+                instance_id=route.instance_id,
+            )
+        journal.moved_to = moved
+        journal.moves += 1
+        logger.info(
+            "request %s moved from %s to %s at token %d",
+            journal.request_id,
+            route.instance_id,
+            moved.instance_id,
+            moved.position,
         )
 
     def _is_next(self, journal: Journal, chunk: engine_pb2.GenerateChunk, route: Route) -> bool:
@@ -152,3 +179,14 @@ class Dispatcher:
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(PROBE_AT_MOST_EVERY_S, 2 * pause_s)
+
+
+def _route_of(moved: engine_pb2.Migrated, model: str) -> Route:
+    return Route(
+        instance_id=moved.instance_id,
+        model=model,
+        host_id="",
+        endpoint=moved.endpoint,
+        epoch=moved.epoch,
+        max_concurrency=1,
+    )

@@ -37,12 +37,16 @@ class Journal:
     top_logprobs: int = 0
     emitted: list[int] = field(default_factory=list)
     resumes: int = 0
+    # Where a migration took it, until it has been asked for there; and how often it has moved.
+    moved_to: engine_pb2.Migrated | None = None
+    moves: int = 0
 
     def to_request(self, *, epoch: int) -> engine_pb2.GenerateRequest:
         """The call that begins, or goes on behind what was emitted, on an instance of this epoch."""
         chosen = self.sampling
         return engine_pb2.GenerateRequest(
             request_id=self.request_id,
+            session_id="" if self.moved_to is None else self.moved_to.session_id,
             epoch=epoch,
             prompt_token_ids=self.prompt_token_ids,
             resumed_token_ids=self.emitted,

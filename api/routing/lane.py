@@ -125,6 +125,15 @@ class Lane:
             )
         return await self._wait(deadline_s, request_id, needs_slot, avoid)
 
+    def follow(self, route: Route) -> Slot:
+        """A place where a request has moved to, however full: its cache waits for it there."""
+        entry = self._ready.get(route.instance_id)
+        if entry is None or entry.route.epoch != route.epoch:
+            # The notice that opens it is still on its way, or it is closed to new requests.
+            return Slot(route, False, 0.0)
+        entry.running += 1
+        return Slot(entry.route, True, 0.0)
+
     async def _wait(self, deadline_s: float, request_id: str, needs_slot: bool, avoid: str | None) -> Slot:
         began_s = time.monotonic()
         waiter = _Waiter(

@@ -46,6 +46,9 @@ class FakeEngine(engine_pb2_grpc.InferenceServicer):
     # Ends every stream without a finish_reason before this position.
     dies_at: int | None = None
     failure: FirstlightError | None = None
+    # Hands every stream over to that engine before position `moves_at`.
+    moves_to: FakeEngine | None = None
+    moves_at: int = 0
     # While set, streams stand still.
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[engine_pb2.GenerateRequest] = field(default_factory=list)
@@ -96,12 +99,25 @@ class FakeEngine(engine_pb2_grpc.InferenceServicer):
             await self.gate.wait()
             if position == self.dies_at:
                 return
+            if self.moves_to is not None and position >= self.moves_at:
+                yield engine_pb2.GenerateChunk(migrated=self._moved(request.request_id, position))
+                return
             token = self.token_at(list(request.prompt_token_ids), position, seed)
             if token is None or (token in request.stop_token_ids and not request.ignore_eos):
                 yield engine_pb2.GenerateChunk(position=position, finish_reason="stop")
                 return
             yield self._chunk(request, position, token)
         yield engine_pb2.GenerateChunk(position=request.max_tokens, finish_reason="length")
+
+    def _moved(self, request_id: str, position: int) -> engine_pb2.Migrated:
+        assert self.moves_to is not None
+        return engine_pb2.Migrated(
+            instance_id=self.moves_to.instance_id,
+            endpoint=self.moves_to.endpoint,
+            epoch=self.moves_to.epoch,
+            session_id=f"session/{request_id}",
+            position=position,
+        )
 
     def _chunk(
         self, request: engine_pb2.GenerateRequest, position: int, token: int

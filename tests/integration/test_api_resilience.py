@@ -75,6 +75,45 @@ async def test_a_stream_goes_on_when_the_engines_process_ends(api: Stand) -> Non
     assert len(api.services.routes_of(MODEL)) == 1
 
 
+async def test_a_stream_follows_its_request_to_where_it_moves(api: Stand) -> None:
+    engines = await two_engines(api)
+    undisturbed = await complete(api)
+    for moves_at in (0, 1, TOKENS // 2, TOKENS - 1):
+        for engine in engines:
+            engine.requests.clear()
+            engine.moves_to = None
+            engine.pause_s = 0.005
+        disturbed = asyncio.create_task(complete(api))
+        source = await serving_engine(*engines)
+        destination = next(engine for engine in engines if engine is not source)
+        source.moves_to, source.moves_at = destination, moves_at
+        assert await disturbed == undisturbed
+        attached = destination.requests[-1]
+        assert attached.session_id == f"session/{attached.request_id}"
+        assert len(attached.resumed_token_ids) >= moves_at
+        # A move is no failure: both are still trusted, and all places are free again.
+        lane = api.services.table.lane(MODEL)
+        assert len(lane.routes) == 2 and lane.running == 0
+
+
+async def test_a_destination_that_dies_after_the_hand_over_costs_the_client_nothing(api: Stand) -> None:
+    engines = await two_engines(api)
+    undisturbed = await complete(api)
+    for engine in engines:
+        engine.pause_s = 0.01
+    disturbed = asyncio.create_task(complete(api))
+    source = await serving_engine(*engines)
+    destination = next(engine for engine in engines if engine is not source)
+    destination.dies_at = TOKENS // 2
+    source.moves_to, source.moves_at = destination, 3
+    await until(lambda: destination.running == 1)
+    source.moves_to = None
+    assert await disturbed == undisturbed
+    # From the journal, not from a session that died with its engine.
+    assert source.requests[-1].session_id == ""
+    assert list(map(len, [request.resumed_token_ids for request in source.requests]))[-1] == TOKENS // 2
+
+
 async def test_usage_and_text_count_a_resumed_token_once(api: Stand) -> None:
     engines = await two_engines(api)
     for engine in engines:
