@@ -15,6 +15,8 @@ class PlannedEstimate:
     attach_s: float
     control_s: float
     tier: str
+    # Whose store the bytes come from, if tier is "peer".
+    peer_host_id: str = ""
 
     @property
     def total_s(self) -> float:
@@ -29,6 +31,8 @@ class CheckpointRef:
     size_bytes: int
     # Empty until the first conversion anywhere has recorded it.
     manifest_digest: str = ""
+    # host:port of other hosts' stores that hold it, the best first; the source is what remains.
+    peer_endpoints: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class DownloadReceipt:
     source_bytes: int
     elapsed_s: float
     was_present: bool
+    came_from_peer: bool = False
 
 
 @dataclass(frozen=True, slots=True)

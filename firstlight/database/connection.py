@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from firstlight.database.failures import translated
 from firstlight.database.notifications import Notification, Reconnected, listen
-from firstlight.database.triggers import INSTANCE_CHANNEL, MODEL_CHANNEL
+from firstlight.database.triggers import FLEET_CHANNEL, INSTANCE_CHANNEL, MODEL_CHANNEL
 
-__all__ = ["INSTANCE_CHANNEL", "MODEL_CHANNEL", "Database", "Notification", "Reconnected"]
+__all__ = ["FLEET_CHANNEL", "INSTANCE_CHANNEL", "MODEL_CHANNEL", "Database", "Notification", "Reconnected"]
 
 CONNECT_TIMEOUT_S = 5
 # No transaction of ours takes a tenth of this. Whoever hangs in one holds locks that others wait for.

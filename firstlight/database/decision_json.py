@@ -23,6 +23,7 @@ def planned_estimate(estimate: StartEstimate) -> PlannedEstimate:
         attach_s=estimate.attach_s,
         control_s=estimate.control_s,
         tier=str(estimate.tier),
+        peer_host_id=estimate.peer_host_id or "",
     )
 
 
@@ -38,6 +39,7 @@ def estimate_from_json(document: Mapping[str, Any]) -> PlannedEstimate:
         attach_s=document["attach_s"],
         control_s=document["control_s"],
         tier=document["tier"],
+        peer_host_id=document.get("peer_host_id") or "",
     )
 
 
@@ -105,4 +107,5 @@ def _line(candidate: Candidate, *, chosen: HostId | None) -> str:
     )
     figures = " | ".join(f"{value * 1000:.0f}" for value in seconds)
     verdict = f"**chosen**, GPUs {list(candidate.gpu_indices)}" if candidate.host_id == chosen else "possible"
-    return f"| {candidate.host_id} | {estimate.tier} | {figures} | {verdict} |"
+    origin = f"{estimate.tier} {estimate.peer_host_id or ''}".rstrip()
+    return f"| {candidate.host_id} | {origin} | {figures} | {verdict} |"

@@ -52,6 +52,8 @@ def remaining_bytes(
     """
     remaining: dict[Edge, int] = {}
     left_s = max(0.0, elapsed_s)
+    if tier is Tier.PEER:
+        return {Edge.PEER_TO_DRAM: _move(edges, Edge.PEER_TO_DRAM, size_bytes, left_s)[0]}
     if tier is Tier.REMOTE:
         total_bytes = max(size_bytes, source_bytes)
         remaining[Edge.REMOTE_TO_SSD], left_s = _move(edges, Edge.REMOTE_TO_SSD, total_bytes, left_s)

@@ -23,15 +23,11 @@ DRAINING_FREE_IN_S = 5.0
 # Starts that the share of control work is learned from.
 CONTROL_OBSERVATIONS = 32
 
-_READ = text("""
-WITH wanted AS (
-  SELECT m.*, c.manifest_digest, c.size_bytes AS exact_bytes
-  FROM models m JOIN checkpoints c USING (checkpoint_id) WHERE m.name = :model
-)
-SELECT
-  (SELECT row_to_json(wanted) FROM wanted) AS model,
+# What every picture of the fleet needs, whoever it is for; each is one column of the answer.
+_HOSTS = """
   (SELECT json_agg(row_to_json(h) ORDER BY h.host_id) FROM (
-    SELECT host_id, host_class, edges, dram_capacity_bytes, ssd_capacity_bytes,
+    SELECT host_id, host_class, edges, dram_capacity_bytes, ssd_capacity_bytes, peer_endpoint,
+      host_address, store_address,
       -- A host whose lease has run out takes no plan, even before anybody has marked it.
       CASE WHEN lease_expires_at < now() THEN 'lost' ELSE state END AS state
     FROM hosts) h) AS hosts,
@@ -42,9 +38,6 @@ SELECT
     LEFT JOIN reservations r USING (host_id, gpu_index)
     LEFT JOIN instances i ON i.instance_id = r.instance_id
     LEFT JOIN models m ON m.model_id = i.model_id) g) AS gpus,
-  (SELECT json_agg(row_to_json(p)) FROM (
-    SELECT host_id, tier FROM placements
-    WHERE checkpoint_id = (SELECT checkpoint_id FROM wanted) AND state = 'ready') p) AS placements,
   (SELECT json_agg(row_to_json(s)) FROM (
     SELECT i.instance_id, i.model, i.host_id, d.estimate,
       extract(epoch FROM clock_timestamp() - i.planned_at) AS elapsed_s,
@@ -54,16 +47,38 @@ SELECT
     JOIN models m ON m.model_id = i.model_id
     JOIN checkpoints c ON c.checkpoint_id = i.checkpoint_id
     WHERE i.is_live AND i.state = 'starting') s) AS starts,
+  (SELECT json_agg(control_s) FROM (
+    SELECT control_s FROM startup_observations WHERE control_s IS NOT NULL AND plans_tried = 1
+    ORDER BY recorded_at DESC LIMIT :observations) o) AS control
+"""
+# S608: joined of constants; every value is a bound parameter.
+_READ = text(f"""
+WITH wanted AS (
+  SELECT m.*, c.manifest_digest, c.size_bytes AS exact_bytes
+  FROM models m JOIN checkpoints c USING (checkpoint_id) WHERE m.name = :model
+)
+SELECT
+  (SELECT row_to_json(wanted) FROM wanted) AS model,
+  (SELECT json_agg(row_to_json(p)) FROM (
+    SELECT host_id, checkpoint_id, tier FROM placements
+    WHERE checkpoint_id = (SELECT checkpoint_id FROM wanted) AND state = 'ready') p) AS placements,
   (SELECT json_agg(row_to_json(l)) FROM (
     SELECT instance_id, state FROM instances
     WHERE is_live AND state <> 'draining' AND model_id = (SELECT model_id FROM wanted)
     ORDER BY created_at) l) AS live,
-  (SELECT json_agg(control_s) FROM (
-    SELECT control_s FROM startup_observations WHERE control_s IS NOT NULL
-    ORDER BY recorded_at DESC LIMIT :observations) o) AS control
-""")
+{_HOSTS}
+""")  # noqa: S608
+_READ_ALL = text(f"""
+SELECT
+  (SELECT json_agg(row_to_json(w)) FROM (
+    SELECT m.*, c.manifest_digest, c.size_bytes AS exact_bytes
+    FROM models m JOIN checkpoints c USING (checkpoint_id) WHERE m.state = 'active') w) AS models,
+  (SELECT json_agg(row_to_json(p)) FROM (
+    SELECT host_id, checkpoint_id, tier FROM placements WHERE state = 'ready') p) AS placements,
+{_HOSTS}
+""")  # noqa: S608
 
-# Any: rows of the statement above; each is read by exactly one function below.
+# Any: rows of the statements above; each is read by exactly one function below.
 _Row = dict[str, Any]
 
 
@@ -92,6 +107,15 @@ class FleetView:
     ready: tuple[InstanceId, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetPicture:
+    """The fleet and all models in service; `addresses` are (supervisor, store) by host."""
+
+    models: Mapping[str, WantedModel]
+    snapshot: FleetSnapshot
+    addresses: Mapping[str, tuple[str, str]]
+
+
 async def read_fleet(session: AsyncSession, *, model: str, now_unix_s: float) -> FleetView:
     """Raises: UnknownModel."""
     row: _Row = dict(
@@ -100,24 +124,7 @@ async def read_fleet(session: AsyncSession, *, model: str, now_unix_s: float) ->
     if row["model"] is None:
         raise UnknownModel(f"there is no model {model!r}", model=model)
     wanted = _wanted(row["model"])
-    starts = row["starts"] or []
-    gpus, placements, queued = (_by_host(row[name]) for name in ("gpus", "placements", "starts"))
-    hosts = tuple(
-        _host(
-            host,
-            gpus=gpus[host["host_id"]],
-            placements=placements[host["host_id"]],
-            starts=queued[host["host_id"]],
-            wanted=wanted,
-        )
-        for host in row["hosts"] or []
-    )
-    snapshot = FleetSnapshot(
-        taken_at_unix_s=now_unix_s,
-        hosts=hosts,
-        starts=tuple(_start(start) for start in starts),
-        control_s=learned_seconds(row["control"] or [], PRIOR_CONTROL_S),
-    )
+    snapshot = _snapshot(row, now_unix_s=now_unix_s)
     live = row["live"] or []
     return FleetView(
         wanted=wanted,
@@ -127,10 +134,57 @@ async def read_fleet(session: AsyncSession, *, model: str, now_unix_s: float) ->
     )
 
 
+async def read_picture(session: AsyncSession, *, now_unix_s: float) -> FleetPicture:
+    """Everything a decision about any model would look at, read in one statement."""
+    row: _Row = dict(
+        (await session.execute(_READ_ALL, {"observations": CONTROL_OBSERVATIONS})).one()._mapping
+    )
+    wanted = [_wanted(model) for model in row["models"] or []]
+    return FleetPicture(
+        models={one.model.name: one for one in wanted},
+        snapshot=_snapshot(row, now_unix_s=now_unix_s),
+        addresses={
+            host["host_id"]: (host["host_address"], host["store_address"]) for host in row["hosts"] or []
+        },
+    )
+
+
+def _snapshot(row: _Row, *, now_unix_s: float) -> FleetSnapshot:
+    starts = row["starts"] or []
+    gpus, placements, queued = (_by_host(row[name]) for name in ("gpus", "placements", "starts"))
+    uplinks = _uplink_bytes(row["hosts"] or [], starts)
+    return FleetSnapshot(
+        taken_at_unix_s=now_unix_s,
+        hosts=tuple(
+            _host(
+                host,
+                gpus=gpus[host["host_id"]],
+                placements=placements[host["host_id"]],
+                starts=queued[host["host_id"]],
+                uplink_queued_bytes=uplinks[host["host_id"]],
+            )
+            for host in row["hosts"] or []
+        ),
+        starts=tuple(_start(start) for start in starts),
+        control_s=learned_seconds(row["control"] or [], PRIOR_CONTROL_S),
+    )
+
+
 def _by_host(rows: list[_Row] | None) -> dict[str, list[_Row]]:
     found: dict[str, list[_Row]] = defaultdict(list)
     for row in rows or []:
         found[row["host_id"]].append(row)
+    return found
+
+
+def _uplink_bytes(hosts: list[_Row], starts: list[_Row]) -> dict[str, int]:
+    """Bytes that starts elsewhere have still to fetch, by the host that gives them."""
+    edges = {host["host_id"]: edges_from_json(host["edges"]) for host in hosts}
+    found: dict[str, int] = defaultdict(int)
+    for start in starts:
+        if giver := start["estimate"].get("peer_host_id"):
+            remaining = _remaining(edges.get(start["host_id"], {}), start)
+            found[giver] += remaining.get(Edge.PEER_TO_DRAM, 0)
     return found
 
 
@@ -161,37 +215,50 @@ def _wanted(row: _Row) -> WantedModel:
 
 
 def _host(
-    host: _Row, *, gpus: list[_Row], placements: list[_Row], starts: list[_Row], wanted: WantedModel
+    host: _Row, *, gpus: list[_Row], placements: list[_Row], starts: list[_Row], uplink_queued_bytes: int
 ) -> Host:
     edges = edges_from_json(host["edges"])
-    tiers = [Tier(place["tier"]) for place in placements]
-    nearest = Tier.DRAM if Tier.DRAM in tiers else Tier.SSD
     return Host(
         host_id=HostId(host["host_id"]),
         host_class=host["host_class"],
         state=HostState(host["state"]),
         gpus=tuple(_gpu(gpu) for gpu in gpus),
         edges=edges,
-        tiers={wanted.model.checkpoint_id: nearest} if tiers else {},
+        tiers=_tiers(placements),
         queued_bytes=_queued_bytes(edges, starts),
         dram_capacity_bytes=host["dram_capacity_bytes"],
         ssd_capacity_bytes=host["ssd_capacity_bytes"],
+        peer_endpoint=host["peer_endpoint"],
+        uplink_queued_bytes=uplink_queued_bytes,
     )
 
 
+def _tiers(placements: list[_Row]) -> dict[CheckpointId, Tier]:
+    """The nearest tier of each checkpoint."""
+    found: dict[CheckpointId, Tier] = {}
+    for place in placements:
+        key, tier = CheckpointId(place["checkpoint_id"]), Tier(place["tier"])
+        if found.get(key) is not Tier.DRAM:
+            found[key] = tier
+    return found
+
+
 def _queued_bytes(edges: Mapping[Edge, EdgeModel], starts: list[_Row]) -> dict[Edge, int]:
-    queued = {Edge.REMOTE_TO_SSD: 0, Edge.SSD_TO_DRAM: 0}
+    queued = {Edge.REMOTE_TO_SSD: 0, Edge.PEER_TO_DRAM: 0, Edge.SSD_TO_DRAM: 0}
     for start in starts:
-        remaining = remaining_bytes(
-            edges,
-            tier=Tier(start["estimate"]["tier"]),
-            size_bytes=start["size_bytes"],
-            source_bytes=start["source_bytes"],
-            elapsed_s=start["elapsed_s"],
-        )
-        for edge, size_bytes in remaining.items():
+        for edge, size_bytes in _remaining(edges, start).items():
             queued[edge] += size_bytes
     return queued
+
+
+def _remaining(edges: Mapping[Edge, EdgeModel], start: _Row) -> dict[Edge, int]:
+    return remaining_bytes(
+        edges,
+        tier=Tier(start["estimate"]["tier"]),
+        size_bytes=start["size_bytes"],
+        source_bytes=start["source_bytes"],
+        elapsed_s=start["elapsed_s"],
+    )
 
 
 def _gpu(row: _Row) -> Gpu:

@@ -42,6 +42,8 @@ class HostRow(Base):
     ssd_read_bytes_per_s: Mapped[float]
     # {"ssd_to_dram": {"overhead_s": …, "bandwidth_bytes_per_s": …, "observations": …}, …}
     edges: Mapped[JsonDocument] = mapped_column(server_default=text("'{}'::jsonb"))
+    # host:port where other stores may fetch from; empty: they may not.
+    peer_endpoint: Mapped[str] = mapped_column(server_default=text("''"))
 
 
 class GpuRow(Base):

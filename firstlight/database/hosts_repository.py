@@ -36,6 +36,7 @@ __all__ = [
     "mend_host",
     "register_host",
     "renew_lease",
+    "set_peer_endpoint",
     "set_placements",
 ]
 
@@ -65,6 +66,7 @@ async def register_host(session: AsyncSession, registration: HostRegistration, *
     row.ssd_capacity_bytes = registration.ssd_capacity_bytes
     row.dram_capacity_bytes = registration.dram_capacity_bytes
     row.ssd_read_bytes_per_s = registration.ssd_read_bytes_per_s
+    row.peer_endpoint = registration.peer_endpoint
     row.edges = _seeded(row.edges, registration.ssd_read_bytes_per_s)
     row.registered_at = row.renewed_at = func.clock_timestamp()
     row.lease_expires_at = _lease_end(lease_s)
@@ -72,6 +74,15 @@ async def register_host(session: AsyncSession, registration: HostRegistration, *
     await session.flush()
     await _write_gpus(session, registration)
     return number
+
+
+async def set_peer_endpoint(session: AsyncSession, *, host_id: str, peer_endpoint: str) -> None:
+    """Where other stores may fetch from this host's, as its store says now; empty: nowhere."""
+    await session.execute(
+        update(HostRow)
+        .where(HostRow.host_id == host_id, HostRow.peer_endpoint != peer_endpoint)
+        .values(peer_endpoint=peer_endpoint)
+    )
 
 
 async def renew_lease(session: AsyncSession, *, host_id: str, registration: int, lease_s: float) -> bool:

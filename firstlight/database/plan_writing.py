@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import text
@@ -14,6 +15,8 @@ from firstlight.contracts.starts import CheckpointRef, StartPlan
 from firstlight.database.decision_json import candidates_to_json, estimate_to_json, planned_estimate
 from firstlight.database.failures import constraint_of
 from firstlight.database.fleet_view import FleetView, WantedModel
+from firstlight.domain.estimator import givers_of
+from firstlight.domain.fleet import FleetSnapshot, Model
 from firstlight.domain.scheduler import Decision, Place, Reject, Wait
 
 
@@ -123,7 +126,7 @@ async def write_place(
         host_id=decision.host_id,
         gpu_indices=list(decision.gpu_indices),
         model=wanted.model.name,
-        checkpoint=checkpoint_ref(wanted),
+        checkpoint=checkpoint_ref(wanted, peer_endpoints(wanted.model, decision, view.snapshot)),
         estimate=planned_estimate(decision.estimate),
         max_concurrency=wanted.max_concurrency,
         keep_alive_s=wanted.keep_alive_s,
@@ -145,14 +148,24 @@ async def write_refusal(session: AsyncSession, *, asked: Asked, decision: Wait |
     return decision_id
 
 
-def checkpoint_ref(wanted: WantedModel) -> CheckpointRef:
+def checkpoint_ref(wanted: WantedModel, peers: Sequence[str] = ()) -> CheckpointRef:
     return CheckpointRef(
         checkpoint_id=wanted.model.checkpoint_id,
         source=wanted.source,
         dtype=wanted.dtype,
         size_bytes=wanted.model.size_bytes,
         manifest_digest=wanted.manifest_digest,
+        peer_endpoints=list(peers),
     )
+
+
+def peer_endpoints(model: Model, decision: Place, snapshot: FleetSnapshot) -> list[str]:
+    """Where the chosen host may fetch from, the chosen peer first; empty unless the plan is to do so."""
+    chosen = decision.estimate.peer_host_id
+    if chosen is None:
+        return []
+    givers = sorted(givers_of(model, snapshot), key=lambda host: host.host_id != chosen)
+    return [host.peer_endpoint for host in givers]
 
 
 def _asked(asked: Asked, decision_id: str, decision: Decision) -> dict[str, object]:

@@ -127,6 +127,8 @@ class HostRegistration:
     dram_capacity_bytes: int
     # What the store's probe measured; 0: unknown.
     ssd_read_bytes_per_s: float = 0.0
+    # Where other stores may fetch from; empty: they may not.
+    peer_endpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

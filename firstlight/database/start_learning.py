@@ -102,7 +102,7 @@ async def _observation(session: AsyncSession, request: RecordStartInput, host: H
 
 async def _refit_edges(session: AsyncSession, host: HostRow) -> None:
     edges = edges_from_json(host.edges)
-    for edge in (Edge.REMOTE_TO_SSD, Edge.SSD_TO_DRAM):
+    for edge in (Edge.REMOTE_TO_SSD, Edge.PEER_TO_DRAM, Edge.SSD_TO_DRAM):
         seen = [
             TransferObservation(int(size_bytes), float(elapsed_s))
             for size_bytes, elapsed_s in await session.execute(_transfers(host.host_id, edge))
@@ -123,6 +123,7 @@ def _transfers(host_id: str, edge: Edge) -> Select[int, float]:
             row.download_s,
             [Tier.REMOTE],
         ),
+        Edge.PEER_TO_DRAM: (row.size_bytes, row.download_s, [Tier.PEER]),
         Edge.SSD_TO_DRAM: (row.size_bytes, row.load_s, [Tier.REMOTE, Tier.SSD]),
     }[edge]
     return (

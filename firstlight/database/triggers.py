@@ -22,6 +22,7 @@ from firstlight.domain.lifecycle import (
 
 INSTANCE_CHANNEL = "firstlight_instances"
 MODEL_CHANNEL = "firstlight_models"
+FLEET_CHANNEL = "firstlight_fleet"
 
 State = TypeVar("State", HostState, InstanceState, ModelState, PlacementState)
 
@@ -110,15 +111,34 @@ END $$""",
   EXECUTE FUNCTION notify_model()""",
 ]
 
+# Equal payloads of one transaction arrive as one. A lease that is renewed is no news.
+_NOTIFY_FLEET = [
+    f"""CREATE FUNCTION notify_fleet() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM pg_notify('{FLEET_CHANNEL}', TG_TABLE_NAME);
+  RETURN NULL;
+END $$""",
+    """CREATE TRIGGER notify_fleet AFTER INSERT OR DELETE ON hosts FOR EACH STATEMENT
+  EXECUTE FUNCTION notify_fleet()""",
+    """CREATE TRIGGER notify_fleet_update AFTER UPDATE ON hosts FOR EACH ROW
+  WHEN ((OLD.state, OLD.registration, OLD.edges, OLD.peer_endpoint)
+    IS DISTINCT FROM (NEW.state, NEW.registration, NEW.edges, NEW.peer_endpoint))
+  EXECUTE FUNCTION notify_fleet()""",
+    """CREATE TRIGGER notify_fleet AFTER INSERT OR UPDATE OR DELETE ON placements FOR EACH STATEMENT
+  EXECUTE FUNCTION notify_fleet()""",
+]
+
 # Every statement, in order; functions before the triggers that call them.
 STATEMENTS: tuple[str, ...] = (
     *(statement for table in sorted(STEPS) for statement in _step_check(table)),
     *_GPUS_HELD,
     *_NOTIFY,
+    *_NOTIFY_FLEET,
 )
 FUNCTIONS: tuple[str, ...] = (
     *(f"check_{table}_step" for table in sorted(STEPS)),
     "check_gpus_held",
     "notify_instance",
     "notify_model",
+    "notify_fleet",
 )

@@ -2,8 +2,8 @@
 
 load on a host = q + Σ overhead + max over pipelined edges of n/b (ServerlessLLM, OSDI'24, §5.1:
 q + n/b; pipelined tiers count only the slowest). Here remote→ssd converts the whole checkpoint before it
-is read, so it is a stage of its own; ssd→dram and dram→gpu pipeline on GPU hosts and are sequential
-where "gpu" is the same memory (its bandwidth term is then zero cost: a binding, not a copy).
+is read, so it is a stage of its own; peer→dram brings it as it is; ssd→dram and dram→gpu pipeline on GPU hosts and are
+sequential where "gpu" is the same memory (its bandwidth term is then zero cost: a binding, not a copy).
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ from statistics import median
 
 from firstlight.domain.errors import InvalidEstimate
 from firstlight.domain.fleet import Edge, EdgeModel, FleetSnapshot, Host, Model, Tier
+from firstlight.domain.lifecycle import HostState
+from firstlight.domain.names import HostId
 
 # Sane before anything was measured: a slow link, a small NVMe, pageable copies.
 PRIORS: Mapping[Edge, EdgeModel] = {
     Edge.REMOTE_TO_SSD: EdgeModel(overhead_s=4.0, bandwidth_bytes_per_s=100e6),
+    # Ten-gigabit Ethernet, and a connection.
+    Edge.PEER_TO_DRAM: EdgeModel(overhead_s=0.02, bandwidth_bytes_per_s=1.0e9),
     Edge.SSD_TO_DRAM: EdgeModel(overhead_s=0.01, bandwidth_bytes_per_s=1.5e9),
     Edge.DRAM_TO_GPU: EdgeModel(overhead_s=0.0, bandwidth_bytes_per_s=10e9),
 }
 PRIOR_ATTACH_S = 0.08
 PRIOR_CONTROL_S = 0.05
+# Each candidate host is looked at with each of these.
+GIVERS_AT_MOST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class StartEstimate:
     attach_s: float
     control_s: float
     tier: Tier
+    # Whose store the bytes come from, if tier is PEER.
+    peer_host_id: HostId | None = None
 
     @property
     def total_s(self) -> float:
@@ -59,36 +67,111 @@ def transfer_seconds(edge: EdgeModel, size_bytes: int) -> float:
     return edge.overhead_s + size_bytes / edge.bandwidth_bytes_per_s if size_bytes else 0.0
 
 
-def _queued_s(host: Host, edge: Edge) -> float:
-    edge_model = host.edges.get(edge, PRIORS[edge])
-    return host.queued_bytes.get(edge, 0) / edge_model.bandwidth_bytes_per_s
-
-
-def estimate_start(model: Model, host: Host, snapshot: FleetSnapshot) -> StartEstimate:
+def estimate_start(
+    model: Model, host: Host, snapshot: FleetSnapshot, *, givers: Sequence[Host] = ()
+) -> StartEstimate:
     """Predict a start of `model` on `host` behind what is promised there already.
 
-    Only edges that the bytes still have to cross count, and only their queues.
+    Only edges that the bytes still have to cross count, and only their queues. What the host lacks comes from
+    the source or from one of `givers`, whichever is sooner.
     Raises: InvalidEstimate for a host whose edges have no meaning.
     """
-    tier = host.tiers.get(model.checkpoint_id, Tier.REMOTE)
-    download_s = load_s = queue_s = 0.0
-    if tier is Tier.REMOTE:
-        edge = host.edges.get(Edge.REMOTE_TO_SSD, PRIORS[Edge.REMOTE_TO_SSD])
-        # By the bytes that come out, not those that go in: a 4-bit GGUF is eight times smaller than
-        # the weights it becomes, and conversion, not the link, is what takes its time.
-        download_s = transfer_seconds(edge, max(model.size_bytes, model.source_bytes))
-        queue_s += _queued_s(host, Edge.REMOTE_TO_SSD)
-    if tier is not Tier.DRAM:
-        edge = host.edges.get(Edge.SSD_TO_DRAM, PRIORS[Edge.SSD_TO_DRAM])
-        load_s = transfer_seconds(edge, model.size_bytes)
-        queue_s += _queued_s(host, Edge.SSD_TO_DRAM)
+    here = host.tiers.get(model.checkpoint_id, Tier.REMOTE)
+    ways = [_from_source(model, host)] if here is Tier.REMOTE else [_from_here(model, host, here)]
+    if here is Tier.REMOTE:
+        ways += [_from_peer(model, host, peer) for peer in givers]
+    # The first of equals: the source, then the givers in their order.
+    way = min(ways, key=lambda one: one.seconds)
     return StartEstimate(
-        queue_s=queue_s,
-        download_s=download_s,
-        load_s=load_s,
+        queue_s=way.queue_s,
+        download_s=way.download_s,
+        load_s=way.load_s,
         attach_s=model.attach_s.get(host.host_class, PRIOR_ATTACH_S),
         control_s=snapshot.control_s,
+        tier=way.tier,
+        peer_host_id=way.peer_host_id,
+    )
+
+
+def givers_of(model: Model, snapshot: FleetSnapshot) -> tuple[Host, ...]:
+    """Hosts whose stores would give the checkpoint to others, the best few, best first.
+
+    Which is best hardly depends on who takes: memory before disk, then the shortest queue of its uplink.
+    """
+    givers = [
+        host
+        for host in snapshot.hosts
+        if host.peer_endpoint and host.state is not HostState.LOST and model.checkpoint_id in host.tiers
+    ]
+
+    def wait_s(host: Host) -> tuple[bool, float, str]:
+        is_on_disk = host.tiers[model.checkpoint_id] is not Tier.DRAM
+        edge = _edge(host, Edge.SSD_TO_DRAM if is_on_disk else Edge.PEER_TO_DRAM)
+        queued_s = (host.uplink_queued_bytes + model.size_bytes) / edge.bandwidth_bytes_per_s
+        return is_on_disk, queued_s, host.host_id
+
+    return tuple(sorted(givers, key=wait_s)[:GIVERS_AT_MOST])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """One way for the bytes to come into a host's DRAM."""
+
+    tier: Tier
+    queue_s: float = 0.0
+    download_s: float = 0.0
+    load_s: float = 0.0
+    peer_host_id: HostId | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.queue_s + self.download_s + self.load_s
+
+
+def _edge(host: Host, edge: Edge) -> EdgeModel:
+    return host.edges.get(edge, PRIORS[edge])
+
+
+def _queued_s(host: Host, edge: Edge) -> float:
+    return host.queued_bytes.get(edge, 0) / _edge(host, edge).bandwidth_bytes_per_s
+
+
+def _from_here(model: Model, host: Host, tier: Tier) -> _Way:
+    if tier is Tier.DRAM:
+        return _Way(tier=tier)
+    return _Way(
         tier=tier,
+        queue_s=_queued_s(host, Edge.SSD_TO_DRAM),
+        load_s=transfer_seconds(_edge(host, Edge.SSD_TO_DRAM), model.size_bytes),
+    )
+
+
+def _from_source(model: Model, host: Host) -> _Way:
+    # By the bytes that come out, not those that go in: a 4-bit GGUF is eight times smaller than
+    # the weights it becomes, and conversion, not the link, is what takes its time.
+    size_bytes = max(model.size_bytes, model.source_bytes)
+    load = _from_here(model, host, Tier.SSD)
+    return _Way(
+        tier=Tier.REMOTE,
+        queue_s=load.queue_s + _queued_s(host, Edge.REMOTE_TO_SSD),
+        download_s=transfer_seconds(_edge(host, Edge.REMOTE_TO_SSD), size_bytes),
+        load_s=load.load_s,
+    )
+
+
+def _from_peer(model: Model, host: Host, peer: Host) -> _Way:
+    """The bytes go into DRAM as they come. A peer that has them on SSD gives them at that disk's rate."""
+    edge = _edge(host, Edge.PEER_TO_DRAM)
+    bandwidth = edge.bandwidth_bytes_per_s
+    if peer.tiers[model.checkpoint_id] is not Tier.DRAM:
+        bandwidth = min(bandwidth, _edge(peer, Edge.SSD_TO_DRAM).bandwidth_bytes_per_s)
+    # Two links, each with a queue of its own; the longer one is waited for.
+    queued_bytes = max(host.queued_bytes.get(Edge.PEER_TO_DRAM, 0), peer.uplink_queued_bytes)
+    return _Way(
+        tier=Tier.PEER,
+        queue_s=queued_bytes / bandwidth,
+        download_s=transfer_seconds(EdgeModel(edge.overhead_s, bandwidth), model.size_bytes),
+        peer_host_id=peer.host_id,
     )
 
 

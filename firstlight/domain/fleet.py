@@ -17,14 +17,16 @@ class Tier(StrEnum):
     """Where a checkpoint can be, farthest first."""
 
     REMOTE = "remote"
+    PEER = "peer"
     SSD = "ssd"
     DRAM = "dram"
 
 
 class Edge(StrEnum):
-    """One step of a checkpoint towards the GPU. `CONVERT` is the CPU work of a first download."""
+    """One step of a checkpoint towards the GPU. What comes from a peer is ready for DRAM as it is."""
 
     REMOTE_TO_SSD = "remote_to_ssd"
+    PEER_TO_DRAM = "peer_to_dram"
     SSD_TO_DRAM = "ssd_to_dram"
     DRAM_TO_GPU = "dram_to_gpu"
 
@@ -61,6 +63,10 @@ class Host:
     # What the checkpoint's DRAM pool and SSD cache could hold at most.
     dram_capacity_bytes: int = 0
     ssd_capacity_bytes: int = 0
+    # Where other stores may fetch from; empty: they may not.
+    peer_endpoint: str = ""
+    # Bytes that other hosts' starts have still to fetch from this one.
+    uplink_queued_bytes: int = 0
 
     def free_gpus(self) -> tuple[Gpu, ...]:
         return tuple(gpu for gpu in self.gpus if gpu.instance_id is None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from firstlight.domain.estimator import StartEstimate, estimate_start
+from firstlight.domain.estimator import StartEstimate, estimate_start, givers_of
 from firstlight.domain.fleet import FleetSnapshot, Host, StartRequest
 from firstlight.domain.lifecycle import HostState
 from firstlight.domain.names import HostId, InstanceId
@@ -23,6 +23,8 @@ class Candidate:
     reason: str | None = None
     # GPUs the start would take, lowest indices first.
     gpu_indices: tuple[int, ...] = ()
+    # GPUs of the host that would stay free; kept while deciding only.
+    spare_gpus: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,10 @@ def decide(request: StartRequest, snapshot: FleetSnapshot) -> Decision:
     A start of the same model under way wins unless a new one would be sooner. With no host able, the
     answer is Wait if a GPU that would fit is expected back, else Reject.
     """
-    candidates = tuple(_look_at(request, host, snapshot) for host in snapshot.hosts)
+    givers = givers_of(request.model, snapshot)
+    candidates = tuple(_look_at(request, host, snapshot, givers) for host in snapshot.hosts)
     feasible = [candidate for candidate in candidates if candidate.estimate is not None]
-    best = min(feasible, key=lambda candidate: _preference(candidate, snapshot), default=None)
+    best = min(feasible, key=_preference, default=None)
     if (wait := _join(request, snapshot, best, candidates)) is not None:
         return wait
     if best is None or best.estimate is None:
@@ -83,7 +86,9 @@ def decide(request: StartRequest, snapshot: FleetSnapshot) -> Decision:
     )
 
 
-def _look_at(request: StartRequest, host: Host, snapshot: FleetSnapshot) -> Candidate:
+def _look_at(
+    request: StartRequest, host: Host, snapshot: FleetSnapshot, givers: tuple[Host, ...]
+) -> Candidate:
     model = request.model
     if (obstacle := _obstacle(request, host)) is not None:
         return Candidate(host.host_id, None, obstacle)
@@ -92,8 +97,9 @@ def _look_at(request: StartRequest, host: Host, snapshot: FleetSnapshot) -> Cand
         return Candidate(host.host_id, None, f"{len(free)} of {model.gpu_count} GPUs free")
     return Candidate(
         host_id=host.host_id,
-        estimate=estimate_start(model, host, snapshot),
+        estimate=estimate_start(model, host, snapshot, givers=givers),
         gpu_indices=tuple(free[: model.gpu_count]),
+        spare_gpus=len(free) - model.gpu_count,
     )
 
 
@@ -111,11 +117,10 @@ def _obstacle(request: StartRequest, host: Host) -> str | None:
     return None
 
 
-def _preference(candidate: Candidate, snapshot: FleetSnapshot) -> tuple[float, int, str]:
+def _preference(candidate: Candidate) -> tuple[float, int, str]:
     assert candidate.estimate is not None
-    free = next(len(host.free_gpus()) for host in snapshot.hosts if host.host_id == candidate.host_id)
     # A tenth of a millisecond is far below what the estimate can know: such hosts are equal.
-    return (round(candidate.estimate.total_s, 4), free - len(candidate.gpu_indices), candidate.host_id)
+    return (round(candidate.estimate.total_s, 4), candidate.spare_gpus, candidate.host_id)
 
 
 def _join(
