@@ -270,3 +270,205 @@ class PartitionWriter:
 
     def finish(self) -> PartitionSummary:
         """Pads to 4 KiB and fsyncs."""
+
+class GpuFacts:
+    """One GPU, as the driver describes it."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def uuid(self) -> str:
+        """
+        32 hexadecimal digits; the same in every process, whatever CUDA_VISIBLE_DEVICES hides.
+        """
+
+    @property
+    def memory_bytes(self) -> int: ...
+
+class CudaDriver:
+    """
+    The CUDA driver of this machine, found when it is asked for.
+
+    After this a process may fork only to exec.
+    """
+
+    def __init__(self, library: str = "libcuda.so.1") -> None:
+        """`library` is another only in tests. Raises: GpuUnavailable."""
+
+    @property
+    def version(self) -> int:
+        """Of the driver's interface: 13000 is CUDA 13.0."""
+
+    def gpus(self) -> list[GpuFacts]:
+        """
+        Every GPU this process may use; takes no memory on any. Raises: GpuError.
+        """
+
+    def open(self, index: int) -> GpuDevice:
+        """
+        Begin to use a GPU: some hundred MB of it go to this process.
+
+        Raises: GpuUnavailable, GpuError.
+        """
+
+class GpuDevice:
+    """One GPU in use; its context is the one torch shares."""
+
+    @property
+    def facts(self) -> GpuFacts: ...
+    @property
+    def free_bytes(self) -> int: ...
+    def allocate(self, size_bytes: int) -> GpuMemory:
+        """
+        Memory of its own, in blocks of 2 MiB. Raises: GpuMemoryFull, GpuError.
+        """
+
+    def open_memory(self, handle: bytes, size_bytes: int) -> GpuMemory:
+        """
+        Another process's memory by its handle; it must not free it before this is closed.
+
+        Raises: GpuError, InvalidInput.
+        """
+
+class GpuMemory:
+    """
+    Memory on a GPU, this process's or another's.
+
+    Closing it leaves running copies valid; what was made from `pointer` is not.
+    """
+
+    @property
+    def pointer(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        """
+        Bytes in a row, for torch.as_tensor and others, which keep this object alive.
+        """
+
+    def handle(self) -> bytes:
+        """What another process opens it by. Raises: GpuError."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A copy of its bytes, for checks. Raises: InvalidInput, GpuError."""
+
+    def close(self) -> None:
+        """Idempotent."""
+
+class GpuPinning:
+    """
+    Registers an arena with the driver, for copies at the bus's rate.
+
+    It works in the background. Closing it takes the registration back.
+    """
+
+    def __init__(self, device: GpuDevice, arena: Arena, *, piece_bytes: int = 68719476736) -> None: ...
+    @property
+    def pinned_bytes(self) -> int: ...
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """True once it has ended, well or not."""
+
+    @property
+    def refusal(self) -> str | None:
+        """What the driver said when it pinned no more, or None."""
+
+    def close(self) -> None:
+        """Idempotent; jobs that copy from it keep it until they end."""
+
+class GpuChunk:
+    """
+    A range of host memory, where on the GPU it goes, and which chunk it is.
+    """
+
+    def __init__(self, *, source_offset: int, device_offset: int, length: int, index: int) -> None: ...
+    @property
+    def source_offset(self) -> int: ...
+    @property
+    def device_offset(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def index(self) -> int:
+        """On the progress boards."""
+
+class GpuCopyReport:
+    """What a finished copy did, and by which way."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def pinned_bytes(self) -> int:
+        """Straight from registered memory."""
+
+    @property
+    def bounced_bytes(self) -> int:
+        """By way of a registered ring."""
+
+    @property
+    def pageable_bytes(self) -> int:
+        """As the driver copies unregistered memory."""
+
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def waited_s(self) -> float:
+        """Of those, for bytes that were not in memory yet."""
+
+class GpuCopyJob:
+    """
+    Copies chunks from host memory to a GPU, in order, as they become there.
+
+    It starts when constructed. Deleting it cancels it. `board` gets a mark for each chunk
+    that is on the GPU, and fails if one cannot be.
+    """
+
+    def __init__(
+        self,
+        target: GpuMemory,
+        source: Arena | ArenaView,
+        chunks: Sequence[GpuChunk],
+        board: ProgressBoard,
+        *,
+        source_board: ProgressBoard | None = None,
+        pinning: GpuPinning | None = None,
+        streams: int = 2,
+        depth: int = 6,
+        piece_bytes: int = 33554432,
+        bounce_bytes: int = 8388608,
+    ) -> None:
+        """
+        Without `source_board` the bytes are there. `depth` copies are in flight at most, cut to `piece_bytes`.
+        What `pinning` does not cover goes through a registered ring of `depth` times `bounce_bytes`.
+
+        Raises: InvalidInput (a chunk outside of source, target or board), GpuError.
+        """
+
+    @property
+    def bytes_total(self) -> int: ...
+    @property
+    def bytes_done(self) -> int: ...
+    @property
+    def is_done(self) -> bool:
+        """Ended, well or not: source and target are not touched any more."""
+
+    @property
+    def event_fd(self) -> int:
+        """
+        Readable once the job has ended. Owned by the job: watch it, neither read nor close it.
+        """
+
+    def cancel(self) -> None:
+        """Stops before the next chunk; wait() tells when it has."""
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """True once the job has ended, False at the timeout."""
+
+    def result(self, timeout_s: float | None = None) -> GpuCopyReport:
+        """
+        Waits, then answers the report or raises what went wrong.
+
+        Raises: GpuError (field `driver_error`), ReadFailed (the source failed), Cancelled; TimeoutError.
+        """
