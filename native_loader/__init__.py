@@ -10,6 +10,14 @@ from __future__ import annotations
 from native_loader._native import (
     Arena,
     ArenaView,
+    CudaDriver,
+    GpuChunk,
+    GpuCopyJob,
+    GpuCopyReport,
+    GpuDevice,
+    GpuFacts,
+    GpuMemory,
+    GpuPinning,
     LoadJob,
     LoadReport,
     PartitionSummary,
@@ -20,11 +28,12 @@ from native_loader._native import (
     crc32c_implementation,
 )
 from native_loader.execution_order import execution_order
+from native_loader.loading import Loading
 from native_loader.manifest import FileEntry, Manifest, PartitionEntry, TensorEntry, parse_manifest
 from native_loader.reader import Checkpoint, open_checkpoint
-from native_loader.safetensors_loading import load_safetensors
+from native_loader.safetensors_loading import SafetensorsModel, load_safetensors, open_safetensors
 from native_loader.safetensors_source import SafetensorsFile, SafetensorsHeader, SourceTensor, parse_header
-from native_loader.standalone import load_into, load_state_dict, save_checkpoint
+from native_loader.standalone import begin_load, load_into, load_state_dict, save_checkpoint
 from native_loader.temporary_directory import remove_leftovers
 from native_loader.verification import Damage, find_damage, verify
 from native_loader.writer import CheckpointWriter, StorageMember
@@ -34,10 +43,19 @@ __all__ = [
     "ArenaView",
     "Checkpoint",
     "CheckpointWriter",
+    "CudaDriver",
     "Damage",
     "FileEntry",
+    "GpuChunk",
+    "GpuCopyJob",
+    "GpuCopyReport",
+    "GpuDevice",
+    "GpuFacts",
+    "GpuMemory",
+    "GpuPinning",
     "LoadJob",
     "LoadReport",
+    "Loading",
     "Manifest",
     "PartitionEntry",
     "PartitionSummary",
@@ -45,10 +63,12 @@ __all__ = [
     "ProgressBoard",
     "SafetensorsFile",
     "SafetensorsHeader",
+    "SafetensorsModel",
     "Segment",
     "SourceTensor",
     "StorageMember",
     "TensorEntry",
+    "begin_load",
     "crc32c",
     "crc32c_implementation",
     "execution_order",
@@ -57,6 +77,7 @@ __all__ = [
     "load_safetensors",
     "load_state_dict",
     "open_checkpoint",
+    "open_safetensors",
     "parse_header",
     "parse_manifest",
     "remove_leftovers",

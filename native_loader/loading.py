@@ -1,7 +1,7 @@
-"""A load under way whose tensors are bound already, so that work on the first can begin before the last is read.
+"""A load under way, its tensors bound already: work on the first begins before the last is read.
 
-    memory     |embedding|layer 0|layer 1|layer 2| ... |head|
-               <---- is there ------>|<- still zeros ------>      wait(name) moves a reader along with the load
+    memory   |embedding|layer 0|layer 1|layer 2| ... |head|
+             <---- is there ------>|<- still zeros ------>     wait(name) goes along with the load
 
 Reading a tensor before it was waited for reads zeros or half of it.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class BoundTensors:
     """Tensors over memory that is being filled.
 
-    `settle` holds, for the few that could not lie where they were read to, what puts their bytes in place once
-    they are there.
+    `settle` holds, for the few that could not lie where they were read to, what puts their bytes in place
+    once they are there.
     """
 
     tensors: dict[str, torch.Tensor]

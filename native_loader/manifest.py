@@ -24,6 +24,10 @@ TENSOR_ALIGNMENT_BYTES = 256
 PARTITION_ALIGNMENT_BYTES = 4096
 ARENA_ALIGNMENT_BYTES = 2 << 20
 CHUNK_BYTES = 16 << 20
+LONGEST_NAME = 4096
+MOST_DIMENSIONS = 64
+LARGEST_FILE_BYTES = 256 << 20
+"""Of a small file kept beside the partitions: it is read into memory whole."""
 MANIFEST_NAME = "manifest.json"
 DIGEST_KEY = b',\n"digest":"sha256:'
 DIGEST_END = b'"\n}\n'

@@ -72,8 +72,11 @@ class Checkpoint:
 
 
 def open_checkpoint(path: StrPath) -> Checkpoint:
-    """Raises: CheckpointMissing, ManifestInvalid (out_of_file for a file of another size, bad_path for one that
-    is not a plain file), ReadFailed."""
+    """Nothing of the partitions is read or mapped yet.
+
+    Raises: CheckpointMissing, ManifestInvalid (out_of_file for a file of another size, bad_path for one that
+    is not a plain file), ReadFailed.
+    """
     path = Path(path)
     manifest = parse_manifest(read_regular(path / MANIFEST_NAME, limit_bytes=LARGEST_MANIFEST_BYTES))
     sizes = {entry.name: entry.size_bytes for entry in manifest.partitions}

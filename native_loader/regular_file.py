@@ -1,7 +1,7 @@
-"""The files of a checkpoint, which must be plain files: never links, pipes or devices, whatever they are called.
+"""The files of a checkpoint, which must be plain files: never links, pipes or devices.
 
-A link could carry a secret of this host into a model's files, a pipe could block its reader for ever, a device
-could have no end. None of them is opened.
+A link could carry a secret of this host into a model's files, a pipe could block its reader for ever, a
+device could have no end. None of them is opened.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def regular_size(path: Path) -> int:
 
 
 def read_regular(path: Path, *, limit_bytes: int) -> bytes:
-    """A plain file's content. Raises: as `regular_size`, and ManifestInvalid('wrong_size') beyond the limit."""
+    """A plain file's content. Raises: as `regular_size`, and ManifestInvalid for one beyond the limit."""
     if regular_size(path) > limit_bytes:
         raise ManifestInvalid(f"{path} exceeds {limit_bytes} bytes", rule="wrong_size", path=str(path))
     try:

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType, TracebackType
+from typing import NoReturn
 
 from firstlight.domain.errors import SourceCorrupt, SourceUnreachable
 from native_loader.dtypes import BITS
+from native_loader.manifest import LONGEST_NAME, MOST_DIMENSIONS
 
 LENGTH_BYTES = 8
 LARGEST_HEADER_BYTES = 100_000_000
@@ -52,12 +57,15 @@ def parse_header(header: bytes, *, file_bytes: int) -> SafetensorsHeader:
 
     Raises: SourceCorrupt if it is not JSON of the format, or its tensors do not cover the file exactly.
     """
+    # Given bytes, json would take UTF-16 and UTF-32 too; given text, white space in front and NaN.
+    if not header.startswith(b"{"):
+        raise SourceCorrupt("the safetensors header does not begin with '{'")
     try:
-        record = json.loads(header, object_pairs_hook=_no_duplicates)
+        text = header.decode("utf-8")
+        record = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+        _check_names(record)
     except (ValueError, RecursionError) as error:
         raise SourceCorrupt(f"unreadable safetensors header: {error}") from error
-    if not isinstance(record, dict):
-        raise SourceCorrupt("the safetensors header is not an object")
     metadata = record.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise SourceCorrupt("the safetensors metadata is not a map of strings")
@@ -67,6 +75,18 @@ def parse_header(header: bytes, *, file_bytes: int) -> SafetensorsHeader:
     return SafetensorsHeader(
         MappingProxyType({tensor.name: tensor for tensor in tensors}), MappingProxyType(metadata)
     )
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def _check_names(record: Mapping[str, object]) -> None:
+    """Raises: ValueError for a name that is half a surrogate pair (no UTF-8 can say it) or endless."""
+    for name in record:
+        name.encode("utf-8")
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"a tensor's name has {len(name)} characters")
 
 
 def _by_place(tensor: SourceTensor) -> tuple[int, int]:
@@ -81,7 +101,12 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _is_count_list(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    """Natural numbers below 2^63, and few enough that their product is no number of a million digits."""
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_DIMENSIONS
+        and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    )
 
 
 def _tensor(name: str, value: object, data_start: int) -> SourceTensor:
@@ -89,7 +114,7 @@ def _tensor(name: str, value: object, data_start: int) -> SourceTensor:
         raise SourceCorrupt(f"{name!r} is not described as safetensors has it", name=name)
     dtype, shape, span = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise SourceCorrupt(f"{name!r} is of unknown dtype {dtype!r}", name=name)
+        raise SourceCorrupt(f"{name!r} is of unknown dtype {str(dtype)[:40]!r}", name=name)
     if not _is_count_list(shape) or not _is_count_list(span) or len(span) != 2 or span[0] > span[1]:
         raise SourceCorrupt(f"the shape or offsets of {name!r} make no sense", name=name)
     size_bytes = span[1] - span[0]
@@ -108,6 +133,44 @@ def _check_cover(tensors: list[SourceTensor], *, start: int, file_bytes: int) ->
         raise SourceCorrupt(f"tensors end at byte {end} of a file of {file_bytes}")
 
 
+def read_header(path: Path) -> tuple[SafetensorsHeader, int]:
+    """The header of a local file and the file's size; nothing else of it is read, and nothing mapped.
+
+    A link is followed (hubs keep their files behind links), but a pipe or a device is refused.
+    Raises: SourceUnreachable, SourceCorrupt.
+    """
+    with _opened(path) as fd:
+        return _read_header(path, fd)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise SourceUnreachable(f"cannot read {path}: {error.strerror}", path=str(path)) from error
+    except SourceCorrupt as error:
+        raise SourceCorrupt(f"{path.name}: {error.message}", path=str(path)) from error
+
+
+def _read_header(path: Path, fd: int) -> tuple[SafetensorsHeader, int]:
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceUnreachable(f"{path} is not a plain file", path=str(path))
+    length = header_length(os.pread(fd, LENGTH_BYTES, 0), file_bytes=status.st_size)
+    header = bytearray()
+    while len(header) < length:
+        piece = os.pread(fd, length - len(header), LENGTH_BYTES + len(header))
+        if not piece:
+            raise SourceCorrupt("the file was cut short while it was read")
+        header += piece
+    return parse_header(bytes(header), file_bytes=status.st_size), status.st_size
+
+
 class SafetensorsFile:
     """A local file, mapped. Views from `buffer` must be released before `close`.
 
@@ -115,21 +178,11 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            with path.open("rb") as file:
-                file_bytes = file.seek(0, 2)
-                if file_bytes < LENGTH_BYTES:
-                    raise SourceCorrupt(f"{path.name} is not a safetensors file: {file_bytes} bytes")
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise SourceUnreachable(f"cannot open {path}: {error}", path=str(path)) from error
+        with _opened(path) as fd:
+            header, file_bytes = _read_header(path, fd)
+            # Only now: nothing is mapped of a file whose header lies.
+            self._map = mmap.mmap(fd, file_bytes, access=mmap.ACCESS_READ)
         self._view = memoryview(self._map)
-        try:
-            length = header_length(self._map[:LENGTH_BYTES], file_bytes=file_bytes)
-            header = parse_header(self._map[LENGTH_BYTES : LENGTH_BYTES + length], file_bytes=file_bytes)
-        except SourceCorrupt as error:
-            self.close()
-            raise SourceCorrupt(f"{path.name}: {error.message}", path=str(path)) from error
         self.tensors = header.tensors
         self.metadata = header.metadata
 

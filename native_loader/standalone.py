@@ -2,53 +2,79 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstlight.domain.errors import AttachFailed, SourceCorrupt, SourceUnreachable, SourceUnsupported
-from native_loader._native import Arena, LoadJob
+from firstlight.domain.errors import AttachFailed, SourceCorrupt
 from native_loader.execution_order import execution_order
-from native_loader.manifest import Manifest
-from native_loader.manifest_laws import is_plain_file_name
+from native_loader.loading import Loading
+from native_loader.manifest import MANIFEST_NAME, Manifest
+from native_loader.paths import StrPath
 from native_loader.reader import open_checkpoint
+from native_loader.safetensors_layout import PICKLE_SUFFIXES, kept_files, safetensors_files
+from native_loader.safetensors_loading import open_safetensors
 from native_loader.safetensors_source import SafetensorsFile
 from native_loader.writer import CheckpointWriter
 
 if TYPE_CHECKING:
     import torch
 
-KEPT_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
-LARGEST_KEPT_BYTES = 256 << 20
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+__all__ = [
+    "PICKLE_SUFFIXES",
+    "begin_load",
+    "kept_files",
+    "load_into",
+    "load_state_dict",
+    "safetensors_files",
+    "save_checkpoint",
+]
 
 
-def load_state_dict(path: Path, *, threads: int = 4) -> dict[str, torch.Tensor]:
-    """Read a checkpoint into private memory, every byte verified. The tensors are writable.
+def begin_load(path: StrPath, *, threads: int = 4) -> Loading:
+    """Start loading a checkpoint, or a file or directory of safetensors; the tensors are bound at once.
 
-    Raises: CheckpointMissing, ManifestInvalid, ChecksumMismatch, ReadFailed, PoolFull.
+    Raises: CheckpointMissing, ManifestInvalid; SourceUnreachable, SourceUnsupported, SourceCorrupt for
+    safetensors; ReadFailed, PoolFull, AttachFailed.
     """
-    checkpoint = open_checkpoint(path)
-    offsets, total_bytes = checkpoint.manifest.arena_offsets()
-    with Arena(total_bytes, kind="anonymous") as arena:
-        if checkpoint.size_bytes:
-            LoadJob(arena, checkpoint.segments(offsets), threads=threads, populate=True).result()
-        buffers = [
-            arena.buffer(offset, partition.size_bytes)
-            for offset, partition in zip(offsets, checkpoint.manifest.partitions, strict=True)
-        ]
-    return checkpoint.bind(buffers)
+    if is_safetensors(Path(path)):
+        return open_safetensors(path).begin(threads=threads)
+    return open_checkpoint(path).begin(threads=threads)
 
 
-def load_into(module: torch.nn.Module, path: Path, *, threads: int = 4) -> None:
-    """Give a module (which may be on the meta device) the checkpoint's tensors; ties stay ties.
+def is_safetensors(path: Path) -> bool:
+    """Whether this is to be read as others' files: a file, or a directory of them without a manifest."""
+    if path.is_dir():
+        return not os.path.lexists(path / MANIFEST_NAME) and any(path.glob("*.safetensors"))
+    return path.is_file()
 
+
+def load_state_dict(path: StrPath, *, threads: int = 4) -> dict[str, torch.Tensor]:
+    """Read a checkpoint (or safetensors) into private memory. The tensors are writable.
+
+    Every byte of a checkpoint is verified; safetensors have no checksums.
+    Raises: what `begin_load` raises, and ChecksumMismatch.
+    """
+    return begin_load(path, threads=threads).result()
+
+
+def load_into(module: torch.nn.Module, path: StrPath, *, threads: int = 4) -> None:
+    """Give a module (which may be on the meta device) the tensors of a checkpoint or of safetensors.
+
+    Nothing is copied: the module's parameters are what was loaded. Ties stay ties, and a tied name may be
+    absent, as published models have it. Buffers that a module does not save stay as they are.
     Raises: AttachFailed if names or shapes differ, or what `load_state_dict` raises.
     """
     ties = _tied_parameters(module)
     state = load_state_dict(path, threads=threads)
+    for name, first in ties.items():
+        if name in state or first in state:
+            known = state.get(first, state.get(name))
+            assert known is not None
+            state.setdefault(name, known)
+            state.setdefault(first, known)
     try:
         module.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
@@ -69,8 +95,8 @@ def _tied_parameters(module: torch.nn.Module) -> dict[str, str]:
 
 
 def save_checkpoint(
-    source: Mapping[str, torch.Tensor] | torch.nn.Module | Path,
-    destination: Path,
+    source: Mapping[str, torch.Tensor] | torch.nn.Module | StrPath,
+    destination: StrPath,
     *,
     origin: str = "local",
     revision: str = "local",
@@ -84,10 +110,10 @@ def save_checkpoint(
     Raises: DiskFull, CheckpointMismatch, SourceUnsupported (pickle), SourceCorrupt.
     """
     with CheckpointWriter(
-        destination, source=origin, revision=revision, transformers_version=transformers_version
+        Path(destination), source=origin, revision=revision, transformers_version=transformers_version
     ) as writer:
-        if isinstance(source, Path):
-            _add_safetensors(writer, source)
+        if isinstance(source, str | os.PathLike):
+            _add_safetensors(writer, Path(source))
         else:
             _add_state_dict(writer, source if isinstance(source, Mapping) else source.state_dict())
         for name, content in (files or {}).items():
@@ -121,48 +147,3 @@ def _add_safetensors(writer: CheckpointWriter, source: Path) -> None:
     if source.is_dir():
         for path in kept_files(source):
             writer.add_file(path.name, path.read_bytes())
-
-
-def kept_files(directory: Path) -> list[Path]:
-    """The small files of a model directory that a checkpoint keeps: configuration and tokenizer."""
-    return sorted(
-        path
-        for path in directory.iterdir()
-        if path.is_file()
-        and path.suffix in KEPT_SUFFIXES
-        and not path.name.endswith(".index.json")
-        and is_plain_file_name(path.name)
-        and path.stat().st_size <= LARGEST_KEPT_BYTES
-    )
-
-
-def safetensors_files(source: Path) -> list[Path]:
-    """The shards of a model directory, by its index if it has one; or the one file given.
-
-    Raises: SourceUnreachable, SourceUnsupported (no safetensors; pickle is refused), SourceCorrupt (an index
-    that is unreadable, names a path, or names a shard that is not there).
-    """
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise SourceUnreachable(f"{source} does not exist", path=str(source))
-    index = source / "model.safetensors.index.json"
-    if index.is_file():
-        return [source / name for name in _indexed_shards(index)]
-    found = sorted(source.glob("*.safetensors"))
-    if not found:
-        has_pickle = any(path.suffix in PICKLE_SUFFIXES for path in source.iterdir())
-        why = "only pickle files, which are refused" if has_pickle else "no safetensors files"
-        raise SourceUnsupported(f"{source} holds {why}", path=str(source))
-    return found
-
-
-def _indexed_shards(index: Path) -> list[str]:
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceCorrupt(f"{index} is not an index of shards", path=str(index)) from error
-    for name in names:
-        if not isinstance(name, str) or not is_plain_file_name(name) or not (index.parent / name).is_file():
-            raise SourceCorrupt(f"{index} names the shard {name!r}, which is not there", path=str(index))
-    return sorted(names)
