@@ -383,7 +383,9 @@ class GpuChunk:
     A range of host memory, where on the GPU it goes, and which chunk it is.
     """
 
-    def __init__(self, *, source_offset: int, device_offset: int, length: int, index: int) -> None: ...
+    def __init__(
+        self, *, source_offset: int, device_offset: int, length: int, index: int, source_prefix_bytes: int = 0
+    ) -> None: ...
     @property
     def source_offset(self) -> int: ...
     @property
@@ -392,7 +394,11 @@ class GpuChunk:
     def length(self) -> int: ...
     @property
     def index(self) -> int:
-        """On the progress boards."""
+        """On the job's progress board."""
+
+    @property
+    def source_prefix_bytes(self) -> int:
+        """How far the source's board must be for it to be there."""
 
 class GpuCopyReport:
     """What a finished copy did, and by which way."""

@@ -60,12 +60,17 @@ void bind_values(nb::module_& module) {
         .def(
             "__init__",
             [](GpuChunk* self, std::uint64_t source_offset, std::uint64_t device_offset, std::uint64_t length,
-               std::uint64_t index) { new (self) GpuChunk{source_offset, device_offset, length, index}; },
-            nb::kw_only(), nb::arg("source_offset"), nb::arg("device_offset"), nb::arg("length"), nb::arg("index"))
+               std::uint64_t index, std::uint64_t source_prefix_bytes) {
+                new (self) GpuChunk{source_offset, device_offset, length, index, source_prefix_bytes};
+            },
+            nb::kw_only(), nb::arg("source_offset"), nb::arg("device_offset"), nb::arg("length"), nb::arg("index"),
+            nb::arg("source_prefix_bytes") = 0)
         .def_ro("source_offset", &GpuChunk::source_offset)
         .def_ro("device_offset", &GpuChunk::device_offset)
         .def_ro("length", &GpuChunk::length)
-        .def_ro("index", &GpuChunk::index, "On the progress boards.");
+        .def_ro("index", &GpuChunk::index, "On the job's progress board.")
+        .def_ro("source_prefix_bytes", &GpuChunk::source_prefix_bytes,
+                "How far the source's board must be for it to be there.");
     nb::class_<GpuCopyReport>(module, "GpuCopyReport", "What a finished copy did, and by which way.")
         .def_prop_ro("size_bytes", &GpuCopyReport::size_bytes)
         .def_ro("pinned_bytes", &GpuCopyReport::pinned_bytes, "Straight from registered memory.")

@@ -71,8 +71,10 @@ Status GpuCopyJob::check_chunks() const {
             return plain(ErrorCode::invalid_argument, "a chunk is outside of the source");
         if (!target_->contains(chunk.device_offset, chunk.length))
             return plain(ErrorCode::invalid_argument, "a chunk is outside of the GPU memory");
-        if (chunk.index >= board_->chunks() || (source_board_ != nullptr && chunk.index >= source_board_->chunks()))
-            return plain(ErrorCode::invalid_argument, "a chunk is on no progress board");
+        if (chunk.index >= board_->chunks())
+            return plain(ErrorCode::invalid_argument, "a chunk is not on the progress board");
+        if (source_board_ != nullptr && chunk.source_prefix_bytes > source_board_->bytes_total())
+            return plain(ErrorCode::invalid_argument, "a chunk waits for more than its source will ever hold");
     }
     return Done{};
 }
@@ -104,9 +106,10 @@ Status GpuCopyJob::issue_all() {
 
 Status GpuCopyJob::await_source(const GpuChunk& chunk) {
     const auto began = steady_clock::now();
-    while (!stop_.load() && source_board_ != nullptr && !source_board_->wait_chunk_for(chunk.index, kSourceSlice))
+    while (!stop_.load() && source_board_ != nullptr &&
+           !source_board_->wait_prefix_for(chunk.source_prefix_bytes, kSourceSlice))
         // Looked at again: it may have come, last of all, between the wait and this.
-        if (source_board_->is_ended() && !source_board_->is_chunk_done(chunk.index))
+        if (source_board_->is_ended() && source_board_->prefix_bytes() < chunk.source_prefix_bytes)
             return Error{ErrorCode::read_failed, "the bytes to copy did not arrive in memory", 0, "", chunk.index};
     if (stop_.load()) return plain(ErrorCode::cancelled, "the copy was cancelled");
     const std::lock_guard lock(mutex_);

@@ -34,7 +34,8 @@ struct GpuChunk {
     std::uint64_t source_offset = 0;
     std::uint64_t device_offset = 0;
     std::uint64_t length = 0;
-    std::uint64_t index = 0;  // on both boards
+    std::uint64_t index = 0;                // on the device board
+    std::uint64_t source_prefix_bytes = 0;  // how far the source board must be for it to be there
 };
 
 struct GpuCopyOptions {
