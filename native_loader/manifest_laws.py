@@ -8,7 +8,10 @@ from math import prod
 from firstlight.domain.errors import ManifestInvalid
 from native_loader.dtypes import BITS, is_packed
 from native_loader.manifest import (
+    LARGEST_CHUNK_BYTES,
+    LARGEST_FILE_BYTES,
     MANIFEST_NAME,
+    MOST_DIMENSIONS,
     PARTITION_ALIGNMENT_BYTES,
     TENSOR_ALIGNMENT_BYTES,
     Manifest,
@@ -62,12 +65,16 @@ def _check_paths(manifest: Manifest) -> None:
             fail("bad_path", f"partition {index} is called {partition.name!r}", name=partition.name)
     for entry in manifest.files:
         is_ours = entry.name == MANIFEST_NAME or entry.name.startswith("partition-")
+        if entry.size_bytes > LARGEST_FILE_BYTES:
+            fail("wrong_size", f"{entry.name!r} exceeds {LARGEST_FILE_BYTES} bytes", name=entry.name)
         if is_ours or not is_plain_file_name(entry.name):
             fail("bad_path", f"{entry.name!r} is not a plain file name", name=entry.name)
 
 
 def _check_chunks(manifest: Manifest) -> None:
     chunk_bytes = manifest.chunk_bytes
+    if chunk_bytes > LARGEST_CHUNK_BYTES:
+        fail("bad_chunks", f"chunks of {chunk_bytes} bytes exceed {LARGEST_CHUNK_BYTES}")
     if chunk_bytes == 0 or chunk_bytes % PARTITION_ALIGNMENT_BYTES:
         fail("bad_chunks", f"chunks of {chunk_bytes} bytes are not a multiple of {PARTITION_ALIGNMENT_BYTES}")
     for partition in manifest.partitions:
@@ -116,6 +123,8 @@ def extent_bytes(*, dtype: str, shape: tuple[int, ...], stride: tuple[int, ...])
 
 
 def _check_size(entry: TensorEntry) -> None:
+    if len(entry.shape) > MOST_DIMENSIONS or len(entry.stride) > MOST_DIMENSIONS:
+        fail("overflow", f"{entry.name!r} has more than {MOST_DIMENSIONS} dimensions", name=entry.name)
     if prod(entry.shape) > LARGEST:
         fail("overflow", f"{entry.name!r} has more than 2^63 - 1 elements", name=entry.name)
     try:

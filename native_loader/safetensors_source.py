@@ -18,7 +18,7 @@ from types import MappingProxyType, TracebackType
 from typing import NoReturn
 
 from firstlight.domain.errors import SourceCorrupt, SourceUnreachable
-from native_loader.dtypes import BITS
+from native_loader.dtypes import BITS, SAFETENSORS
 from native_loader.manifest import LONGEST_NAME, MOST_DIMENSIONS
 
 LENGTH_BYTES = 8
@@ -113,7 +113,7 @@ def _tensor(name: str, value: object, data_start: int) -> SourceTensor:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise SourceCorrupt(f"{name!r} is not described as safetensors has it", name=name)
     dtype, shape, span = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in BITS:
+    if not isinstance(dtype, str) or dtype not in SAFETENSORS:
         raise SourceCorrupt(f"{name!r} is of unknown dtype {str(dtype)[:40]!r}", name=name)
     if not _is_count_list(shape) or not _is_count_list(span) or len(span) != 2 or span[0] > span[1]:
         raise SourceCorrupt(f"the shape or offsets of {name!r} make no sense", name=name)
