@@ -3,6 +3,8 @@
 {"phase":"convert","bytes_done":…,"bytes_total":…}
 {"done":true,"manifest_digest":…,"size_bytes":…}        and exit code 0
 {"error":code,"message":…}                              and exit code 1
+
+`python -m gpu_worker.convert --serve-plans`: see `plan_server`.
 """
 
 from __future__ import annotations
@@ -39,6 +41,10 @@ class ProgressLines:
 
 
 def main() -> int:
+    if sys.argv[1:] == ["--serve-plans"]:
+        from gpu_worker.convert import plan_server
+
+        return plan_server.main()
     parser = argparse.ArgumentParser(prog="python -m gpu_worker.convert")
     parser.add_argument("source", type=Path, help="directory of a model, or one GGUF file")
     parser.add_argument("destination", type=Path)

@@ -33,7 +33,7 @@ def convert(
     files = small_files(located, loaded)
     state = loaded.state_dict()
     names = in_execution_order(loaded)
-    aliases = _aliases(state, names)
+    aliases = aliases_of(state, names)
     total = sum(state[name].nbytes for name in names if name not in aliases)
     on_progress(0, total)
     with CheckpointWriter(
@@ -57,13 +57,15 @@ def convert(
         return writer.commit()
 
 
-def _aliases(state: dict[str, torch.Tensor], names: list[str]) -> dict[str, str]:
+def aliases_of(state: dict[str, torch.Tensor], names: list[str]) -> dict[str, str]:
     """Further names of tied weights: the very same view of the very same bytes."""
     first: dict[tuple[object, ...], str] = {}
     found = {}
     for name in names:
         tensor = state[name]
-        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        # By storage, not by address: a tensor without bytes has none.
+        place = (tensor.untyped_storage()._cdata, tensor.storage_offset())
+        identity = (place, tensor.shape, tensor.stride(), tensor.dtype)
         known = first.setdefault(identity, name) if tensor.nbytes else name
         if known != name:
             found[name] = known

@@ -26,14 +26,22 @@ _NOT_KEPT = frozenset({"is_local", "local_files_only", "auto_map", "name_or_path
 # Any: transformers' models are untyped.
 def small_files(source: ModelSource, model: Any) -> dict[str, bytes]:
     """Name to content, ready to be kept in a checkpoint. Raises: SourceCorrupt."""
-    files = {"config.json": _config(model), **_generation_config(source, model)}
+    return model_files(source, model) | tokenizer_files(source)
+
+
+def model_files(source: ModelSource, model: Any) -> dict[str, bytes]:
+    """Those that a model is built from."""
+    return {"config.json": _config(model), **_generation_config(source, model)}
+
+
+def tokenizer_files(source: ModelSource) -> dict[str, bytes]:
+    """The tokenizer's. Raises: SourceCorrupt."""
     if (source.directory / "tokenizer.json").is_file() and source.gguf_name is None:
-        tokenizer_directory = source.directory
-        return files | _tokenizer_files(tokenizer_directory)
+        return _tokenizer_files(source.directory)
     with tempfile.TemporaryDirectory() as scratch:
         if not _save_tokenizer(source, Path(scratch)):
-            return files
-        return files | _tokenizer_files(Path(scratch))
+            return {}
+        return _tokenizer_files(Path(scratch))
 
 
 def _config(model: Any) -> bytes:

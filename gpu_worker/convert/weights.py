@@ -41,26 +41,29 @@ def load_model(source: ModelSource, *, dtype: torch.dtype) -> Any:
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
-            # Not to accept them, but to name them: see `_require_complete`.
+            # Not to accept them, but to name them: see `require_complete`.
             ignore_mismatched_sizes=True,
             **options,
         )
     except _UNREADABLE as failure:
         raise SourceCorrupt(f"the weights cannot be read: {failure}") from failure
-    _require_complete(report)
+    require_complete(report)
     return model.eval()
 
 
 # Any: transformers' loading report.
-def _require_complete(report: dict[str, Any]) -> None:
+def require_complete(report: dict[str, Any]) -> None:
     """transformers fills what is missing with random numbers; a model like that must not be served."""
     for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
         if found := sorted(map(str, report.get(kind) or ())):
             raise SourceCorrupt(f"the weights do not fit the configuration: {kind} {', '.join(found[:3])}")
 
 
-def in_execution_order(model: Any) -> list[str]:
-    """Names of the state dict in the order one forward pass meets them; what it does not meet comes last."""
+def in_execution_order(model: Any, **inputs: torch.Tensor) -> list[str]:
+    """Names of the state dict in the order one forward pass meets them; what it does not meet comes last.
+
+    `inputs` of the pass are one token on the CPU unless given.
+    """
     owners: list[str] = []
     hooks = [
         module.register_forward_pre_hook(lambda _module, _inputs, prefix=prefix: owners.append(prefix))
@@ -69,7 +72,7 @@ def in_execution_order(model: Any) -> list[str]:
     ]
     try:
         with torch.inference_mode():
-            model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=False)
+            model(**(inputs or {"input_ids": torch.zeros((1, 1), dtype=torch.int64)}), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

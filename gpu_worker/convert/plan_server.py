@@ -1,0 +1,78 @@
+"""`python -m gpu_worker.convert --serve-plans`: answers what a store asks before and after a streamed download.
+
+One JSON object a line, in and out; everything larger is in the folders that the questions name.
+    -> {"plan": folder, "output": folder, "dtype": …, "model": …, "revision": …}
+    <- {"planned": true, "seconds": …}      plan.json and the provisional manifest stand in `output`
+    <- {"staged": why}                      this model has to be converted whole
+    -> {"tokenizer": folder, "output": folder}
+    <- {"files": [names]}                   written to `output`
+    either                                  <- {"error": code, "message": …}
+transformers is imported before the first question, so that the answer does not wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from firstlight.domain.errors import FirstlightError, InvalidInput
+
+# Mappings are collected in the thread that follows them.
+os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+
+
+def serve(questions: TextIO, answers: TextIO) -> None:
+    """Until the questions end."""
+    import gpu_worker.convert.planning  # noqa: F401 - now, not when the first question is there
+
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in questions:
+        print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
+
+
+# Any: decoded JSON from the store that started this process.
+def _answer(question: dict[str, Any]) -> dict[str, Any]:
+    from gpu_worker.convert.planning import NotStreamable
+
+    try:
+        match question:
+            case {"plan": str(folder), "output": str(output), **rest}:
+                return _planned(Path(folder), Path(output), {key: str(value) for key, value in rest.items()})
+            case {"tokenizer": str(folder), "output": str(output)}:
+                return _tokenizer(Path(folder), Path(output))
+        raise InvalidInput("expected a plan or a tokenizer to make")
+    except NotStreamable as reason:
+        return {"staged": str(reason)}
+    except FirstlightError as failure:
+        return {"error": failure.code, "message": failure.message}
+
+
+def _planned(folder: Path, output: Path, about: dict[str, str]) -> dict[str, Any]:
+    from gpu_worker.convert.planning import plan
+    from gpu_worker.convert.stream_plan import write_plan
+
+    began = time.monotonic()
+    write_plan(plan(folder, dtype=about["dtype"], model=about["model"], revision=about["revision"]), output)
+    return {"planned": True, "seconds": round(time.monotonic() - began, 3)}
+
+
+def _tokenizer(folder: Path, output: Path) -> dict[str, Any]:
+    from gpu_worker.convert.small_files import tokenizer_files
+    from gpu_worker.convert.source import ModelSource
+
+    found = tokenizer_files(ModelSource(folder, None))
+    output.mkdir(parents=True, exist_ok=True)
+    for name, content in found.items():
+        (output / name).write_bytes(content)
+    return {"files": sorted(found)}
+
+
+def main() -> int:
+    # What transformers prints belongs to the log, not among the answers.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    serve(sys.stdin, answers)
+    return 0

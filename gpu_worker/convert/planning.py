@@ -1,0 +1,197 @@
+"""From a model's headers and configuration to a plan of its conversion. No weight is read.
+
+transformers itself loads the model, on tensors without bytes that remember where they come from: key mappings,
+fused experts, ties and types kept in float32 are its own, not guessed again here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+from firstlight.domain.errors import SourceCorrupt, SourceUnsupported
+from gpu_worker.convert.conversion import aliases_of
+from gpu_worker.convert.provenance import Provenance, Runs
+from gpu_worker.convert.small_files import model_files
+from gpu_worker.convert.source import ModelSource, locate
+from gpu_worker.convert.stream_plan import CASTABLE, Piece, StreamPlan, file_entry, merged, unchecked
+from gpu_worker.convert.weights import in_execution_order, require_complete
+from gpu_worker.engine.architectures import require_supported
+from native_loader.dtypes import BITS, dtype_name, torch_dtype
+from native_loader.manifest import (
+    CHUNK_BYTES,
+    FORMAT_VERSION,
+    PARTITION_ALIGNMENT_BYTES,
+    TENSOR_ALIGNMENT_BYTES,
+    Manifest,
+    PartitionEntry,
+    TensorEntry,
+    align_up,
+    partition_name,
+)
+from native_loader.safetensors_source import SafetensorsFile, SourceTensor
+from native_loader.standalone import safetensors_files
+
+_UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, SafetensorError)
+
+
+class NotStreamable(Exception):
+    """This model's weights are more than copies and casts of its source's: it has to be converted whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    file: str
+    tensor: SourceTensor
+
+
+def plan(directory: Path, *, dtype: str, model: str, revision: str) -> StreamPlan:
+    """Plan the conversion of a Hugging Face layout whose safetensors may be headers over holes.
+
+    Raises: NotStreamable; SourceCorrupt, SourceUnsupported as the conversion itself would.
+    """
+    source = locate(directory)
+    if source.gguf_name is not None:
+        raise NotStreamable("packed weights of a GGUF file are unpacked by a whole conversion")
+    origins = _origins(source)
+    following = Provenance()
+    loaded = _loaded(source, origins, following, getattr(torch, dtype))
+    # Any: transformers' models are untyped.
+    state: dict[str, Any] = loaded.state_dict()
+    names = _in_execution_order(loaded)
+    aliases = aliases_of(state, names)
+    tensors, pieces, end = [], [], 0
+    for name in (name for name in names if name not in aliases):
+        start = align_up(end, TENSOR_ALIGNMENT_BYTES)
+        entry = _entry(name, state[name], start)
+        pieces += _pieces(entry, following.runs_of(state[name]), origins)
+        tensors.append(entry)
+        end = start + entry.size_bytes
+    size_bytes = align_up(end, PARTITION_ALIGNMENT_BYTES)
+    files = model_files(source, loaded)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        source=model,
+        revision=revision,
+        dtype=_most_common(tensors),
+        transformers_version=transformers.__version__,
+        chunk_bytes=CHUNK_BYTES,
+        partitions=(PartitionEntry(partition_name(0), size_bytes, ()),),
+        tensors=tuple(tensors),
+        aliases=MappingProxyType(aliases),
+        files=tuple(file_entry(name, content) for name, content in sorted(files.items())),
+        digest="",
+    )
+    return StreamPlan(unchecked(manifest), merged(pieces), tuple(sorted(files.items())))
+
+
+def _origins(source: ModelSource) -> dict[str, _Origin]:
+    found: dict[str, _Origin] = {}
+    for path in safetensors_files(source.directory):
+        with SafetensorsFile(path) as shard:
+            for tensor in shard.tensors.values():
+                if tensor.name in found:
+                    raise NotStreamable(f"{tensor.name} stands in two shards")
+                found[tensor.name] = _Origin(path.name, tensor)
+    return found
+
+
+# Any: transformers' models are untyped.
+def _loaded(
+    source: ModelSource, origins: dict[str, _Origin], following: Provenance, dtype: torch.dtype
+) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(source.directory, trust_remote_code=False, local_files_only=True)
+    except _UNREADABLE as failure:
+        raise SourceCorrupt(f"the model's configuration cannot be read: {failure}") from failure
+    require_supported(config.to_dict())
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        raise SourceUnsupported(f"transformers has no causal model for {type(config).__name__}")
+    state = {
+        name: following.source(name, shape=origin.tensor.shape, dtype=torch_dtype(origin.tensor.dtype))
+        for name, origin in origins.items()
+    }
+    try:
+        with following:
+            model, report = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                dtype=dtype,
+                device_map={"": "meta"},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except _UNREADABLE as failure:
+        raise SourceCorrupt(f"the weights cannot be read: {failure}") from failure
+    require_complete(report)
+    return model.eval()
+
+
+# Any: transformers' models are untyped.
+def _in_execution_order(model: Any) -> list[str]:
+    # The other ways to run experts look at values, and there are none here.
+    model.config._experts_implementation = "batched_mm"
+    tokens = torch.zeros((1, 1), dtype=torch.int64, device="meta")
+    mask = torch.zeros((1, 1, 1, 1), dtype=torch.float32, device="meta")
+    attempts: list[Callable[[], list[str]]] = [
+        # With a mask of this form nobody asks whether all of it is set.
+        lambda: in_execution_order(model, input_ids=tokens, attention_mask=mask),
+        lambda: in_execution_order(model, input_ids=tokens),
+    ]
+    for attempt in attempts:
+        try:
+            return attempt()
+        except (RuntimeError, ValueError, NotImplementedError) as failure:
+            reason = failure
+    raise NotStreamable(f"its order of execution shows only with weights: {reason}") from reason
+
+
+def _entry(name: str, tensor: torch.Tensor, start: int) -> TensorEntry:
+    if not tensor.is_contiguous():
+        raise NotStreamable(f"{name} is stored in another order than it is used in")
+    return TensorEntry(
+        name=name,
+        partition=0,
+        offset=start,
+        size_bytes=tensor.nbytes,
+        dtype=dtype_name(tensor.dtype),
+        shape=tuple(tensor.shape),
+        stride=tuple(tensor.stride()),
+    )
+
+
+def _pieces(entry: TensorEntry, runs: Runs | None, origins: dict[str, _Origin]) -> list[Piece]:
+    if runs is None:
+        raise NotStreamable(f"{entry.name} is computed, not copied, from the source's tensors")
+    found, start = [], entry.offset
+    for run in runs:
+        origin, dtypes = origins[run.source], tuple(dtype_name(dtype) for dtype in run.dtypes)
+        if len(dtypes) > 1 and not CASTABLE.issuperset(dtypes):
+            raise NotStreamable(f"{entry.name} is cast from {dtypes[0]}")
+        if BITS[dtypes[0]] % 8:
+            raise NotStreamable(f"{entry.name} has elements of less than a byte")
+        each, size_bytes = BITS[dtypes[0]] // 8, run.length * BITS[dtypes[-1]] // 8
+        at = origin.tensor.offset + run.start * each
+        found.append(Piece(0, start, size_bytes, origin.file, at, run.length * each, dtypes))
+        start += size_bytes
+    return found
+
+
+def _most_common(tensors: list[TensorEntry]) -> str:
+    """As the writer tells it: the type that most bytes have, the first of equals."""
+    counted: Counter[str] = Counter()
+    for entry in tensors:
+        counted[entry.dtype] += entry.size_bytes
+    common = counted.most_common(1)
+    return common[0][0] if common else "F32"

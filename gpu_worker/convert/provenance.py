@@ -1,0 +1,125 @@
+"""Follows a model's loading on tensors without bytes, to learn which bytes of the source every weight is.
+
+Source tensors are on the meta device, each with a storage of its own. Views keep the storage; what makes a new
+one (a cast, a concatenation, a stack, a clone) is recorded as it happens. A weight whose elements cannot be
+told as runs of source elements has no provenance, and the model must be loaded for real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# A fused weight of many experts has two runs for each of them; more than this is no copy but a shuffle.
+MOST_RUNS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`length` elements of `source` from element `start`, in the types they were cast through."""
+
+    source: str
+    start: int
+    length: int
+    dtypes: tuple[torch.dtype, ...]
+
+
+Runs = tuple[Run, ...]
+
+
+class Provenance(TorchDispatchMode):
+    """Active while a model is loaded from the tensors of `sources`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runs: dict[int, Runs | None] = {}
+        # A storage's address is its identity here, so none may be freed and its address used again.
+        self._kept: list[torch.Tensor] = []
+
+    def source(self, name: str, *, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor without bytes that stands for the source's tensor `name`."""
+        tensor = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        self._note(tensor, (Run(name, 0, tensor.numel(), (dtype,)),) if tensor.numel() else ())
+        return tensor
+
+    def runs_of(self, tensor: torch.Tensor) -> Runs | None:
+        """What `tensor` is made of, element by element in row-major order; None if it cannot be told."""
+        whole = self._runs.get(_identity(tensor))
+        if whole is None or tensor.dtype != (whole[0].dtypes[-1] if whole else tensor.dtype):
+            return None
+        if tensor.numel() == 0:
+            return ()
+        if not tensor.is_contiguous():
+            return None
+        return _cut(whole, tensor.storage_offset(), tensor.numel())
+
+    # Any: the signature that torch calls.
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.is_meta and _identity(result) not in self._runs:
+            self._note(result, self._made_by(func, args, result))
+        return result
+
+    def _note(self, tensor: torch.Tensor, runs: Runs | None) -> None:
+        self._kept.append(tensor)
+        self._runs[_identity(tensor)] = runs
+
+    def _made_by(self, func: Any, args: tuple[Any, ...], result: torch.Tensor) -> Runs | None:
+        aten = torch.ops.aten
+        if func in (aten._to_copy.default, aten.clone.default) and result.is_contiguous():
+            runs = self.runs_of(args[0])
+            return None if runs is None else _cast(runs, result.dtype)
+        if func is aten.cat.default:
+            return self._joined(args[0], _dimension(args, result.dim()))
+        if func is aten.stack.default:
+            dimension = _dimension(args, result.dim())
+            return self._joined([part.unsqueeze(dimension) for part in args[0]], dimension)
+        return None
+
+    def _joined(self, parts: Sequence[torch.Tensor], dimension: int) -> Runs | None:
+        """Row by row of what stands before `dimension`, each part's share of it."""
+        found = [self.runs_of(part) for part in parts]
+        rows = prod(parts[0].shape[:dimension])
+        if any(runs is None for runs in found) or rows * len(parts) > MOST_RUNS:
+            return None
+        shares = [part.numel() // max(rows, 1) for part in parts]
+        joined: list[Run] = []
+        for row in range(rows):
+            for runs, share in zip(found, shares, strict=True):
+                joined += _cut(runs or (), row * share, share)
+        return tuple(joined)
+
+
+def _identity(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _dimension(args: tuple[Any, ...], rank: int) -> int:
+    dimension = int(args[1]) if len(args) > 1 else 0
+    return dimension % rank
+
+
+def _cast(runs: Runs, dtype: torch.dtype) -> Runs:
+    return tuple(
+        run if run.dtypes[-1] == dtype else replace(run, dtypes=(*run.dtypes, dtype)) for run in runs
+    )
+
+
+def _cut(runs: Runs, start: int, length: int) -> Runs:
+    """The runs of `length` elements from element `start` on."""
+    found, at, end = [], 0, start + length
+    for run in runs:
+        low, high = max(start, at), min(end, at + run.length)
+        if low < high:
+            found.append(replace(run, start=run.start + low - at, length=high - low))
+        at += run.length
+        if at >= end:
+            break
+    return tuple(found)
