@@ -22,7 +22,10 @@ def status(api: ApiUrl = None, key: ApiKey = None, as_json: AsJson = False) -> N
         print_json(found)
     else:
         for name, value in found.items():
-            console.print(f"{name.replace('_', ' '):12} {value}", soft_wrap=True)
+            text = ", ".join(value) if isinstance(value, list) else value
+            console.print(
+                f"{name.replace('_', ' '):12} {'-' if text in ('', None) else text}", soft_wrap=True
+            )
     if not found["ready"]:
         raise typer.Exit(1)
 
@@ -58,4 +61,4 @@ def _local_run(api_url: str) -> dict[str, object]:
     if record is None or record.api_url != api_url:
         return {}
     running = [name for name, process in record.processes.items() if is_running(process)]
-    return {"temporal_ui": record.temporal_ui_url, "roles": ", ".join(running)}
+    return {"temporal_ui": record.temporal_ui_url, "roles": running}
