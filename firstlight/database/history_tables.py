@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, func
+from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.dialects.postgresql import ARRAY, BIGINT
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -100,10 +100,21 @@ class MigrationRow(Base):
         CheckConstraint(
             one_of("state", ("running", "completed", "cancelled", "failed")), name="state_is_known"
         ),
-        CheckConstraint("rounds >= 0 AND tokens_moved >= 0 AND pause_s >= 0", name="figures_not_negative"),
+        CheckConstraint(
+            "least(requests_moved, rounds, tokens_moved, bytes_moved, start_s, move_s, pause_s) >= 0",
+            name="figures_not_negative",
+        ),
         CheckConstraint("(state = 'running') = (ended_at IS NULL)", name="ended_has_a_time"),
         CheckConstraint("source_instance_id <> destination_instance_id", name="goes_elsewhere"),
         Index("ix_migrations_source_instance_id", "source_instance_id"),
+        Index("ix_migrations_started_at", "started_at"),
+        # Two at once would hand the same requests to two destinations.
+        Index(
+            "uq_migrations_one_at_a_time",
+            "source_instance_id",
+            unique=True,
+            postgresql_where=text("state = 'running'"),
+        ),
     )
 
     migration_id: Mapped[str] = mapped_column(primary_key=True)
@@ -112,10 +123,18 @@ class MigrationRow(Base):
         ForeignKey("instances.instance_id", ondelete="CASCADE"), index=True
     )
     state: Mapped[str]
-    rounds: Mapped[int]
-    tokens_moved: Mapped[int]
-    # Longest time any one stream stood still.
-    pause_s: Mapped[float]
+    reason: Mapped[str]
+    transfer: Mapped[str]
+    # Zeros until it has ended.
+    requests_moved: Mapped[int] = mapped_column(server_default=text("0"))
+    rounds: Mapped[int] = mapped_column(server_default=text("0"))
+    tokens_moved: Mapped[int] = mapped_column(server_default=text("0"))
+    bytes_moved: Mapped[int] = mapped_column(server_default=text("0"))
+    # Seconds until the destination was ready, and of moving the requests.
+    start_s: Mapped[float] = mapped_column(server_default=text("0"))
+    move_s: Mapped[float] = mapped_column(server_default=text("0"))
+    # Longest time any one stream stood still at the source.
+    pause_s: Mapped[float] = mapped_column(server_default=text("0"))
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     ended_at: Mapped[datetime | None]
     failure: Mapped[str | None]

@@ -46,7 +46,8 @@ HOST_STEPS: Mapping[HostState, frozenset[HostState]] = {
 INSTANCE_STEPS: Mapping[InstanceState, frozenset[InstanceState]] = {
     InstanceState.STARTING: frozenset({InstanceState.READY, InstanceState.FAILED, InstanceState.STOPPED}),
     InstanceState.READY: frozenset({InstanceState.DRAINING, InstanceState.STOPPED, InstanceState.FAILED}),
-    InstanceState.DRAINING: frozenset({InstanceState.STOPPED, InstanceState.FAILED}),
+    # Ready again when a migration that was to empty it came to nothing.
+    InstanceState.DRAINING: frozenset({InstanceState.READY, InstanceState.STOPPED, InstanceState.FAILED}),
     InstanceState.STOPPED: frozenset(),
     InstanceState.FAILED: frozenset(),
 }

@@ -33,6 +33,7 @@ END $$""",
 BEGIN
   IF NOT (OLD.state || ' ' || NEW.state) = ANY (ARRAY[
     'draining failed',
+    'draining ready',
     'draining stopped',
     'ready draining',
     'ready failed',
@@ -398,9 +399,15 @@ def upgrade() -> None:
         sa.Column("source_instance_id", sa.Text(), nullable=False),
         sa.Column("destination_instance_id", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
-        sa.Column("rounds", sa.BigInteger(), nullable=False),
-        sa.Column("tokens_moved", sa.BigInteger(), nullable=False),
-        sa.Column("pause_s", sa.Float(precision=53), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("transfer", sa.Text(), nullable=False),
+        sa.Column("requests_moved", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("rounds", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("tokens_moved", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("bytes_moved", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("start_s", sa.Float(precision=53), server_default=sa.text("0"), nullable=False),
+        sa.Column("move_s", sa.Float(precision=53), server_default=sa.text("0"), nullable=False),
+        sa.Column("pause_s", sa.Float(precision=53), server_default=sa.text("0"), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("failure", sa.Text(), nullable=True),
@@ -412,7 +419,7 @@ def upgrade() -> None:
             name=op.f("ck_migrations_state_is_known"),
         ),
         sa.CheckConstraint(
-            "rounds >= 0 AND tokens_moved >= 0 AND pause_s >= 0",
+            "least(requests_moved, rounds, tokens_moved, bytes_moved, start_s, move_s, pause_s) >= 0",
             name=op.f("ck_migrations_figures_not_negative"),
         ),
         sa.CheckConstraint(
@@ -436,6 +443,14 @@ def upgrade() -> None:
         op.f("ix_migrations_destination_instance_id"), "migrations", ["destination_instance_id"], unique=False
     )
     op.create_index("ix_migrations_source_instance_id", "migrations", ["source_instance_id"], unique=False)
+    op.create_index(
+        "uq_migrations_one_at_a_time",
+        "migrations",
+        ["source_instance_id"],
+        unique=True,
+        postgresql_where=sa.text("state = 'running'"),
+    )
+    op.create_index("ix_migrations_started_at", "migrations", ["started_at"], unique=False)
     op.create_table(
         "reservations",
         sa.Column("host_id", sa.Text(), nullable=False),
@@ -524,6 +539,10 @@ def downgrade() -> None:
     op.drop_table("startup_observations")
     op.drop_index("ix_reservations_instance_id", table_name="reservations")
     op.drop_table("reservations")
+    op.drop_index("ix_migrations_started_at", table_name="migrations")
+    op.drop_index(
+        "uq_migrations_one_at_a_time", table_name="migrations", postgresql_where=sa.text("state = 'running'")
+    )
     op.drop_index("ix_migrations_source_instance_id", table_name="migrations")
     op.drop_index(op.f("ix_migrations_destination_instance_id"), table_name="migrations")
     op.drop_table("migrations")
