@@ -14,6 +14,7 @@ MODEL_DOWNLOAD = "ModelDownload"
 INSTANCE_LIFECYCLE = "InstanceLifecycle"
 HOST_LIFECYCLE = "HostLifecycle"
 FLEET_RECONCILER = "FleetReconciler"
+LIVE_MIGRATION = "LiveMigration"
 
 # Signals.
 STOP = "stop"
@@ -26,7 +27,9 @@ PHASE = SearchAttributeKey.for_keyword("FirstlightPhase")
 OUTCOME = SearchAttributeKey.for_keyword("FirstlightOutcome")
 ESTIMATED_MS = SearchAttributeKey.for_int("FirstlightEstimatedMs")
 ACTUAL_MS = SearchAttributeKey.for_int("FirstlightActualMs")
-SEARCH_ATTRIBUTES = (MODEL, HOST, PHASE, OUTCOME, ESTIMATED_MS, ACTUAL_MS)
+# Of a migration: FirstlightHost is where it goes, this is where it comes from.
+SOURCE_HOST = SearchAttributeKey.for_keyword("FirstlightSourceHost")
+SEARCH_ATTRIBUTES = (MODEL, HOST, PHASE, OUTCOME, ESTIMATED_MS, ACTUAL_MS, SOURCE_HOST)
 
 
 def host_queue(host_id: str) -> str:
@@ -48,3 +51,8 @@ def instance_workflow_id(instance_id: str) -> str:
 
 def host_workflow_id(host_id: str) -> str:
     return f"host/{host_id}"
+
+
+def migration_workflow_id(instance_id: str, number: int) -> str:
+    """`number` counts the migrations of this instance, from 1."""
+    return f"migration/{instance_id}/{number}"

@@ -62,6 +62,31 @@ class InstanceRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationRecord:
+    """One migration; figures are zero until it has ended. Seconds; bytes of tokens and KV cache."""
+
+    migration_id: str
+    model: str
+    source_instance_id: str
+    source_host_id: str
+    destination_instance_id: str
+    destination_host_id: str
+    state: str
+    reason: str
+    transfer: str
+    requests_moved: int
+    rounds: int
+    tokens_moved: int
+    bytes_moved: int
+    start_s: float
+    move_s: float
+    pause_s: float
+    started_at_unix_s: float
+    ended_at_unix_s: float | None
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStart:
     """A decision as kept; `plan` is there exactly when the decision is Place."""
 

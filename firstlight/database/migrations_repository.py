@@ -1,0 +1,209 @@
+"""Live migrations: a destination is reserved and the migration written in one transaction; later it is closed."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+
+from firstlight.contracts.migrations import (
+    FinishMigrationInput,
+    MigrationInput,
+    MovingInstance,
+    ServeOnInput,
+)
+from firstlight.contracts.naming import migration_workflow_id
+from firstlight.database.connection import Database
+from firstlight.database.fleet_view import FleetView, read_fleet
+from firstlight.database.instance_closing import LONGEST_FAILURE, lock_instance
+from firstlight.database.locks import lock_decision
+from firstlight.database.plan_writing import Asked, GpuTaken, write_place
+from firstlight.database.records import MigrationRecord
+from firstlight.database.tables import InstanceRow, MigrationRow
+from firstlight.domain.errors import Conflict, NoCapacity, UnknownHost
+from firstlight.domain.fleet import StartRequest
+from firstlight.domain.lifecycle import InstanceState, ModelState
+from firstlight.domain.names import HostId
+from firstlight.domain.scheduler import Place, decide
+
+ATTEMPTS = 5
+
+
+async def plan_migration(
+    database: Database,
+    *,
+    instance_id: str,
+    to_host: str | None,
+    reason: str,
+    transfer: str,
+    now_unix_s: float,
+    avoid_hosts: frozenset[HostId] = frozenset(),
+) -> MigrationInput:
+    """Reserve a place for the instance on `to_host`, or on the host where it would be ready soonest.
+
+    One migration of an instance at a time. Raises: UnknownInstance, UnknownHost; Conflict when it does not
+    serve or moves already; NoCapacity when no host has room.
+    """
+    async with database.session() as session:
+        model = (await _serving(session, instance_id, is_locked=False)).model
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            async with database.transaction() as session:
+                await lock_decision(session, model, is_last_attempt=attempt == ATTEMPTS)
+                source = await _serving(session, instance_id, is_locked=True)
+                view = await read_fleet(session, model=model, now_unix_s=now_unix_s)
+                decision = _decide(view, source, to_host, avoid_hosts)
+                return await _write(session, view, source, decision, reason=reason, transfer=transfer)
+        except GpuTaken:
+            continue
+    raise AssertionError("the last attempt shuts out all other decisions")
+
+
+async def _serving(session: AsyncSession, instance_id: str, *, is_locked: bool) -> InstanceRow:
+    if is_locked:
+        row: InstanceRow | None = await lock_instance(session, instance_id)
+    else:
+        row = await session.get(InstanceRow, instance_id)
+    # `lock_instance` names an unknown one; the look before it lets the lock find out.
+    if row is None:
+        row = await lock_instance(session, instance_id)
+    if row.state != InstanceState.READY or row.endpoint is None:
+        raise Conflict(f"instance {instance_id} is {row.state}; only one that serves can move")
+    running = await session.scalar(
+        select(MigrationRow.migration_id).where(
+            MigrationRow.source_instance_id == instance_id, MigrationRow.state == "running"
+        )
+    )
+    if running is not None:
+        raise Conflict(f"instance {instance_id} moves already: {running}", migration_id=running)
+    return row
+
+
+def _decide(
+    view: FleetView, source: InstanceRow, to_host: str | None, avoid_hosts: frozenset[HostId]
+) -> Place:
+    if view.wanted.state is ModelState.DELETING:
+        raise Conflict(f"model {source.model!r} is being deleted", model=source.model)
+    hosts = {host.host_id for host in view.snapshot.hosts}
+    excluded = {HostId(source.host_id), *avoid_hosts}
+    if to_host is not None:
+        if to_host not in hosts:
+            raise UnknownHost(f"there is no host {to_host!r}", host_id=to_host)
+        if to_host == source.host_id:
+            raise Conflict(f"instance {source.instance_id} runs on {to_host} already")
+        excluded |= hosts - {HostId(to_host)}
+    decision = decide(
+        StartRequest(view.wanted.model, None, frozenset(excluded), may_wait=False), view.snapshot
+    )
+    if not isinstance(decision, Place):
+        raise NoCapacity(
+            f"instance {source.instance_id} has nowhere to go: {decision.reason}", retry_after_s=5.0
+        )
+    return decision
+
+
+async def _write(
+    session: AsyncSession,
+    view: FleetView,
+    source: InstanceRow,
+    decision: Place,
+    *,
+    reason: str,
+    transfer: str,
+) -> MigrationInput:
+    earlier = await session.scalar(
+        select(func.count()).where(MigrationRow.source_instance_id == source.instance_id)
+    )
+    migration_id = migration_workflow_id(source.instance_id, (earlier or 0) + 1)
+    asked = Asked(request_id=migration_id, model=source.model, deadline_s=None)
+    destination = await write_place(
+        session, asked=asked, view=view, decision=decision, reason=f"migration: {reason}"
+    )
+    session.add(
+        MigrationRow(
+            migration_id=migration_id,
+            source_instance_id=source.instance_id,
+            destination_instance_id=destination.instance_id,
+            state="running",
+            reason=reason,
+            transfer=transfer,
+        )
+    )
+    assert source.endpoint is not None
+    return MigrationInput(
+        migration_id=migration_id,
+        model=source.model,
+        source=MovingInstance(source.instance_id, source.epoch, source.host_id, source.endpoint),
+        destination=destination,
+        reason=reason,
+        transfer=transfer,
+    )
+
+
+async def serve_on(session: AsyncSession, request: ServeOnInput) -> bool:
+    """draining → ready for the source of a migration that came to nothing; False if it ends for another cause.
+
+    Idempotent. Raises: UnknownInstance.
+    """
+    row = await lock_instance(session, request.source.instance_id)
+    is_ours = row.epoch == request.source.epoch and row.end_reason == request.migration_id
+    if row.state != InstanceState.DRAINING or not is_ours:
+        return row.state == InstanceState.READY
+    row.state, row.end_reason = InstanceState.READY, None
+    return True
+
+
+async def finish_migration(session: AsyncSession, request: FinishMigrationInput) -> None:
+    """Close the row with what came of it. Idempotent: the first end stays."""
+    row = await session.get(MigrationRow, request.migration_id, with_for_update=True)
+    if row is None or row.state != "running":
+        return
+    move = request.move
+    row.state, row.ended_at = request.state, func.clock_timestamp()
+    row.requests_moved, row.rounds = move.moved, len(move.rounds)
+    row.tokens_moved, row.bytes_moved = move.tokens, move.sent_bytes
+    row.start_s, row.move_s, row.pause_s = request.start_s, move.elapsed_s, move.held_s
+    row.failure = request.failure[:LONGEST_FAILURE] or None
+
+
+async def list_migrations(
+    session: AsyncSession, *, model: str | None = None, instance_id: str | None = None, limit: int = 20
+) -> list[MigrationRecord]:
+    """Newest first."""
+    source, destination = aliased(InstanceRow), aliased(InstanceRow)
+    query = (
+        select(MigrationRow, source.model, source.host_id, destination.host_id)
+        .join(source, source.instance_id == MigrationRow.source_instance_id)
+        .join(destination, destination.instance_id == MigrationRow.destination_instance_id)
+        .order_by(MigrationRow.started_at.desc(), MigrationRow.migration_id.desc())
+        .limit(limit)
+    )
+    if model is not None:
+        query = query.where(source.model == model)
+    if instance_id is not None:
+        query = query.where(MigrationRow.source_instance_id == instance_id)
+    return [_record(*row) for row in await session.execute(query)]
+
+
+def _record(row: MigrationRow, model: str, source_host_id: str, destination_host_id: str) -> MigrationRecord:
+    return MigrationRecord(
+        migration_id=row.migration_id,
+        model=model,
+        source_instance_id=row.source_instance_id,
+        source_host_id=source_host_id,
+        destination_instance_id=row.destination_instance_id,
+        destination_host_id=destination_host_id,
+        state=row.state,
+        reason=row.reason,
+        transfer=row.transfer,
+        requests_moved=row.requests_moved,
+        rounds=row.rounds,
+        tokens_moved=row.tokens_moved,
+        bytes_moved=row.bytes_moved,
+        start_s=row.start_s,
+        move_s=row.move_s,
+        pause_s=row.pause_s,
+        started_at_unix_s=row.started_at.timestamp(),
+        ended_at_unix_s=row.ended_at.timestamp() if row.ended_at else None,
+        failure=row.failure,
+    )
