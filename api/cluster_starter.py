@@ -10,19 +10,23 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from api.background import Background
-from api.foresight import Foreseen, Foresight
+from api.foresight import Foreseen, Foresight, foreseen
 from api.host_directory import HostAddresses, HostDirectory
 from api.starts import Starter
 from firstlight.contracts.starting import start_cold_start
 from firstlight.contracts.starts import AbandonInput, ColdStartInput
 from firstlight.database.connection import Database
+from firstlight.database.fleet_view import FleetView
 from firstlight.database.records import PlannedStart
 from firstlight.database.starts_repository import abandon_start, plan_start
 from firstlight.domain.errors import EngineGone, Overloaded
-from firstlight.domain.fleet import FleetSnapshot, Model
 from firstlight.domain.scheduler import Place
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import HostClient, StoreClient
+
+# A store that was told a moment ago has not forgotten.
+TELL_AGAIN_S = 0.25
+TOLD_AT_MOST = 4096
 
 
 class ClusterStarter(Starter):
@@ -34,6 +38,7 @@ class ClusterStarter(Starter):
         channels: Channels,
         hosts: HostDirectory,
         background: Background,
+        foresight: Foresight,
         max_plans: int,
         is_eager: bool = False,
     ) -> None:
@@ -45,23 +50,24 @@ class ClusterStarter(Starter):
         self._background = background
         self._max_plans = max_plans
         self._is_eager = is_eager
-        self._foresight = Foresight()
+        self._foresight = foresight
+        # The last hint about each model, not repeated at once.
+        self._told: dict[str, Foreseen] = {}
+        self._told_until_s: dict[str, float] = {}
 
     async def plan(
         self, model: str, *, deadline_s: float | None, may_wait: bool, request_id: str
     ) -> PlannedStart:
         now_unix_s = time.time()
-        foreseen = self._foresight.guess(model, now_unix_s=now_unix_s)
-        if foreseen is not None:
-            self._hint(foreseen, request_id)
+        self.foretell(model, request_id)
+        place: Place | None = None
 
-        def chosen(place: Place, wanted: Model, snapshot: FleetSnapshot) -> None:
-            self._foresight.note(wanted, snapshot)
-            target = Foreseen(place.host_id, wanted.checkpoint_id)
-            if target != foreseen:
-                self._hint(target, request_id)
+        def chosen(decision: Place, view: FleetView) -> None:
+            nonlocal place
+            place = decision
+            self._hint(foreseen(decision, view.wanted, view.snapshot), model, request_id)
 
-        return await plan_start(
+        planned = await plan_start(
             self._database,
             model=model,
             deadline_s=deadline_s,
@@ -70,12 +76,26 @@ class ClusterStarter(Starter):
             now_unix_s=now_unix_s,
             on_chosen=chosen,
         )
+        if place is not None and planned.plan is not None:
+            self._foresight.placed(place, planned.plan.instance_id)
+        return planned
 
-    def _hint(self, target: Foreseen, request_id: str) -> None:
+    def foretell(self, model: str, request_id: str) -> None:
+        """Tell the host that a start of `model` would go to now. Costs nothing but a prefetch where wrong."""
+        if (target := self._foresight.guess(model, now_unix_s=time.time())) is not None:
+            self._hint(target, model, request_id)
+
+    def _hint(self, target: Foreseen, model: str, request_id: str) -> None:
         """Before anything is written: bytes may move while Postgres reads, decides and commits."""
-        where = (target.host_id, target.checkpoint_id, request_id)
-        self._background.start(self._hint_store(*where), name="hint to the store")
-        self._background.start(self._hint_engine(*where), name="hint to the engine")
+        now_s = time.monotonic()
+        if self._told.get(model) == target and now_s < self._told_until_s.get(model, 0.0):
+            return
+        if len(self._told) >= TOLD_AT_MOST:
+            self._told.clear()
+            self._told_until_s.clear()
+        self._told[model], self._told_until_s[model] = target, now_s + TELL_AGAIN_S
+        self._background.start(self._hint_store(target, request_id), name="hint to the store")
+        self._background.start(self._hint_engine(target, request_id), name="hint to the engine")
 
     async def begin(self, planned: PlannedStart) -> None:
         assert planned.plan is not None
@@ -102,23 +122,29 @@ class ClusterStarter(Starter):
         async with self._database.transaction() as session:
             await abandon_start(session, request)
 
-    async def _hint_store(self, host_id: str, checkpoint_id: str, request_id: str) -> None:
+    async def _hint_store(self, target: Foreseen, request_id: str) -> None:
         async def prepare(host: HostAddresses) -> None:
             await StoreClient(self._channels, host.store_address).prepare(
-                checkpoint_id=checkpoint_id, instance_id=request_id, decided_at_unix_s=time.time()
+                checkpoint_id=target.checkpoint_id,
+                instance_id=request_id,
+                decided_at_unix_s=time.time(),
+                source=target.source,
+                dtype=target.dtype,
+                expected_digest=target.expected_digest,
+                peer_endpoints=target.peer_endpoints,
             )
 
-        await self._told(host_id, prepare)
+        await self._tell(target.host_id, prepare)
 
-    async def _hint_engine(self, host_id: str, checkpoint_id: str, request_id: str) -> None:
+    async def _hint_engine(self, target: Foreseen, request_id: str) -> None:
         async def prepare(host: HostAddresses) -> None:
             await HostClient(self._channels, host.host_address).prepare_engine(
-                checkpoint_id=checkpoint_id, instance_id=request_id
+                checkpoint_id=target.checkpoint_id, instance_id=request_id
             )
 
-        await self._told(host_id, prepare)
+        await self._tell(target.host_id, prepare)
 
-    async def _told(self, host_id: str, tell: Callable[[HostAddresses], Awaitable[None]]) -> None:
+    async def _tell(self, host_id: str, tell: Callable[[HostAddresses], Awaitable[None]]) -> None:
         """Tell a host; once more where it is now if it has moved since its address was read."""
         if (host := await self._hosts.of(host_id)) is None:
             return

@@ -11,7 +11,13 @@ from api.catalog import Catalog
 from api.routing.notices import InstanceNotice, parse_notice
 from api.routing.route_table import LIVE, RouteTable
 from api.starts import StartDirector
-from firstlight.database.connection import INSTANCE_CHANNEL, MODEL_CHANNEL, Database, Notification
+from firstlight.database.connection import (
+    FLEET_CHANNEL,
+    INSTANCE_CHANNEL,
+    MODEL_CHANNEL,
+    Database,
+    Notification,
+)
 from firstlight.database.instances_repository import InstanceRecord, list_instances
 from firstlight.domain.errors import FirstlightError
 
@@ -31,23 +37,29 @@ class Feed:
         catalog: Catalog,
         director: StartDirector,
         on_change: Callable[[], None] = lambda: None,
+        on_news: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_change`: a model, or everything, was read anew. `on_news`: whatever was notified."""
         self._database = database
         self._table = table
         self._catalog = catalog
         self._director = director
         self._on_change = on_change
+        self._on_news = on_news
         self.is_fresh = asyncio.Event()
 
     async def run(self) -> None:
         """Listen for ever."""
-        async for item in self._database.listen(INSTANCE_CHANNEL, MODEL_CHANNEL):
+        async for item in self._database.listen(INSTANCE_CHANNEL, MODEL_CHANNEL, FLEET_CHANNEL):
             if isinstance(item, Notification):
                 await self._take(item)
             else:
                 await self._refresh_until_done()
 
     async def _take(self, notification: Notification) -> None:
+        self._on_news()
+        if notification.channel == FLEET_CHANNEL:
+            return
         try:
             if notification.channel == INSTANCE_CHANNEL:
                 notice = parse_notice(notification.payload)
@@ -84,6 +96,7 @@ class Feed:
         self.is_fresh.set()
         self._director.wake_all()
         self._on_change()
+        self._on_news()
 
 
 def notice_of(record: InstanceRecord) -> InstanceNotice:

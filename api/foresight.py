@@ -1,4 +1,4 @@
-"""Which host a start will most likely be placed on, from the last picture of the fleet that was seen.
+"""Which host a start will most likely be placed on, from a picture of the fleet kept in memory.
 
 Reading the fleet anew takes milliseconds in which bytes could move already. The guess is the scheduler's own
 answer to the last picture; it decides nothing. Where it was wrong it has cost a prefetch, and the decision
@@ -7,42 +7,89 @@ itself tells the right host.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from firstlight.domain.fleet import FleetSnapshot, Model, StartRequest
-from firstlight.domain.names import CheckpointId, HostId
+from firstlight.database.fleet_view import FleetPicture, WantedModel
+from firstlight.database.plan_writing import peer_endpoints
+from firstlight.domain.fleet import FleetSnapshot, Gpu, Host, StartRequest
+from firstlight.domain.names import HostId, InstanceId
 from firstlight.domain.scheduler import Place, decide
 
 # An older picture says too little of which GPUs are free and where the bytes lie.
-FRESH_FOR_S = 600.0
-MODELS_AT_MOST = 1024
+FRESH_FOR_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Foreseen:
+    """Where a start goes, and what its host must know to bring the checkpoint there."""
+
     host_id: HostId
-    checkpoint_id: CheckpointId
+    checkpoint_id: str
+    source: str = ""
+    dtype: str = ""
+    expected_digest: str = ""
+    peer_endpoints: tuple[str, ...] = ()
 
 
 class Foresight:
-    """The last pictures, one a model, the least recently used forgotten first."""
+    """The last picture, corrected by what is known to have happened since."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[str, tuple[Model, FleetSnapshot]] = OrderedDict()
+        self._picture: FleetPicture | None = None
+        self._guesses: dict[str, Foreseen | None] = {}
 
-    def note(self, model: Model, snapshot: FleetSnapshot) -> None:
-        """A decision was just made about `model` on `snapshot`."""
-        self._seen[model.name] = (model, snapshot)
-        self._seen.move_to_end(model.name)
-        if len(self._seen) > MODELS_AT_MOST:
-            self._seen.popitem(last=False)
+    def see(self, picture: FleetPicture) -> None:
+        self._picture = picture
+        self._guesses.clear()
+
+    def placed(self, place: Place, instance_id: str) -> None:
+        """A start has just been given these GPUs."""
+        taken = frozenset(place.gpu_indices)
+
+        def gpu_now(gpu: Gpu) -> Gpu:
+            return replace(gpu, instance_id=InstanceId(instance_id)) if gpu.index in taken else gpu
+
+        self._change(lambda host: host.host_id == place.host_id, gpu_now)
+
+    def ended(self, instance_id: str, host_id: str) -> None:
+        """An instance has given its GPUs back."""
+
+        def gpu_now(gpu: Gpu) -> Gpu:
+            return replace(gpu, instance_id=None, free_in_s=None) if gpu.instance_id == instance_id else gpu
+
+        self._change(lambda host: host.host_id == host_id, gpu_now)
 
     def guess(self, model: str, *, now_unix_s: float) -> Foreseen | None:
-        """Where a start of `model` would go if the fleet were as it was; None if nothing recent is known."""
-        seen = self._seen.get(model)
-        if seen is None or now_unix_s - seen[1].taken_at_unix_s > FRESH_FOR_S:
+        """Where a start of `model` would go by the picture; None if it is old or no host could take it."""
+        picture = self._picture
+        if picture is None or now_unix_s - picture.snapshot.taken_at_unix_s > FRESH_FOR_S:
             return None
-        wanted, snapshot = seen
-        decision = decide(StartRequest(wanted, may_wait=False), snapshot)
-        return Foreseen(decision.host_id, wanted.checkpoint_id) if isinstance(decision, Place) else None
+        if model not in self._guesses and (wanted := picture.models.get(model)) is not None:
+            decision = decide(StartRequest(wanted.model, may_wait=False), picture.snapshot)
+            self._guesses[model] = (
+                foreseen(decision, wanted, picture.snapshot) if isinstance(decision, Place) else None
+            )
+        return self._guesses.get(model)
+
+    def _change(self, is_meant: Callable[[Host], bool], gpu_now: Callable[[Gpu], Gpu]) -> None:
+        if self._picture is None:
+            return
+        snapshot = self._picture.snapshot
+        hosts = tuple(
+            replace(host, gpus=tuple(gpu_now(gpu) for gpu in host.gpus)) if is_meant(host) else host
+            for host in snapshot.hosts
+        )
+        self.see(replace(self._picture, snapshot=replace(snapshot, hosts=hosts)))
+
+
+def foreseen(place: Place, wanted: WantedModel, snapshot: FleetSnapshot) -> Foreseen:
+    """What a placement means for the chosen host's store."""
+    return Foreseen(
+        host_id=place.host_id,
+        checkpoint_id=wanted.model.checkpoint_id,
+        source=wanted.source,
+        dtype=wanted.dtype,
+        expected_digest=wanted.manifest_digest,
+        peer_endpoints=tuple(peer_endpoints(wanted.model, place, snapshot)),
+    )

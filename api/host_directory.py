@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from firstlight.database.connection import Database
@@ -28,6 +29,13 @@ class HostDirectory:
         if host_id not in self._known:
             await self.refresh()
         return self._known.get(host_id)
+
+    def learn(self, addresses: Mapping[str, tuple[str, str]]) -> None:
+        """What was just read anyway: (supervisor, store) by host."""
+        self._known = {
+            host_id: HostAddresses(host_id, host_address, store_address)
+            for host_id, (host_address, store_address) in addresses.items()
+        }
 
     def forget(self, stale: HostAddresses) -> None:
         """Nobody answers there: read the address anew the next time."""

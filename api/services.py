@@ -19,6 +19,8 @@ from api.cluster_starter import ClusterStarter
 from api.dispatch import Dispatcher
 from api.engine_client import EngineClient
 from api.feed import Feed
+from api.fleet_watch import FleetWatch
+from api.foresight import Foresight
 from api.health import Health
 from api.host_directory import HostDirectory
 from api.metrics import Metrics
@@ -31,6 +33,7 @@ from api.start_ledger import StartLedger
 from api.starts import StartDirector
 from api.text_cache import TextCache
 from firstlight.database.connection import Database
+from firstlight.database.start_planning import rehearse_plan
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.rpc.channels import Channels
 from firstlight.settings import Settings
@@ -83,16 +86,22 @@ class Services:
         self.ledger = StartLedger(
             database=database, table=self.table, metrics=self.metrics, background=self.background
         )
+        self.foresight = Foresight()
+        self.fleet = FleetWatch(
+            database=database, foresight=self.foresight, hosts=self.hosts, channels=self.channels
+        )
+        self.starter = ClusterStarter(
+            database=database,
+            temporal=dependencies.temporal,
+            channels=self.channels,
+            hosts=self.hosts,
+            background=self.background,
+            foresight=self.foresight,
+            max_plans=settings.max_plans,
+            is_eager=dependencies.is_eager,
+        )
         self.director = StartDirector(
-            starter=ClusterStarter(
-                database=database,
-                temporal=dependencies.temporal,
-                channels=self.channels,
-                hosts=self.hosts,
-                background=self.background,
-                max_plans=settings.max_plans,
-                is_eager=dependencies.is_eager,
-            ),
+            starter=self.starter,
             table=self.table,
             max_instances_of=self.catalog.max_instances_of,
             on_planned=self.ledger.planned,
@@ -118,6 +127,7 @@ class Services:
             catalog=self.catalog,
             director=self.director,
             on_change=self.minimum.changed,
+            on_news=self.fleet.changed,
         )
         self._endpoints: dict[str, str] = {}
 
@@ -132,6 +142,8 @@ class Services:
         check_listener(self.settings, self.keys)
         self.background.start(self.health.run(), name="health")
         self.background.start(self.feed.run(), name="listener")
+        self.background.start(self.fleet.run(), name="picture of the fleet")
+        self.background.start(self._warm_database(), name="connections made ahead")
         self.background.start(self._after_first_refresh(), name="preparations")
 
     async def close(self) -> None:
@@ -142,18 +154,28 @@ class Services:
     async def _after_first_refresh(self) -> None:
         await self.feed.is_fresh.wait()
         await self.texts.preload(self.catalog.records)
-        await self.hosts.refresh()
         await self.deletions.resume()
         await self.minimum.run()
+
+    async def _warm_database(self) -> None:
+        await self.database.warm(rehearse_plan)
+
+    def foretell(self, model: str, request_id: str) -> None:
+        """A request for `model` has come in: if nothing serves or starts, bytes may begin to move."""
+        lane = self.table.lane(model)
+        if not lane.routes and not lane.starting:
+            self.starter.foretell(model, request_id)
 
     def _demand(self, lane: Lane) -> None:
         self.director.demand(lane)
 
     def _changed(self, notice: InstanceNotice, before: InstanceState | None) -> None:
         self.director.changed(notice, before)
-        self.ledger.changed(notice, before)
+        self.ledger.changed(notice)
         self.deletions.changed(notice, before)
         self.minimum.changed()
+        if notice.state not in LIVE:
+            self.foresight.ended(notice.instance_id, notice.host_id)
         if notice.state in LIVE and notice.endpoint is not None:
             self._endpoints[notice.instance_id] = notice.endpoint
         elif notice.state not in LIVE and (endpoint := self._endpoints.pop(notice.instance_id, None)):

@@ -1,6 +1,6 @@
 """What the API alone knows of a start: the first token a waiting request got. Written off the path.
 
-Also turns starts into figures, once each, when their instance becomes ready.
+Also turns starts into figures, once each in all replicas together, when their instance becomes ready.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from firstlight.domain.lifecycle import InstanceState
 # The workflow records a start just after it has published the route.
 RECORDED_WITHIN_S = 10.0
 LOOK_EVERY_S = 0.5
+STARTS_AT_MOST = 10_000
 _PHASES = ("queue", "download", "load", "attach", "control")
 
 
@@ -33,6 +34,8 @@ class StartLedger:
         self._table = table
         self._metrics = metrics
         self._background = background
+        # Starts begun here that have not ended, oldest first.
+        self._own: dict[str, None] = {}
 
     def first_token(self, slot: Slot, dispatched_s: float, prefill_s: float, arrived_s: float) -> None:
         """Hears of the first token of every stream; keeps that of a start somebody waited for."""
@@ -51,11 +54,17 @@ class StartLedger:
         )
 
     def planned(self, model: str, planned: PlannedStart) -> None:
+        if planned.plan is not None:
+            # Every replica hears of every instance: the one that began a start counts it.
+            self._own[planned.plan.instance_id] = None
+            while len(self._own) > STARTS_AT_MOST:
+                del self._own[next(iter(self._own))]
         self._metrics.decisions.labels(type(planned.decision).__name__.lower()).inc()
 
-    def changed(self, notice: InstanceNotice, before: InstanceState | None) -> None:
-        if before is not InstanceState.STARTING:
+    def changed(self, notice: InstanceNotice) -> None:
+        if notice.state is InstanceState.STARTING or notice.instance_id not in self._own:
             return
+        del self._own[notice.instance_id]
         if notice.state is InstanceState.FAILED:
             self._metrics.start_failures.labels(notice.failure_code or "unknown").inc()
         elif notice.state is InstanceState.READY:

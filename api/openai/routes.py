@@ -89,6 +89,8 @@ class _Run(ABC):
     async def run(self, sink: Sink) -> None:
         services = self._services
         record = await services.admission.find(self._fields.model)
+        # Before the prompt is put into tokens, which may take longer than all that follows.
+        services.foretell(record.name, self._request_id)
         signs = SignsOfLife(services.table.lane(record.name), self._clock, services.patience)
         if not self._fields.stream:
             order = await self._order(record)

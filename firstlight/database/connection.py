@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
@@ -18,6 +18,8 @@ CONNECT_TIMEOUT_S = 5
 # No transaction of ours takes a tenth of this. Whoever hangs in one holds locks that others wait for.
 _SESSION_OPTIONS = "-c lock_timeout=10s -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s"
 POOL_TIMEOUT_S = 5.0
+# Uses of a statement before the server keeps its plan.
+PREPARED_AFTER = 1
 
 
 class Database:
@@ -25,6 +27,7 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 5) -> None:
         self._url = url
+        self._pool_size = pool_size
         self._engine = create_async_engine(
             url,
             pool_size=pool_size,
@@ -37,7 +40,7 @@ class Database:
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT_S,
                 # Prepare at the second use: a cold start must not be the one that pays for planning.
-                "prepare_threshold": 1,
+                "prepare_threshold": PREPARED_AFTER,
                 "application_name": "firstlight",
                 "options": _options(url),
             },
@@ -57,6 +60,18 @@ class Database:
         with translated():
             async with self._sessions.begin() as session:
                 yield session
+
+    async def warm(self, work: Callable[[AsyncSession], Awaitable[None]]) -> None:
+        """Open the pool's connections ahead and do `work` on each often enough to be prepared there.
+
+        What it writes is rolled back. Raises: DatabaseUnavailable.
+        """
+        async with AsyncExitStack() as stack:
+            sessions = [await stack.enter_async_context(self.session()) for _ in range(self._pool_size)]
+            for session in sessions:
+                for _ in range(PREPARED_AFTER + 1):
+                    await work(session)
+                    await session.rollback()
 
     async def ping(self) -> None:
         """Raises: DatabaseUnavailable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from sqlalchemy import select
@@ -12,22 +13,24 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from firstlight.contracts.starts import CheckpointRef, ReplanInput, ReplanReceipt, StartPlan
 from firstlight.database.connection import Database
 from firstlight.database.decision_json import candidates_markdown, estimate_from_json
-from firstlight.database.fleet_view import read_fleet
+from firstlight.database.fleet_view import FleetView, read_fleet
 from firstlight.database.instance_closing import close_instance, lock_instance, release_gpus
 from firstlight.database.instance_limits import at_maximum
 from firstlight.database.locks import lock_decision
 from firstlight.database.plan_writing import Asked, GpuTaken, write_place, write_refusal
 from firstlight.database.records import PlannedStart
 from firstlight.database.tables import CheckpointRow, DecisionRow, InstanceRow, ModelRow
-from firstlight.domain.errors import ModelBeingDeleted, StartFailed
-from firstlight.domain.fleet import FleetSnapshot, Model, StartRequest
+from firstlight.domain.errors import ModelBeingDeleted, StartFailed, UnknownModel
+from firstlight.domain.fleet import StartRequest
 from firstlight.domain.lifecycle import InstanceState, ModelState
 from firstlight.domain.names import HostId
 from firstlight.domain.scheduler import Place, decide
 
 ATTEMPTS = 5
+# No name of a model.
+NOBODY = "/"
 Answer = TypeVar("Answer")
-OnChosen = Callable[[Place, Model, FleetSnapshot], None]
+OnChosen = Callable[[Place, FleetView], None]
 
 
 async def plan_start(
@@ -39,7 +42,7 @@ async def plan_start(
     request_id: str,
     now_unix_s: float,
     excluded_hosts: frozenset[HostId] = frozenset(),
-    on_chosen: OnChosen = lambda place, model, snapshot: None,
+    on_chosen: OnChosen = lambda place, view: None,
 ) -> PlannedStart:
     """Decide and make it real in one transaction: decision, instance and GPUs, or none of them.
 
@@ -60,7 +63,7 @@ async def plan_start(
             decision_id = await write_refusal(session, asked=asked, decision=decision)
             plan, chosen = None, None
         else:
-            on_chosen(decision, request.model, view.snapshot)
+            on_chosen(decision, view)
             # Let what it has set going be sent before the next statement takes the event loop.
             await asyncio.sleep(0)
             plan = await write_place(
@@ -75,6 +78,13 @@ async def plan_start(
         )
 
     return await _decided(database, model, attempt)
+
+
+async def rehearse_plan(session: AsyncSession) -> None:
+    """What every decision reads, for a model that cannot exist: a fresh connection learns it from this."""
+    await lock_decision(session, NOBODY, is_last_attempt=False)
+    with suppress(UnknownModel):
+        await read_fleet(session, model=NOBODY, now_unix_s=0.0)
 
 
 async def replan_start(database: Database, request: ReplanInput, *, now_unix_s: float) -> ReplanReceipt:

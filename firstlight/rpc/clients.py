@@ -52,19 +52,40 @@ class StoreClient:
         checkpoint_id: str,
         instance_id: str = "",
         decided_at_unix_s: float = 0.0,
+        source: str = "",
+        dtype: str = "",
+        expected_digest: str = "",
+        peer_endpoints: Sequence[str] = (),
         timeout_s: float = 2.0,
     ) -> store_pb2.PrepareReply:
+        """With a source, what is absent begins to be downloaded too."""
         request = store_pb2.PrepareRequest(
-            checkpoint_id=checkpoint_id, instance_id=instance_id, decided_at_unix_s=decided_at_unix_s
+            checkpoint_id=checkpoint_id,
+            instance_id=instance_id,
+            decided_at_unix_s=decided_at_unix_s,
+            source=source,
+            dtype=dtype,
+            expected_digest=expected_digest,
+            peer_endpoints=list(peer_endpoints),
         )
         return await _answer(self._stub.Prepare(request, timeout=timeout_s), peer=self._peer)
 
     def download(
-        self, *, checkpoint_id: str, source: str, dtype: str, expected_digest: str = ""
+        self,
+        *,
+        checkpoint_id: str,
+        source: str,
+        dtype: str,
+        expected_digest: str = "",
+        peer_endpoints: Sequence[str] = (),
     ) -> AsyncIterator[store_pb2.DownloadProgress]:
         """Progress until the checkpoint is on SSD; closing the iterator does not stop the download."""
         request = store_pb2.DownloadRequest(
-            checkpoint_id=checkpoint_id, source=source, dtype=dtype, expected_digest=expected_digest
+            checkpoint_id=checkpoint_id,
+            source=source,
+            dtype=dtype,
+            expected_digest=expected_digest,
+            peer_endpoints=list(peer_endpoints),
         )
         return _stream(self._stub.Download, request, peer=self._peer)
 

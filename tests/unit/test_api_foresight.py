@@ -1,55 +1,90 @@
-"""The guess is the scheduler's answer to the last picture, and never an old one's."""
+"""The guess is the scheduler's answer to the last picture and what happened since, and never an old one's."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from api.foresight import FRESH_FOR_S, MODELS_AT_MOST, Foreseen, Foresight
-from firstlight.domain.fleet import FleetSnapshot, Gpu, Host, Model, Tier
-from firstlight.domain.lifecycle import HostState
-from firstlight.domain.names import CheckpointId, HostId, InstanceId, ModelName
+from api.foresight import FRESH_FOR_S, Foreseen, Foresight
+from firstlight.database.fleet_view import FleetPicture, WantedModel
+from firstlight.domain.fleet import FleetSnapshot, Gpu, Host, Model, StartRequest, Tier
+from firstlight.domain.lifecycle import HostState, ModelState
+from firstlight.domain.names import CheckpointId, HostId, ModelName
+from firstlight.domain.scheduler import Place, decide
 
 MODEL = Model(ModelName("m"), CheckpointId("m@abcd"), size_bytes=1 << 30, source_bytes=1 << 30)
+WANTED = WantedModel(
+    model_id=1,
+    model=MODEL,
+    state=ModelState.ACTIVE,
+    source="hf://m",
+    dtype="float32",
+    manifest_digest="d" * 64,
+    context_length=0,
+    max_instances=1,
+    max_concurrency=1,
+    keep_alive_s=1.0,
+)
 
 
-def host(name: str, tier: Tier) -> Host:
+def host(name: str, tier: Tier | None, *, peer_endpoint: str = "") -> Host:
     return Host(
         host_id=HostId(name),
         host_class="test",
         state=HostState.READY,
         gpus=(Gpu(index=0, memory_bytes=1 << 34),),
         edges={},
-        tiers={MODEL.checkpoint_id: tier},
+        tiers={} if tier is None else {MODEL.checkpoint_id: tier},
+        peer_endpoint=peer_endpoint,
     )
 
 
-SNAPSHOT = FleetSnapshot(1000.0, (host("far", Tier.SSD), host("near", Tier.DRAM)))
+def picture(*hosts: Host) -> FleetPicture:
+    return FleetPicture(models={"m": WANTED}, snapshot=FleetSnapshot(1000.0, hosts), addresses={})
 
 
-def test_nothing_is_guessed_of_a_model_never_seen() -> None:
-    assert Foresight().guess("m", now_unix_s=1000.0) is None
+NEAR_AND_FAR = picture(host("far", Tier.SSD), host("near", Tier.DRAM))
 
 
-def test_the_guess_is_the_nearest_host_of_the_last_picture() -> None:
+def guessed(foresight: Foresight, *, now_unix_s: float = 1001.0) -> HostId | None:
+    found = foresight.guess("m", now_unix_s=now_unix_s)
+    return None if found is None else found.host_id
+
+
+def test_nothing_is_guessed_without_a_picture_or_of_a_model_it_lacks() -> None:
     foresight = Foresight()
-    foresight.note(MODEL, SNAPSHOT)
-    assert foresight.guess("m", now_unix_s=1001.0) == Foreseen(HostId("near"), MODEL.checkpoint_id)
-    near, far = SNAPSHOT.hosts[1], SNAPSHOT.hosts[0]
-    taken = replace(near, gpus=(replace(near.gpus[0], instance_id=InstanceId("i-1")),))
-    foresight.note(MODEL, FleetSnapshot(1002.0, (far, taken)))
-    assert foresight.guess("m", now_unix_s=1003.0) == Foreseen(HostId("far"), MODEL.checkpoint_id)
+    assert guessed(foresight) is None
+    foresight.see(replace(NEAR_AND_FAR, models={}))
+    assert guessed(foresight) is None
+
+
+def test_a_model_that_was_never_started_is_guessed_with_all_that_its_host_must_know() -> None:
+    foresight = Foresight()
+    foresight.see(NEAR_AND_FAR)
+    assert foresight.guess("m", now_unix_s=1001.0) == Foreseen(
+        HostId("near"), MODEL.checkpoint_id, "hf://m", "float32", "d" * 64
+    )
+
+
+def test_a_host_without_the_bytes_is_told_of_the_peers() -> None:
+    full = replace(host("near", Tier.DRAM, peer_endpoint="10.0.0.1:9"), gpus=())
+    foresight = Foresight()
+    foresight.see(picture(full, host("empty", None)))
+    found = foresight.guess("m", now_unix_s=1001.0)
+    assert found is not None and found.host_id == "empty" and found.peer_endpoints == ("10.0.0.1:9",)
+
+
+def test_what_has_happened_since_the_picture_counts() -> None:
+    foresight = Foresight()
+    foresight.see(NEAR_AND_FAR)
+    first = decide(StartRequest(MODEL), NEAR_AND_FAR.snapshot)
+    assert isinstance(first, Place) and first.host_id == "near"
+    foresight.placed(first, "i-1")
+    assert guessed(foresight) == "far"
+    foresight.ended("i-1", "near")
+    assert guessed(foresight) == "near"
 
 
 def test_an_old_picture_says_nothing() -> None:
     foresight = Foresight()
-    foresight.note(MODEL, SNAPSHOT)
-    assert foresight.guess("m", now_unix_s=1000.0 + FRESH_FOR_S + 1) is None
-
-
-def test_pictures_are_bounded() -> None:
-    foresight = Foresight()
-    foresight.note(MODEL, SNAPSHOT)
-    for index in range(MODELS_AT_MOST):
-        foresight.note(replace(MODEL, name=ModelName(f"m{index}")), SNAPSHOT)
-    assert foresight.guess("m", now_unix_s=1001.0) is None
-    assert foresight.guess("m0", now_unix_s=1001.0) is not None
+    foresight.see(NEAR_AND_FAR)
+    assert guessed(foresight, now_unix_s=1000.0 + FRESH_FOR_S + 1) is None
