@@ -1,4 +1,9 @@
-"""Binds a spare engine to a checkpoint: skeletons built ahead, one attach for good."""
+"""Binds a spare engine to a checkpoint: skeletons built ahead, one attach for good.
+
+A checkpoint that is still loading is bound at once over the memory its bytes come to; the model then waits,
+part by part, for what it computes with. Should the rest not come, requests end with an error and so does the
+engine: it never answers from memory that is not whole.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,18 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from firstlight.domain.errors import AttachFailed, EngineBusy, FirstlightError, StaleEpoch
+from firstlight.domain.errors import (
+    AttachFailed,
+    CheckpointMissing,
+    EngineBusy,
+    EngineGone,
+    FirstlightError,
+    StaleEpoch,
+)
 from gpu_worker.engine.binding import dtype_of, on_device, open_at, tensors_in_arena
 from gpu_worker.engine.control import AttachCommand, Attached, EngineConfig, PrepareCommand
 from gpu_worker.engine.local_engine import LocalEngine
@@ -18,7 +31,8 @@ from gpu_worker.engine.skeleton import Skeleton, build_skeleton
 from gpu_worker.engine.state import EngineState
 from gpu_worker.engine.step_plan import chunk_tokens_for
 from gpu_worker.engine.store_link import Pinned, StoreLink
-from native_loader import Checkpoint
+from gpu_worker.engine.weights_gate import WeightsGate
+from native_loader import Checkpoint, ProgressBoard
 
 log = logging.getLogger("engine.attach")
 
@@ -36,8 +50,19 @@ class Prepared:
 class Attacher:
     """What an engine has prepared, and what it is bound to."""
 
-    def __init__(self, config: EngineConfig, state: EngineState, link: StoreLink, *, endpoint: str) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        state: EngineState,
+        link: StoreLink,
+        *,
+        endpoint: str,
+        on_weights_lost: Callable[[EngineGone], None],
+    ) -> None:
         self._config = config
+        self._on_weights_lost = on_weights_lost
+        self._home = asyncio.get_running_loop()
+        self._arriving: asyncio.Task[None] | None = None
         self._state = state
         self._link = link
         self._endpoint = endpoint
@@ -67,14 +92,21 @@ class Attacher:
     async def _attach(self, command: AttachCommand) -> Attached:
         begun_s = time.monotonic()
         try:
-            pinned = await self._link.pin(command.checkpoint_id)
+            pinned = await self._link.pin(command.checkpoint_id, while_loading=True)
         except FirstlightError:
             # Nothing is touched yet: it can still serve another.
             self._state.name, self._state.attachment = "spare", None
             raise
         pinned_s = time.monotonic()
-        prepared, was_ready = await self._skeleton_of(command.checkpoint_id, pinned)
+        try:
+            prepared, was_ready = await self._skeleton_of(command.checkpoint_id, pinned)
+        except CheckpointMissing:
+            # What had landed was put in its place on SSD meanwhile, so that its folder has another name.
+            pinned = await self._link.pin(command.checkpoint_id, while_loading=True)
+            prepared, was_ready = await self._skeleton_of(command.checkpoint_id, pinned)
         ready_s = time.monotonic()
+        if pinned.board is not None:
+            await self._follow(pinned.board, prepared)
         parameter_bytes = self._bind(prepared, pinned)
         context_length = min(
             command.context_length or prepared.skeleton.context_length, prepared.skeleton.context_length
@@ -90,6 +122,28 @@ class Attacher:
             context_length=context_length,
             parameter_bytes=parameter_bytes,
         )
+
+    async def _follow(self, board: ProgressBoard, prepared: Prepared) -> None:
+        """Let the model wait for its bytes where it needs them. Raises: EngineGone, AttachFailed."""
+        checkpoint = prepared.checkpoint
+        needed = checkpoint.manifest.prefix_bytes()
+        if board.bytes_total != checkpoint.size_bytes:
+            raise AttachFailed(f"the load brings {board.bytes_total} bytes of {checkpoint.size_bytes}")
+        gate = WeightsGate(board, is_source_lost=lambda: self._link.is_lost)
+        if self._config.device != "cpu":
+            # Tensors are copied to the device whole, and so when all of them are there.
+            await asyncio.to_thread(gate.wait, board.bytes_total)
+            return
+        gate.install(prepared.skeleton.model, needed)
+        self._arriving = asyncio.ensure_future(self._until_there(gate, board))
+
+    async def _until_there(self, gate: WeightsGate, board: ProgressBoard) -> None:
+        """An engine that nobody asks anything must end too when its weights do not come."""
+        try:
+            await asyncio.to_thread(gate.wait, board.bytes_total)
+            log.info("all %d bytes of weights are there", board.bytes_total)
+        except EngineGone as failure:
+            self._on_weights_lost(failure)
 
     def _bind(self, prepared: Prepared, pinned: Pinned) -> int:
         try:
@@ -108,12 +162,17 @@ class Attacher:
             context_length=context_length,
             chunk_tokens=self._config.prefill_chunk_tokens or chunk_tokens_for(self._config.device),
             on_crash=_crash,
+            on_lost=self._lose_weights,
         )
         self._state.become_ready(
             LocalEngine(loop, max_concurrency=max_concurrency, context_length=context_length)
         )
         # What else was prepared will never be bound here.
         self._prepared.clear()
+
+    def _lose_weights(self, why: EngineGone) -> None:
+        """From the decode loop's thread."""
+        self._home.call_soon_threadsafe(self._on_weights_lost, why)
 
     async def _skeleton_of(self, checkpoint_id: str, pinned: Pinned) -> tuple[Prepared, bool]:
         """The skeleton that fits what is pinned, and whether it stood ready."""

@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 
 from gpu_worker.engine.store_link import Pinned
-from native_loader import ArenaView, Checkpoint, open_checkpoint
+from native_loader import ArenaView, Checkpoint, parse_manifest
+from native_loader.manifest import MANIFEST_NAME
+from native_loader.reader import LARGEST_MANIFEST_BYTES
+from native_loader.regular_file import read_regular
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -19,8 +22,12 @@ def dtype_of(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def open_at(directory: Path) -> Checkpoint:
-    """Raises: CheckpointMissing, ManifestInvalid, ReadFailed."""
-    return open_checkpoint(directory)
+    """A checkpoint to be bound to the store's memory; its own partition files may still be written.
+
+    Raises: CheckpointMissing, ManifestInvalid, ReadFailed.
+    """
+    text = read_regular(directory / MANIFEST_NAME, limit_bytes=LARGEST_MANIFEST_BYTES)
+    return Checkpoint(directory, parse_manifest(text))
 
 
 def tensors_in_arena(checkpoint: Checkpoint, pinned: Pinned, view: ArenaView) -> dict[str, torch.Tensor]:

@@ -41,6 +41,7 @@ class DecodeLoop:
         context_length: int,
         chunk_tokens: int,
         on_crash: Callable[[], None],
+        on_lost: Callable[[EngineGone], None] = lambda why: None,
     ) -> None:
         self._skeleton = skeleton
         self.layers = skeleton.layers
@@ -50,6 +51,7 @@ class DecodeLoop:
         self._context_length = context_length
         self._chunk_tokens = chunk_tokens
         self._on_crash = on_crash
+        self._on_lost = on_lost
         self._changed = threading.Condition()
         self._waiting: deque[ActiveRequest] = deque()
         self._running: list[ActiveRequest | Rebuild] = []
@@ -152,14 +154,19 @@ class DecodeLoop:
             self._thread.join()
 
     def _run(self) -> None:
+        why = EngineGone("the engine stopped")
         try:
             while self._admit():
                 self._step()
+        except EngineGone as failure:
+            # What the model computes with will not come: no request can be served any more.
+            why = failure
+            self._on_lost(failure)
         except Exception:  # the loop is this thread's outermost: a bug here must end the engine, not hang it
             log.exception("decode loop crashed")
             self._on_crash()
         finally:
-            self._abandon()
+            self._abandon(why)
 
     def _admit(self) -> bool:
         """Drop the cancelled, fill the slots; wait while there is nobody. False when it is time to end."""
@@ -199,7 +206,7 @@ class DecodeLoop:
             self._held.append(active)
             _tell_holder(active, has_ended=False)
 
-    def _abandon(self) -> None:
+    def _abandon(self, why: EngineGone) -> None:
         with self._changed:
             self._is_closing = True
             left = [*self._running, *self._held, *self._waiting]
@@ -207,7 +214,7 @@ class DecodeLoop:
             for active in left:
                 _tell_holder(active)
         for active in left:
-            active.deliver(EngineGone("the engine stopped"))
+            active.deliver(why)
 
     def _step(self) -> None:
         full = [active for active in self._running if active.is_full or not active.pending_tokens]

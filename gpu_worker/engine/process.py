@@ -24,8 +24,12 @@ the same (instance_id, epoch) gets the first outcome; a lower epoch StaleEpoch; 
 checkpoint's files (config.json, manifest.json) are found in the directory the store names with the pin; the
 pin lasts as long as the engine's connection to the store.
 
+A checkpoint may still be loading when it is attached. Generate then serves too, and waits inside; if the rest
+of the weights does not come, requests end with EngineGone and the process exits (5).
+
 Deaths. Zygote and engines watch the supervisor's pidfd and end with it. Engines outlive the zygote. A spare
-whose store is gone exits (3); a bound one serves on, for the arena lives as long as someone maps it.
+whose store is gone exits (3); a bound one that has all of its weights serves on, for the arena lives as long
+as someone maps it.
 
 Threads of an engine: asyncio (gRPC and control), the decode loop, the supervisor watch, and for a moment the
 one that populates the arena's pages.
@@ -42,7 +46,7 @@ from typing import Any
 
 import torch
 
-from firstlight.domain.errors import FirstlightError, InvalidInput
+from firstlight.domain.errors import EngineGone, FirstlightError, InvalidInput
 from firstlight.rpc import engine_pb2_grpc
 from firstlight.rpc.server import bind, new_server
 from gpu_worker.engine.attachment import Attacher
@@ -56,6 +60,8 @@ from gpu_worker.engine.warmup import warm
 log = logging.getLogger("engine")
 
 EXIT_STOPPED, EXIT_FAILED, EXIT_STORE_GONE, EXIT_ORPHANED, EXIT_CRASHED = 0, 1, 3, 4, 70
+EXIT_WEIGHTS_LOST = 5
+LAST_WORDS_S = 0.5
 
 
 class EngineProcess:
@@ -83,12 +89,19 @@ class EngineProcess:
         await asyncio.to_thread(link.view.populate)
         if self._config.device != "cpu":
             await asyncio.to_thread(warm, ["llama"], device=self._config.device)
-        self._attacher = Attacher(self._config, self._state, link, endpoint=endpoint)
+        self._attacher = Attacher(
+            self._config,
+            self._state,
+            link,
+            endpoint=endpoint,
+            on_weights_lost=self._weights_lost,
+        )
         write_message(writer, {"event": "spare", "endpoint": endpoint})
         listening = asyncio.ensure_future(self._listen(reader, writer))
         status = await self._exit
         listening.cancel()
-        await server.stop(grace=0)
+        # Streams that are told why they end get the time to carry it to their clients.
+        await server.stop(grace=LAST_WORDS_S if status == EXIT_WEIGHTS_LOST else 0)
         return status
 
     async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -135,6 +148,14 @@ class EngineProcess:
             self._end(EXIT_STORE_GONE)
         else:
             log.warning("the store is gone; this engine goes on with the memory it has mapped")
+
+    def _weights_lost(self, why: EngineGone) -> None:
+        log.error("%s", why.message)
+        self._state.drain()
+        if self._state.engine is not None:
+            # Blocks for no longer than the pass under way, which has just ended or is about to.
+            self._state.engine.close()
+        self._end(EXIT_WEIGHTS_LOST)
 
     def _end(self, status: int) -> None:
         if not self._exit.done():

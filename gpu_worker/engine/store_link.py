@@ -6,36 +6,55 @@ import asyncio
 import json
 import os
 import socket
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from firstlight.domain.errors import EngineGone, FirstlightError, error_type
-from gpu_worker.engine.json_lines import LINE_LIMIT_BYTES, read_message, write_message
-from native_loader import ArenaView
+from gpu_worker.engine.json_lines import LINE_LIMIT_BYTES
+from native_loader import ArenaView, ProgressBoard
+
+# A reply carries at most the one descriptor of a load's board.
+_MOST_DESCRIPTORS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pinned:
-    """Where a checkpoint is: an (offset, size_bytes) of the arena per partition; its files in `directory`."""
+    """Where a checkpoint is: an (offset, size_bytes) of the arena per partition; its files in `directory`.
+
+    `board` tells which of its bytes are there; None when all are.
+    """
 
     extents: tuple[tuple[int, int], ...]
     directory: Path
     manifest_digest: str | None
+    board: ProgressBoard | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    # Any: a decoded JSON object.
+    message: dict[str, Any]
+    fd: int | None
 
 
 class StoreLink:
     """One connection. `view` is the whole arena, read-only; `on_lost` is called when the store goes."""
 
-    def __init__(self, view: ArenaView, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, view: ArenaView, connection: socket.socket) -> None:
         self.view = view
-        self._writer = writer
-        self._replies: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self._one_at_a_time = asyncio.Lock()
-        self._is_lost = False
-        self._listening = asyncio.get_running_loop().create_task(self._listen(reader))
+        self.is_lost = False
         self.on_lost: Callable[[], None] = lambda: None
+        self._connection = connection
+        self._replies: asyncio.Queue[_Reply | None] = asyncio.Queue()
+        self._one_at_a_time = asyncio.Lock()
+        self._received = b""
+        self._descriptors: deque[int] = deque()
+        self._loop = asyncio.get_running_loop()
+        # Not a stream: asyncio's would drop the descriptors that come with a line.
+        self._loop.add_reader(connection, self._receive)
 
     @classmethod
     async def connect(cls, path: str) -> StoreLink:
@@ -44,39 +63,83 @@ class StoreLink:
             connection, view = await asyncio.to_thread(_receive_arena, path)
         except (OSError, ValueError, KeyError) as failure:
             raise EngineGone(f"no arena from the store at {path}: {failure}") from failure
-        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_LIMIT_BYTES)
-        return cls(view, reader, writer)
+        return cls(view, connection)
 
-    async def pin(self, checkpoint_id: str) -> Pinned:
-        """Hold a resident checkpoint until the link ends. Raises: UnknownCheckpoint, EngineGone."""
+    async def pin(self, checkpoint_id: str, *, while_loading: bool = False) -> Pinned:
+        """Hold a checkpoint until the link ends: a resident one, or also one that is on its way.
+
+        Raises: UnknownCheckpoint, EngineGone, and why its load failed.
+        """
+        request: dict[str, Any] = {"pin": checkpoint_id}
+        if while_loading:
+            request["while_loading"] = True
+        reply = await self._ask(request)
+        message = reply.message
+        return Pinned(
+            extents=tuple((int(one["offset"]), int(one["size_bytes"])) for one in message["extents"]),
+            directory=Path(message["directory"]),
+            manifest_digest=message.get("manifest_digest"),
+            board=_attached(reply.fd) if message.get("is_loading") else None,
+        )
+
+    async def close(self) -> None:
+        self._loop.remove_reader(self._connection)
+        self._connection.close()
+
+    # Any: JSON objects.
+    async def _ask(self, request: dict[str, Any]) -> _Reply:
         async with self._one_at_a_time:
-            if self._is_lost:
+            if self.is_lost:
                 raise EngineGone("the store is gone")
-            write_message(self._writer, {"pin": checkpoint_id})
+            try:
+                await self._loop.sock_sendall(self._connection, json.dumps(request).encode() + b"\n")
+            except OSError as failure:
+                raise EngineGone(f"the store went away: {failure}") from failure
             reply = await self._replies.get()
         if reply is None:
             raise EngineGone("the store went away")
-        if "error" in reply:
-            raise _refusal(reply)
-        return Pinned(
-            extents=tuple((int(one["offset"]), int(one["size_bytes"])) for one in reply["extents"]),
-            directory=Path(reply["directory"]),
-            manifest_digest=reply.get("manifest_digest"),
-        )
+        if "error" in reply.message:
+            raise _refusal(reply.message)
+        return reply
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
+    def _receive(self) -> None:
         try:
-            while (reply := await read_message(reader)) is not None:
-                self._replies.put_nowait(reply)
-        except EngineGone:
-            pass
-        self._is_lost = True
+            data, descriptors, _, _ = socket.recv_fds(self._connection, LINE_LIMIT_BYTES, _MOST_DESCRIPTORS)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, descriptors = b"", []
+        self._descriptors.extend(descriptors)
+        self._received += data
+        *lines, self._received = self._received.split(b"\n")
+        try:
+            replies = [self._decoded(line) for line in lines]
+        except (ValueError, IndexError):
+            replies, data = [], b""
+        for reply in replies:
+            self._replies.put_nowait(reply)
+        if not data or len(self._received) > LINE_LIMIT_BYTES:
+            self._lose()
+
+    def _decoded(self, line: bytes) -> _Reply:
+        message = json.loads(line)
+        if not isinstance(message, dict):
+            raise ValueError(f"the store sent no JSON object: {line[:80]!r}")
+        return _Reply(message, self._descriptors.popleft() if message.get("is_loading") else None)
+
+    def _lose(self) -> None:
+        self.is_lost = True
+        self._loop.remove_reader(self._connection)
         self._replies.put_nowait(None)
         self.on_lost()
 
-    async def close(self) -> None:
-        self._listening.cancel()
-        self._writer.close()
+
+def _attached(fd: int | None) -> ProgressBoard:
+    assert fd is not None, "what is loading comes with its board"
+    try:
+        return ProgressBoard.attach(fd)
+    finally:
+        os.close(fd)
 
 
 def _receive_arena(path: str) -> tuple[socket.socket, ArenaView]:

@@ -33,6 +33,11 @@ class Downloads:
     def is_running(self, checkpoint_id: str) -> bool:
         return checkpoint_id in self._running
 
+    def task_of(self, checkpoint_id: str) -> asyncio.Task[None] | None:
+        """Of the download under way, to wait for its end."""
+        running = self._running.get(checkpoint_id)
+        return running[1].task if running is not None else None
+
     def order(self, order: DownloadOrder) -> SharedWork[DownloadState]:
         """Start or join. Raises: Conflict when the same id is under way from elsewhere."""
         if (running := self._running.get(order.checkpoint_id)) is not None:

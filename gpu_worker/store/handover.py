@@ -3,6 +3,9 @@
 JSON lines over a Unix socket. On connect the store sends, with the read-only arena descriptor attached:
     {"arena_bytes": N, "kind": "hugetlb"}
     -> {"pin": "m@r"}    <- {"pinned": "m@r", "extents": [{"offset", "size_bytes"}…], "directory": "/…"}
+    -> {"pin": "m@r", "while_loading": true}
+                         <- the same, once its bytes begin to come; "is_loading": true says that they still
+                            do, with the descriptor of the load's ProgressBoard attached
     -> {"unpin": "m@r"}  <- {"unpinned": "m@r"}
     any refusal          <- {"error": code, "message": sentence}
 Lookup and pin are one step, so nothing a reader was told of can be evicted before it maps it. The pins of a
@@ -17,12 +20,15 @@ import json
 import logging
 import os
 import socket
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from firstlight.domain.errors import FirstlightError, InvalidInput
+from firstlight.domain.errors import FirstlightError, InvalidInput, UnknownCheckpoint
+from gpu_worker.store.landing import Arrival
 from gpu_worker.store.pool import Pool
+from gpu_worker.store.reach import Reach
 from gpu_worker.store.ssd_cache import SsdCache
 
 log = logging.getLogger("store.handover")
@@ -30,12 +36,33 @@ log = logging.getLogger("store.handover")
 LINE_BYTES = 64 * 2**10
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One line, and descriptors that travel with it and are closed then. Any: JSON."""
+
+    message: dict[str, Any]
+    fds: tuple[int, ...] = ()
+
+    def send(self, connection: socket.socket) -> None:
+        """Raises: OSError when the reader does not take it: it asks one thing at a time, so it has room."""
+        line = json.dumps(self.message).encode() + b"\n"
+        try:
+            if socket.send_fds(connection, [line], self.fds) != len(line):
+                raise BlockingIOError("the reader takes nothing")
+        finally:
+            for fd in self.fds:
+                os.close(fd)
+
+
 class Handover:
     """The listening socket and its readers. `arena_fd` must be read-only; it stays the caller's."""
 
-    def __init__(self, *, pool: Pool, cache: SsdCache, arena_fd: int, arena_bytes: int, kind: str) -> None:
+    def __init__(
+        self, *, pool: Pool, cache: SsdCache, reach: Reach, arena_fd: int, arena_bytes: int, kind: str
+    ) -> None:
         self._pool = pool
         self._cache = cache
+        self._reach = reach
         self._arena_fd = arena_fd
         self._hello = json.dumps({"arena_bytes": arena_bytes, "kind": kind}).encode() + b"\n"
         self._readers = count(1)
@@ -82,9 +109,7 @@ class Handover:
         try:
             socket.send_fds(connection, [self._hello], [self._arena_fd])
             lines, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_BYTES)
-            while line := await lines.readline():
-                writer.write(json.dumps(self._answer(line, reader)).encode() + b"\n")
-                await writer.drain()
+            await self._converse(connection, lines, reader)
         except (OSError, ValueError) as failure:
             # A reader that was killed, or one that talks nonsense: either way it is gone.
             log.info("reader=%s left: %s", reader, failure)
@@ -94,26 +119,70 @@ class Handover:
             with contextlib.suppress(OSError):
                 writer.close() if writer is not None else connection.close()
 
-    # Any: decoded JSON from the socket, checked here.
-    def _answer(self, line: bytes, reader: str) -> dict[str, Any]:
+    async def _converse(self, connection: socket.socket, lines: asyncio.StreamReader, reader: str) -> None:
+        line = await lines.readline()
+        while line:
+            # Read on while an answer is waited for: a reader that is killed meanwhile must not hold a pin.
+            following = asyncio.ensure_future(lines.readline())
+            answering = asyncio.ensure_future(self._answer(line, reader))
+            try:
+                await asyncio.wait({following, answering}, return_when=asyncio.FIRST_COMPLETED)
+                if not answering.done() and not following.result():
+                    return
+                (await answering).send(connection)
+                line = await following
+            finally:
+                await _ended(following, answering)
+
+    async def _answer(self, line: bytes, reader: str) -> _Answer:
         try:
-            request = json.loads(line)
-            match request:
+            # Any: decoded JSON from the socket, checked here.
+            match json.loads(line):
+                case {"pin": str(checkpoint_id), "while_loading": True}:
+                    return await self._pin_early(checkpoint_id, reader)
                 case {"pin": str(checkpoint_id)}:
-                    return self._pin(checkpoint_id, reader)
+                    return self._pin(checkpoint_id, reader, None)
                 case {"unpin": str(checkpoint_id)}:
                     self._pool.unpin(checkpoint_id, reader)
-                    return {"unpinned": checkpoint_id}
+                    return _Answer({"unpinned": checkpoint_id})
             raise InvalidInput("expected {'pin': checkpoint} or {'unpin': checkpoint}")
         except FirstlightError as refusal:
-            return {"error": refusal.code, "message": refusal.message}
+            return _Answer({"error": refusal.code, "message": refusal.message})
 
-    def _pin(self, checkpoint_id: str, reader: str) -> dict[str, Any]:
-        cached = self._cache.get(checkpoint_id)
-        extents = self._pool.pin(checkpoint_id, reader)
-        return {
+    async def _pin_early(self, checkpoint_id: str, reader: str) -> _Answer:
+        arrival = await self._reach.reach(checkpoint_id)
+        return self._pin(checkpoint_id, reader, arrival)
+
+    def _pin(self, checkpoint_id: str, reader: str, arrival: Arrival | None) -> _Answer:
+        # It may have come, or failed, between the word of it and this line.
+        if arrival is not None and not self._pool.is_loading(checkpoint_id):
+            arrival = None
+        directory, digest = self._whereabouts(checkpoint_id, arrival)
+        extents = self._pool.pin(checkpoint_id, reader, while_loading=arrival is not None)
+        reply = {
             "pinned": checkpoint_id,
             "extents": [{"offset": extent.offset, "size_bytes": extent.size_bytes} for extent in extents],
-            "directory": str(cached.directory.absolute()),
-            "manifest_digest": cached.manifest_digest,
+            "directory": str(directory.absolute()),
+            "manifest_digest": digest or None,
         }
+        if arrival is None:
+            return _Answer(reply)
+        return _Answer({**reply, "is_loading": True}, (arrival.board.read_only_fd(),))
+
+    def _whereabouts(self, checkpoint_id: str, arrival: Arrival | None) -> tuple[Path, str]:
+        """Where its small files are, and its digest when that is known. Raises: UnknownCheckpoint."""
+        # Looked for on SSD first: an arrival's own folder is gone once it has been published.
+        if (cached := self._cache.find(checkpoint_id)) is not None:
+            return cached.directory, cached.manifest_digest
+        if arrival is None and (arrival := self._reach.landed(checkpoint_id)) is None:
+            raise UnknownCheckpoint(f"this host does not hold {checkpoint_id}", checkpoint_id=checkpoint_id)
+        return arrival.directory, arrival.manifest_digest
+
+
+# Any: what the tasks' coroutines yield is asyncio's own affair.
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    """Until all of them have; those that have not are cancelled, and nothing they say is lost track of."""
+    for task in tasks:
+        if not task.done():
+            task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

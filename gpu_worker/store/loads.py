@@ -60,6 +60,9 @@ class Loads:
         self._memory = memory
         self._bandwidth = ssd_read_bytes_per_s
         self._running: dict[str, _Load] = {}
+        self._begun = asyncio.Event()
+        # Where the small files are of what landed, for readers who come before it is on SSD.
+        self._landed: dict[str, Arrival] = {}
         # asyncio.Lock wakes its waiters in the order they came: that is the queue.
         self._turn = asyncio.Lock()
 
@@ -90,7 +93,7 @@ class Loads:
             return running.work
         cached = self._cache.get(checkpoint_id)
         load = _Load(LoadState(bytes_total=cached.size_bytes), asyncio.get_running_loop().create_future())
-        self._running[checkpoint_id] = load
+        self._begin(checkpoint_id, load)
         load.work.start(self._run(cached, load))
         return load.work
 
@@ -115,7 +118,7 @@ class Loads:
         )
         state = LoadState(bytes_total=sum(sizes), from_tier=tier, moving_at_unix_s=time.time())
         load = _Load(state, landing.arrival)
-        self._running[checkpoint_id] = load
+        self._begin(checkpoint_id, load)
         load.work.start(self._run_landing(landing, load))
         return landing
 
@@ -125,11 +128,26 @@ class Loads:
             raise UnknownCheckpoint(f"{checkpoint_id} is not on its way", checkpoint_id=checkpoint_id)
         return await asyncio.shield(load.arrival)
 
+    def landed(self, checkpoint_id: str) -> Arrival | None:
+        """Of what is resident and did not come from SSD."""
+        return self._landed.get(checkpoint_id) if self._pool.is_resident(checkpoint_id) else None
+
+    async def until_begun(self, checkpoint_id: str) -> None:
+        """Until it is on its way."""
+        while checkpoint_id not in self._running:
+            await self._begun.wait()
+
     async def close(self) -> None:
         tasks = [load.work.task for load in self._running.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self, checkpoint_id: str, load: _Load) -> None:
+        self._running[checkpoint_id] = load
+        # A fresh event each time, so that nobody misses one between looking and waiting.
+        begun, self._begun = self._begun, asyncio.Event()
+        begun.set()
 
     async def _run(self, cached: CachedCheckpoint, load: _Load) -> None:
         asked = time.monotonic()
@@ -191,6 +209,8 @@ class Loads:
             while not (await asyncio.wait([landing.outcome], timeout=PROGRESS_INTERVAL_S))[0]:
                 load.tell(bytes_done=landing.board.bytes_done, began=began)
             landing.outcome.result()
+            if landing.arrival.done():
+                self._landed[name] = landing.arrival.result()
             load.done(began=began)
             log.info("landed checkpoint=%s from=%s", name, load.work.progress.from_tier)
         except asyncio.CancelledError:
@@ -202,6 +222,7 @@ class Loads:
     def _reserve(self, checkpoint_id: str, sizes: Sequence[int]) -> tuple[Extent, ...]:
         room = self._pool.reserve(checkpoint_id, sizes, cost_s=sum(sizes) / self._bandwidth)
         for evicted in room.evicted:
+            self._landed.pop(evicted, None)
             log.info("evicted from dram checkpoint=%s for=%s", evicted, checkpoint_id)
         return room.extents
 

@@ -15,6 +15,7 @@ from gpu_worker.store.handover import Handover
 from gpu_worker.store.loads import Loads
 from gpu_worker.store.memory import Memory
 from gpu_worker.store.pool import Pool
+from gpu_worker.store.reach import Reach
 from gpu_worker.store.ssd_cache import SsdCache
 
 log = logging.getLogger("store")
@@ -43,6 +44,7 @@ class Store:
         self._handover = Handover(
             pool=self.pool,
             cache=self.cache,
+            reach=Reach(cache=self.cache, pool=self.pool, loads=self.loads, downloads=self.downloads),
             arena_fd=self._arena_fd,
             arena_bytes=memory.size_bytes,
             kind=memory.kind,
