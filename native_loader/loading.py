@@ -15,6 +15,7 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from firstlight.domain.errors import FirstlightError
 from native_loader._native import Arena, LoadJob, LoadReport, Segment
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class LoadPlan(ABC):
     def bind(self, arena: Arena) -> BoundTensors:
         """Tensors over the arena, without reading it. Raises: AttachFailed."""
 
+    def explain(self, failure: FirstlightError) -> FirstlightError:
+        """A failed load's error in the terms of what is loaded."""
+        return failure
+
 
 class Loading:
     """Private, writable memory that fills in execution order; every byte with a checksum is verified.
@@ -64,6 +69,7 @@ class Loading:
     """
 
     def __init__(self, plan: LoadPlan, *, threads: int) -> None:
+        self._plan = plan
         # Anonymous memory: private to this process and its forks, and made of huge pages where it can be.
         with Arena(plan.memory_bytes, kind="anonymous") as arena:
             # Fresh memory costs as much as the reading: it is made resident piece by piece beside it.
@@ -99,7 +105,7 @@ class Loading:
         wanted = list(names)
         needed = max((self._prefix_bytes[name] for name in wanted), default=0)
         if not self._job.wait_prefix(needed, timeout_s):
-            self._job.result(0)  # raises what went wrong, or TimeoutError
+            self._report(0)  # raises what went wrong, or TimeoutError
         self._put_in_place(wanted)
 
     def arrivals(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -109,13 +115,22 @@ class Loading:
 
     def result(self, timeout_s: float | None = None) -> dict[str, torch.Tensor]:
         """All tensors, once all bytes are there. Raises: TimeoutError, or what went wrong."""
-        self._job.result(timeout_s)
+        self._report(timeout_s)
         self._put_in_place(list(self._settle))
         return dict(self._tensors)
 
     def report(self) -> LoadReport:
         """What the load did. Waits; raises as `result` does."""
-        return self._job.result()
+        return self._report(None)
+
+    def _report(self, timeout_s: float | None) -> LoadReport:
+        try:
+            return self._job.result(timeout_s)
+        except FirstlightError as failure:
+            explained = self._plan.explain(failure)
+            if explained is failure:
+                raise
+            raise explained from failure
 
     def cancel(self) -> None:
         """Stops at the next chunk; a wait for what is not there raises Cancelled from then on."""

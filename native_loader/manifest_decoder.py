@@ -91,7 +91,7 @@ class _Record:
 
 
 def check_text(value: str, what: str) -> None:
-    """Raises: ManifestInvalid for a string without end, or with half of a surrogate pair: nothing prints it."""
+    """Raises: ManifestInvalid for a string without end, or with half a surrogate pair: nothing prints it."""
     if len(value) > LONGEST_NAME:
         fail("malformed", f"{what} has {len(value)} characters")
     if not value.isascii():

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstlight.domain.errors import SourceCorrupt
+from firstlight.domain.errors import FirstlightError, ManifestInvalid, SourceCorrupt
 from native_loader._native import Arena, Segment
 from native_loader.dtypes import BITS
 from native_loader.execution_order import execution_order
@@ -127,6 +127,11 @@ class SafetensorsModel(LoadPlan):
             tensors[name] = bind(aligned, offset=0)
             settle[name] = partial(_copy, memory[start : start + tensor.size_bytes], aligned)
         return BoundTensors(tensors, settle)
+
+    def explain(self, failure: FirstlightError) -> FirstlightError:
+        if isinstance(failure, ManifestInvalid):  # the core's word for a file cut short under a load
+            return SourceCorrupt(failure.message, **failure.fields)
+        return failure
 
     def _order(self) -> list[tuple[int, int]]:
         """Chunks as the tensors need them; those that hold headers alone, or nothing, at the end."""
