@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -33,12 +34,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """One figure an issue asks for. `bound` is written as a condition on `value`, such as '<= 60 ms'."""
+    """One figure an issue asks for. `bound` is written as a condition on `value`, such as '<= 60 ms'.
+
+    What this machine cannot measure has neither value nor verdict, and says `why`.
+    """
 
     name: str
-    value: float
+    value: float | None
     bound: str
-    holds: bool
+    holds: bool | None
+    why: str = ""
 
 
 @dataclass(slots=True)
@@ -47,6 +52,13 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     reach: list[Reach] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    # Any: each repetition as it was, for whoever wants to look behind the quantiles; JSON.
+    trials: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def has_failed(self) -> bool:
+        """A figure was measured and misses its bound."""
+        return any(figure.holds is False for figure in self.reach)
 
     def add(self, name: str, values: Sequence[float], *, unit: str) -> Row | None:
         """Summarise `values`; p99 is the largest below 100 repetitions. No values: no row."""
@@ -79,7 +91,15 @@ class Report:
         if at_least is not None:
             self.reach.append(Reach(name, value, f">= {at_least:g} {unit}".strip(), value >= at_least))
 
+    def not_measured(self, name: str, *, bound: str, why: str) -> None:
+        """A figure that is asked for and that this run has no means to take: shown, and never as held."""
+        self.reach.append(Reach(name, None, bound, None, why))
+
     def print(self) -> None:
+        self.print_rows()
+        self.print_reach()
+
+    def print_rows(self) -> None:
         console = Console()
         table = Table(title=f"{self.benchmark} · {machine()['cpu']} · {os.cpu_count()} cores")
         for column in ("measured", "n", "p50", "p99", "min", "max", "unit"):
@@ -88,12 +108,18 @@ class Report:
             figures = (f"{figure:,.2f}" for figure in (row.p50, row.p99, row.minimum, row.maximum))
             table.add_row(row.name, str(row.count), *figures, row.unit)
         console.print(table)
+
+    def print_reach(self) -> None:
+        console = Console()
         reach = Table(title="reach")
         for column in ("figure", "value", "bound", "holds"):
             reach.add_column(column)
         for figure in self.reach:
             verdict = "[green]yes[/]" if figure.holds else "[red]no[/]"
-            reach.add_row(figure.name, f"{figure.value:,.2f}", figure.bound, verdict)
+            if figure.value is None:
+                reach.add_row(figure.name, "not measured", figure.bound, f"[yellow]{figure.why}[/]")
+            else:
+                reach.add_row(figure.name, f"{figure.value:,.3f}", figure.bound, verdict)
         console.print(reach)
         for note in self.notes:
             console.print(f"• {note}")
@@ -106,6 +132,7 @@ class Report:
             "rows": [asdict(row) for row in self.rows],
             "reach": [asdict(figure) for figure in self.reach],
             "notes": self.notes,
+            **({"trials": self.trials} if self.trials else {}),
         }
         file.write_text(json.dumps(body, indent=2) + "\n")
 

@@ -1,0 +1,162 @@
+"""The loader beside its peers: the same random checkpoint, cold and warm, each load in a fresh process.
+
+    python -m benchmarks.loader [--size-gib N] [--json FILE] [--plot FILE.png] [--rounds N] [--quick]
+                                [--ablation] [--pressure balloon] [--directory DIR] [--keep]
+
+The limit is fio's direct read of the same file into huge pages. Every load is timed until the call returned,
+until every page was touched, and until every tensor's checksum was held against the known one. Loads are
+paired: every way runs once in each round, another first each time, and ratios are taken within a round.
+Run as root on a quiet machine: huge pages are reserved for fio and for the store's pool, and given back.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from benchmarks.loader_figures import Measured, absent, summarise
+from benchmarks.loader_files import BenchmarkFiles, prepare_files, remove_files
+from benchmarks.loader_huge_pages import huge_pages
+from benchmarks.loader_limit import FIO_BYTES, find_limit
+from benchmarks.loader_plot import draw
+from benchmarks.loader_pressure import KINDS, pressure
+from benchmarks.loader_rounds import Bench, cold_round, warm_round
+from benchmarks.loader_store import BenchmarkStore, pool_bytes
+from benchmarks.loader_table import print_tables
+from benchmarks.loader_ways import Way, all_ways
+from benchmarks.report import Report
+
+GIB = 1 << 30
+QUICK_ROUNDS = 2
+
+
+def main() -> int:
+    arguments = _arguments()
+    rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
+    report = Report("loader")
+    files = prepare_files(arguments.directory.resolve(), int(arguments.size_gib * GIB))
+    ways = _chosen(arguments.only)
+    measured = Measured(ways, files.size_bytes, files.partition.stat().st_size)
+    try:
+        # Twice the pool: the store's, and that of a process which loads into one of its own.
+        with huge_pages(FIO_BYTES + 2 * pool_bytes(files)) as why_not:
+            _measure(report, measured, files, rounds, arguments.pressure, why_not)
+    finally:
+        if not arguments.keep:
+            remove_files(files)
+    report.print_reach()
+    if arguments.plot and (why := draw(measured, arguments.plot)):
+        report.notes.append(why)
+        print(why)
+    if arguments.json:
+        report.write(arguments.json)
+    return 1 if report.has_failed else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size-gib", type=float, default=2.4, help="of the checkpoint (default 2.4)")
+    parser.add_argument("--json", type=Path, help="write the report there as JSON")
+    parser.add_argument("--plot", type=Path, help="draw it there; needs matplotlib")
+    parser.add_argument("--rounds", type=int, default=7, help="of every way, cold and warm (default 7)")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds: a try, no measurement")
+    parser.add_argument("--ablation", action="store_true", help="also: turn off one idea of ours at a time")
+    parser.add_argument(
+        "--pressure",
+        choices=KINDS,
+        default="drop",
+        help="drop these files from the page cache, or really fill the machine's memory (balloon)",
+    )
+    parser.add_argument("--only", help="names of ways, with commas between; the reach is that of these")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=Path(".firstlight/benchmarks/loader"),
+        help="where the files lie: on the SSD that is measured",
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the files for the next run")
+    return parser.parse_args()
+
+
+def _chosen(only: str | None) -> dict[str, Way]:
+    ways = all_ways()
+    if only is None:
+        return ways
+    if unknown := set(only.split(",")) - ways.keys():
+        raise SystemExit(f"no such way: {', '.join(sorted(unknown))}; there are {', '.join(ways)}")
+    return {name: ways[name] for name in only.split(",")}
+
+
+def _measure(
+    report: Report,
+    measured: Measured,
+    files: BenchmarkFiles,
+    rounds: int,
+    pressure_kind: str,
+    why_no_huge_pages: str | None,
+) -> None:
+    limit = find_limit(files.partition, has_huge_pages=why_no_huge_pages is None)
+    report.notes += [why for why in (why_no_huge_pages, limit.why) if why]
+    present = [way for way in measured.ways.values() if not way.missing]
+    missing = absent(measured.ways.values())
+    with BenchmarkStore(files, files.directory / "store") as store:
+        report.notes.append(f"the store's pool is {store.arena_kind}, made resident before the first round")
+        bench = Bench(files, store, limit)
+        _cold(bench, measured, [way for way in present if way.is_cold], rounds)
+        _warm(bench, measured, [way for way in present if way.is_warm], rounds)
+        _pressed(bench, measured, [way for way in present if way.is_warm], rounds, pressure_kind)
+    report.notes += missing
+    report.notes.append(f"memory pressure: {pressure_kind}")
+    summarise(report, measured, limit)
+    print_tables(measured, limit, missing)
+
+
+def _cold(bench: Bench, measured: Measured, ways: Sequence[Way], rounds: int) -> None:
+    if not ways:
+        return
+    beside = next((way for way in ways if way.store == "ssd"), ways[0])
+    with Progress(transient=True) as progress:
+        task = progress.add_task("cold", total=rounds * len(ways))
+        for number in range(rounds):
+            for trial, limit in cold_round(bench, ways, number, beside):
+                measured.trials.append(trial)
+                if limit is not None:
+                    measured.limits.append(limit)
+                progress.advance(task)
+
+
+def _warm(bench: Bench, measured: Measured, ways: Sequence[Way], rounds: int) -> None:
+    with Progress(transient=True) as progress:
+        task = progress.add_task("warm", total=rounds * len(ways))
+        for number in range(rounds if ways else 0):
+            for trial in warm_round(bench, ways, number):
+                measured.trials.append(trial)
+                progress.advance(task)
+
+
+def _pressed(bench: Bench, measured: Measured, ways: Sequence[Way], rounds: int, kind: str) -> None:
+    """Ours from the pool, and every peer that a warm page cache had made fast, once it is gone."""
+    chosen = [way for way in ways if way.store == "dram" or (not way.is_ours and way.name in _MAPPING)]
+    if not any(way.store == "dram" for way in chosen):
+        return
+    bench.store.make_resident()
+    with Progress(transient=True) as progress:
+        task = progress.add_task("under memory pressure", total=rounds * len(chosen))
+        for number in range(rounds):
+            for way in chosen:
+                # For each load anew: the one before has read its files back into the page cache.
+                with pressure(kind, way.reads(bench.files)):
+                    trial = bench.trial(way, "pressed", number, lambda _: None)
+                measured.trials.append(trial)
+                progress.advance(task)
+
+
+# The peers that are fast for being mapped from the page cache: what pressure takes away is theirs.
+_MAPPING = ("safetensors-load-file", "safetensors-safe-open", "torch-load-mmap", "transformers")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,219 @@
+"""Firstlight's ways: the library in one call, and the resident store's two tiers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.loader_files import CHECKPOINT_ID, BenchmarkFiles
+from benchmarks.loader_ways import Load, Setting, Tensors, Way
+
+
+def _library(setting: Setting) -> Load:
+    from native_loader import load_state_dict
+
+    _touch_torch()
+    return lambda: load_state_dict(setting.files.checkpoint)
+
+
+def _library_into(setting: Setting) -> Load:
+    import torch
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    from native_loader import load_into
+
+    def load() -> Tensors:
+        config = AutoConfig.from_pretrained(setting.files.checkpoint, local_files_only=True)
+        with torch.device("meta"):
+            model = LlamaForCausalLM(config)
+        load_into(model, setting.files.checkpoint)
+        return model.state_dict()  # type: ignore[no-any-return]
+
+    return load
+
+
+def _safetensors(setting: Setting) -> Load:
+    from native_loader import load_safetensors
+
+    _touch_torch()
+    return lambda: load_safetensors(setting.files.hugging_face)
+
+
+def _pool(setting: Setting, *, verify: bool) -> Load:
+    """What the store does with bytes, in this process; what checksums cost is the difference of the two."""
+    from native_loader import Arena, LoadJob, Segment, open_checkpoint
+
+    _touch_torch()
+    offsets, total_bytes = open_checkpoint(setting.files.checkpoint).manifest.arena_offsets()
+    arena = Arena(total_bytes)
+    arena.prefault()
+
+    def load() -> Tensors:
+        checkpoint = open_checkpoint(setting.files.checkpoint)
+        segments = [
+            Segment(
+                path=one.path,
+                file_offset=one.file_offset,
+                length=one.length,
+                arena_offset=one.arena_offset,
+                crc32c=one.crc32c if verify else None,
+            )
+            for one in checkpoint.segments(offsets)
+        ]
+        LoadJob(arena, segments, threads=2).result()
+        sizes = [partition.size_bytes for partition in checkpoint.manifest.partitions]
+        return checkpoint.bind([arena.buffer(at, size) for at, size in zip(offsets, sizes, strict=True)])
+
+    return load
+
+
+def _store_from_ssd(setting: Setting) -> Load:
+    import grpc
+
+    from firstlight.rpc import store_pb2, store_pb2_grpc
+
+    attach, record = _reader(setting), _store_record(setting)
+    channel = grpc.insecure_channel(str(record["address"]))
+    grpc.channel_ready_future(channel).result(timeout=10)
+    stub = store_pb2_grpc.StoreStub(channel)
+
+    def load() -> Tensors:
+        for _ in stub.Load(store_pb2.LoadRequest(checkpoint_id=CHECKPOINT_ID)):
+            pass
+        return attach()
+
+    return load
+
+
+def _store_from_dram(setting: Setting) -> Load:
+    return _reader(setting)
+
+
+def _store_to_model(setting: Setting) -> Load:
+    """As a spare engine does: its skeleton stands, the memory and the weights come."""
+    from gpu_worker.engine.binding import dtype_of
+    from gpu_worker.engine.skeleton import build_skeleton
+    from native_loader import open_checkpoint
+
+    attach = _reader(setting)
+    checkpoint = open_checkpoint(setting.files.checkpoint)
+    skeleton = build_skeleton(checkpoint.path, dtype=dtype_of(checkpoint))
+
+    def load() -> Tensors:
+        skeleton.bind(attach())
+        return skeleton.model.state_dict()  # type: ignore[no-any-return]
+
+    return load
+
+
+def _reader(setting: Setting) -> Load:
+    """From the store's socket to tensors: connect, receive the memory, map, pin, read the manifest, bind."""
+    from gpu_worker.engine.binding import open_at, tensors_in_arena
+    from gpu_worker.engine.store_link import StoreLink
+
+    _touch_torch()
+    loop = asyncio.new_event_loop()
+    socket = str(_store_record(setting)["socket"])
+    links = []  # the pin ends with its link
+
+    async def attach() -> Tensors:
+        link = await StoreLink.connect(socket)
+        links.append(link)
+        pinned = await link.pin(CHECKPOINT_ID)
+        return tensors_in_arena(open_at(pinned.directory), pinned, link.view)
+
+    return lambda: loop.run_until_complete(attach())
+
+
+# Any: the JSON that a store publishes.
+def _store_record(setting: Setting) -> Any:
+    assert setting.store is not None, "this way needs a running store"
+    return json.loads(setting.store.read_text())
+
+
+def _touch_torch() -> None:
+    """Import what tensors are made with; peers import it as part of themselves."""
+    import torch
+
+    from native_loader import torch_binding
+
+    torch_binding.__name__  # noqa: B018 - imported for its being imported
+    torch.empty(1)
+
+
+def _partition(files: BenchmarkFiles) -> list[Path]:
+    return [files.partition, files.checkpoint / "manifest.json"]
+
+
+def _shards(files: BenchmarkFiles) -> list[Path]:
+    return files.shards
+
+
+WAYS = (
+    Way(
+        name="store-ssd",
+        label="Firstlight store: SSD → pool → bound",
+        prepare=_store_from_ssd,
+        reads=_partition,
+        store="ssd",
+        is_ours=True,
+        is_warm=False,
+    ),
+    Way(
+        name="pool",
+        label="Firstlight pool alone",
+        prepare=lambda setting: _pool(setting, verify=True),
+        reads=_partition,
+        is_ours=True,
+        is_warm=False,
+    ),
+    Way(
+        name="pool-unverified",
+        label="Firstlight pool alone, checksums off",
+        prepare=lambda setting: _pool(setting, verify=False),
+        reads=_partition,
+        is_ours=True,
+        is_warm=False,
+    ),
+    Way(
+        name="library",
+        label="Firstlight load_state_dict",
+        prepare=_library,
+        reads=_partition,
+        is_ours=True,
+    ),
+    Way(
+        name="library-into",
+        label="Firstlight load_into(model)",
+        prepare=_library_into,
+        reads=_partition,
+        is_ours=True,
+    ),
+    Way(
+        name="library-safetensors",
+        label="Firstlight load_safetensors",
+        prepare=_safetensors,
+        reads=_shards,
+        is_ours=True,
+    ),
+    Way(
+        name="store-dram",
+        label="Firstlight store: DRAM → bound",
+        prepare=_store_from_dram,
+        reads=_partition,
+        store="dram",
+        is_ours=True,
+        is_cold=False,
+    ),
+    Way(
+        name="store-dram-model",
+        label="Firstlight store: DRAM → bound model",
+        prepare=_store_to_model,
+        reads=_partition,
+        store="dram",
+        is_ours=True,
+        is_cold=False,
+    ),
+)
