@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from native_loader import load_state_dict, open_checkpoint, save_checkpoint, verify
+from native_loader import CheckpointWriter, load_state_dict, open_checkpoint, save_checkpoint, verify
+from native_loader.dtypes import BITS, dtype_name
 
 DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64,
-    torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64,
+    torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32,
+    torch.complex64, torch.complex128,
     torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
     torch.float8_e8m0fnu, torch.float4_e2m1fn_x2,
 ]  # fmt: skip
@@ -118,3 +122,86 @@ def test_the_same_bytes_make_the_same_checkpoint(state: State) -> None:
         first = save_checkpoint(state, Path(directory) / "first")
         assert save_checkpoint(state, Path(directory) / "second") == first
         assert save_checkpoint(state, Path(directory) / "first") == first
+
+
+def test_every_type_torch_and_the_format_know_is_tried() -> None:
+    """But the 6-bit ones, which torch lacks."""
+    assert {dtype_name(dtype) for dtype in DTYPES} == set(BITS) - {"F6_E2M3", "F6_E3M2"}
+
+
+@given(state=states(), count=st.integers(1, 4), seed=st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_tensors_of_several_partitions_are_loaded(state: State, count: int, seed: int) -> None:
+    """Whichever partition each was put into, an empty one included."""
+    place = random.Random(seed)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "checkpoint"
+        with CheckpointWriter(
+            path, source="test", revision="0", partition_count=count, chunk_bytes=4096
+        ) as writer:
+            for name, tensor in state.items():
+                writer.add_tensor(name, tensor, partition=place.randrange(count))
+            writer.commit()
+        verify(path)
+        loaded = load_state_dict(path)
+    assert list(loaded) == list(state)
+    for name, tensor in state.items():
+        assert_same(loaded[name], tensor)
+
+
+FLOATS = [
+    (torch.float32, torch.int32, [0x7F800001, 0x7FC00000, -0x3FFFFF, -0x80000000, 1, 0x7F800000]),
+    (torch.float64, torch.int64, [0x7FF0000000000001, -0x8000000000000000, 1]),
+    (torch.float16, torch.int16, [0x7C01, 0x7E00, -0x8000, 1, -0x3FF]),
+    (torch.bfloat16, torch.int16, [0x7F81, 0x7FC0, -0x8000, 1, -0x7F]),
+]
+
+
+@pytest.mark.parametrize(("dtype", "bits_of", "patterns"), FLOATS, ids=lambda item: str(item)[:16])
+def test_payloads_of_nans_and_signs_of_zeros_stay(
+    tmp_path: Path, dtype: torch.dtype, bits_of: torch.dtype, patterns: list[int]
+) -> None:
+    """A signalling NaN stays one, -0.0 stays negative, and denormals are not flushed."""
+    stored = torch.tensor(patterns, dtype=bits_of)
+    save_checkpoint({"x": stored.view(dtype)}, tmp_path / "c")
+    assert load_state_dict(tmp_path / "c")["x"].view(bits_of).tolist() == patterns
+
+
+def test_a_conjugate_is_stored_as_its_value(tmp_path: Path) -> None:
+    """Torch keeps a conjugate, and its imaginary part, as a view with a mark; a file has no such marks."""
+    base = torch.tensor([1 + 2j, 3 - 4j])
+    save_checkpoint({"conj": base.conj(), "negative": base.conj().imag}, tmp_path / "c")
+    loaded = load_state_dict(tmp_path / "c")
+    assert loaded["conj"].tolist() == [1 - 2j, 3 + 4j]
+    assert loaded["negative"].tolist() == [-2, 4]
+
+
+def test_broadcast_of_one_element_is_stored_as_one(tmp_path: Path) -> None:
+    wide = torch.tensor([3.5]).expand(10**12)
+    manifest = save_checkpoint({"wide": wide}, tmp_path / "c")
+    assert manifest.size_bytes == 4096
+    loaded = load_state_dict(tmp_path / "c")["wide"]
+    assert loaded.shape == wide.shape and loaded.stride() == (0,) and loaded[10**11] == 3.5
+
+
+def test_ten_thousand_tensors_keep_names_order_and_bits(tmp_path: Path) -> None:
+    """Tensors of 0 to 3 dimensions, some tied, some views of another."""
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(64, 64, generator=generator)
+    state: State = {}
+    for index in range(10_000):
+        name = f"model.layers.{index}.weight"
+        if index % 100 == 1:
+            state[name] = state[f"model.layers.{index - 1}.weight"]
+        elif index % 100 == 2:
+            state[name] = base[index % 64, : index % 60]
+        else:
+            state[name] = torch.randn(((), (3,), (2, 0), (1, 2, 3))[index % 4], generator=generator)
+    manifest = save_checkpoint(state, tmp_path / "c")
+    loaded = load_state_dict(tmp_path / "c")
+    assert len(manifest.tensors) + len(manifest.aliases) == len(loaded) == 10_000
+    first_of_each_storage = [entry.name for entry in manifest.tensors if entry.shares is None]
+    assert first_of_each_storage == [name for name in state if name in set(first_of_each_storage)]
+    for name, tensor in state.items():
+        assert_same(loaded[name], tensor)
+    assert loaded["model.layers.1.weight"] is loaded["model.layers.0.weight"]
