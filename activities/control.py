@@ -12,12 +12,13 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.errors import answering
 from activities.heartbeat import beating
 from activities.leases import watch_lease
-from firstlight.contracts import hosts, instances, starts
+from firstlight.contracts import hosts, instances, migrations, starts
 from firstlight.contracts.activities import ControlActivities
 from firstlight.contracts.naming import cold_start_id
 from firstlight.database import (
     hosts_repository,
     instances_repository,
+    migrations_repository,
     models_repository,
     starts_repository,
 )
@@ -64,6 +65,19 @@ class Control(ControlActivities):
             await instances_repository.finish_instance(session, request)
             model = (await instances_repository.get_instance(session, request.instance_id)).model
         await self._finish_delete(model)
+        return starts.Nothing()
+
+    @activity.defn(name="serve_on")
+    @answering
+    async def serve_on(self, request: migrations.ServeOnInput) -> starts.Nothing:
+        async with self._database.transaction() as session:
+            return starts.Nothing(ok=await migrations_repository.serve_on(session, request))
+
+    @activity.defn(name="finish_migration")
+    @answering
+    async def finish_migration(self, request: migrations.FinishMigrationInput) -> starts.Nothing:
+        async with self._database.transaction() as session:
+            await migrations_repository.finish_migration(session, request)
         return starts.Nothing()
 
     async def _finish_delete(self, model: str) -> None:

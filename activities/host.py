@@ -9,11 +9,13 @@ from temporalio import activity
 from activities.bringing_up import BringUp
 from activities.errors import answering
 from activities.heartbeat import beating, last_progress
+from activities.moving import move_requests
 from activities.patience import until_database_answers
 from activities.watching import Watch
 from firstlight.contracts.activities import HostActivities
 from firstlight.contracts.hosts import EngineRow, HostReport, InventoryInput, StoredRow
 from firstlight.contracts.instances import StopInstanceInput, WatchInput, WatchReceipt
+from firstlight.contracts.migrations import MoveInput, MoveReceipt
 from firstlight.contracts.starts import (
     BringUpInput,
     BringUpReceipt,
@@ -60,6 +62,7 @@ class GpuHost(HostActivities):
         database: Database,
     ) -> None:
         self._host_id = host_id
+        self._channels = channels
         self._store = StoreClient(channels, store_address)
         self._host = HostClient(channels, host_address)
         self._database = database
@@ -131,6 +134,12 @@ class GpuHost(HostActivities):
                 # A newer owner holds the engine, or it has ended: either way ours is gone.
                 activity.logger.info("%s of epoch %d is gone already", request.instance_id, request.epoch)
         return Nothing()
+
+    @activity.defn(name="move_requests")
+    @answering
+    async def move_requests(self, request: MoveInput) -> MoveReceipt:
+        async with beating("move") as heart:
+            return await move_requests(self._channels, request, heart)
 
     @activity.defn(name="report_inventory")
     @answering

@@ -18,6 +18,7 @@ from firstlight.contracts.hosts import (
     ReconcileInput,
 )
 from firstlight.contracts.instances import BeginDrainInput, BeginDrainReceipt, FinishInput
+from firstlight.contracts.migrations import FinishMigrationInput, ServeOnInput
 from firstlight.contracts.naming import CONTROL_QUEUE
 from firstlight.contracts.starts import AbandonInput, RecordStartInput, ReplanInput, ReplanReceipt
 from workflows import policies
@@ -82,6 +83,30 @@ async def finish_instance(request: FinishInput) -> None:
         start_to_close_timeout=SQL,
         retry_policy=policies.UNTIL_DONE,
         summary=f"release the GPUs, {request.outcome}: {request.reason}",
+    )
+
+
+async def serve_on(request: ServeOnInput) -> bool:
+    """Whether the source serves again."""
+    receipt = await workflow.execute_activity_method(
+        ControlActivities.serve_on,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=SQL,
+        retry_policy=policies.UNTIL_DONE,
+        summary=f"give {request.source.instance_id} its route back",
+    )
+    return receipt.ok
+
+
+async def finish_migration(request: FinishMigrationInput) -> None:
+    await workflow.execute_activity_method(
+        ControlActivities.finish_migration,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=SQL,
+        retry_policy=policies.UNTIL_DONE,
+        summary=f"{request.state}: {request.move.moved} requests, {request.move.tokens} tokens moved",
     )
 
 

@@ -14,6 +14,7 @@ from temporalio.workflow import ActivityCancellationType
 from firstlight.contracts.activities import HostActivities
 from firstlight.contracts.hosts import HostReport, InventoryInput
 from firstlight.contracts.instances import StopInstanceInput, WatchInput, WatchReceipt
+from firstlight.contracts.migrations import MoveInput, MoveReceipt
 from firstlight.contracts.naming import host_queue
 from firstlight.contracts.starts import (
     BringUpInput,
@@ -80,6 +81,22 @@ async def stop_instance(host_id: str, request: StopInstanceInput) -> Nothing:
         heartbeat_timeout=policies.HEARTBEAT,
         retry_policy=policies.FEW,
         summary=f"drain up to {request.drain_timeout_s:g} s and end the engine: {request.reason}",
+    )
+
+
+async def move_requests(request: MoveInput) -> MoveReceipt:
+    """Waits for the activity's end even when cancelled: what was handed over by then stays so."""
+    source, destination = request.source, request.destination
+    return await workflow.execute_activity_method(
+        HostActivities.move_requests,
+        request,
+        task_queue=host_queue(source.host_id),
+        schedule_to_start_timeout=policies.HOST_ANSWERS,
+        start_to_close_timeout=timedelta(minutes=10),
+        heartbeat_timeout=policies.HEARTBEAT,
+        retry_policy=policies.FEW,
+        cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        summary=f"move requests {source.host_id} → {destination.host_id} by {request.transfer}",
     )
 
 

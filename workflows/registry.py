@@ -6,6 +6,14 @@ from workflows.cold_start import ColdStart
 from workflows.fleet_reconciler import FleetReconciler
 from workflows.host_lifecycle import HostLifecycle
 from workflows.instance_lifecycle import InstanceLifecycle
+from workflows.live_migration import LiveMigration
 from workflows.model_download import ModelDownload
 
-WORKFLOWS: tuple[type, ...] = (ColdStart, ModelDownload, InstanceLifecycle, HostLifecycle, FleetReconciler)
+WORKFLOWS: tuple[type, ...] = (
+    ColdStart,
+    ModelDownload,
+    InstanceLifecycle,
+    HostLifecycle,
+    FleetReconciler,
+    LiveMigration,
+)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 
 from temporalio import activity
 
-from firstlight.contracts import hosts, instances, starts
+from firstlight.contracts import hosts, instances, migrations, starts
 
 
 class ControlActivities(ABC):
@@ -59,6 +59,16 @@ class ControlActivities(ABC):
     async def mend_host(self, request: hosts.MendInput) -> hosts.MendReceipt:
         """Make Postgres agree with what the host reports; name engines that no row owns."""
 
+    @activity.defn(name="serve_on")
+    @abstractmethod
+    async def serve_on(self, request: migrations.ServeOnInput) -> starts.Nothing:
+        """Give the source of a migration that came to nothing its route back. `ok`: it serves. Idempotent."""
+
+    @activity.defn(name="finish_migration")
+    @abstractmethod
+    async def finish_migration(self, request: migrations.FinishMigrationInput) -> starts.Nothing:
+        """Close the migration's row with its figures. Idempotent: the first end stays."""
+
 
 class HostActivities(ABC):
     @activity.defn(name="download_checkpoint")
@@ -80,6 +90,11 @@ class HostActivities(ABC):
     @abstractmethod
     async def stop_instance(self, request: instances.StopInstanceInput) -> starts.Nothing:
         """Drain and end the engine. Idempotent; the engine of a newer epoch is left alone."""
+
+    @activity.defn(name="move_requests")
+    @abstractmethod
+    async def move_requests(self, request: migrations.MoveInput) -> migrations.MoveReceipt:
+        """Move every request of an engine of this host to another engine; heartbeats with each round."""
 
     @activity.defn(name="report_inventory")
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Messages of `LiveMigration`: an instance's running requests move to another host, token streams unbroken."""
+"""Messages of `LiveMigration`: an instance's running requests move to another host, streams unbroken."""
 
 from __future__ import annotations
 

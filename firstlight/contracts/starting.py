@@ -23,6 +23,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from firstlight.contracts import naming
 from firstlight.contracts.hosts import HostInput, HostRegistered
 from firstlight.contracts.instances import KeepAliveSignal, StopSignal
+from firstlight.contracts.migrations import MigrationInput, MigrationResult
 from firstlight.contracts.starts import ColdStartInput, ColdStartResult, StartPlan
 
 # A start hands its ready instance over within so long, a restart of its worker included.
@@ -89,6 +90,42 @@ async def start_cold_start(
         result_type=ColdStartResult,
         request_eager_start=eager,
         **cold_start_options(request),
+    )
+
+
+async def start_migration(client: Client, request: MigrationInput) -> WorkflowHandle[Any, MigrationResult]:
+    """Start, or join, the workflow of this migration.
+
+    Raises: WorkflowAlreadyStartedError if it has ended already.
+    """
+    source, destination = request.source, request.destination
+    return await client.start_workflow(
+        naming.LIVE_MIGRATION,
+        request,
+        id=request.migration_id,
+        result_type=MigrationResult,
+        task_queue=naming.CONTROL_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+        task_timeout=TASK_TIMEOUT,
+        static_summary=(
+            f"Move {request.model} from {source.host_id} to {destination.host_id}: {request.reason}"
+        ),
+        static_details=(
+            f"Requests of `{source.instance_id}` (epoch {source.epoch}, {source.endpoint}) go to "
+            f"`{destination.instance_id}` (epoch {destination.epoch}) by **{request.transfer}**, handed over "
+            f"when at most {request.delta_tokens} tokens are left. A start on {destination.host_id} from "
+            f"{destination.estimate.tier} is predicted to take {destination.estimate.total_s:.2f} s."
+        ),
+        search_attributes=TypedSearchAttributes(
+            [
+                SearchAttributePair(naming.MODEL, request.model),
+                SearchAttributePair(naming.HOST, destination.host_id),
+                SearchAttributePair(naming.SOURCE_HOST, source.host_id),
+                SearchAttributePair(naming.ESTIMATED_MS, round(destination.estimate.total_s * 1000)),
+            ]
+        ),
+        memo={"source": source.instance_id, "destination": destination.instance_id},
     )
 
 

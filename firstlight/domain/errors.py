@@ -44,6 +44,7 @@ FirstlightError
 │   ├── EngineGone                the engine process ended or stopped answering
 │   ├── EngineBusy                another model is bound, or all slots are taken
 │   └── AttachFailed              the model could not be bound to its bytes
+├── MigrationFailed               requests stayed at the source, which serves on
 ├── LaunchError                   `firstlight up` cannot start a part of itself, or keep it running
 │   ├── AlreadyRunning            another `firstlight up` holds the state directory
 │   └── PortTaken                 another program listens where a part of it was to listen
@@ -255,6 +256,10 @@ class EngineBusy(EngineError):
 
 class AttachFailed(EngineError):
     code = "attach_failed"
+
+
+class MigrationFailed(FirstlightError):
+    code = "migration_failed"
 
 
 class LaunchError(FirstlightError):

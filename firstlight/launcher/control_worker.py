@@ -47,6 +47,8 @@ def worker_of(client: Client, control: ControlActivities) -> Worker:
             control.fail_host,
             control.list_hosts,
             control.mend_host,
+            control.serve_on,
+            control.finish_migration,
         ],
         workflow_runner=runner(),
         # Every host of the fleet holds one slot with its lease watch.

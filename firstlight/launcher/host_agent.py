@@ -51,6 +51,7 @@ def host_worker(client: Client, host_id: str, activities: HostActivities) -> Wor
             activities.bring_up,
             activities.watch_instance,
             activities.stop_instance,
+            activities.move_requests,
             activities.report_inventory,
         ],
         max_concurrent_activities=200,

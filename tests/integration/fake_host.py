@@ -19,7 +19,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.control import Control
-from firstlight.contracts import hosts, instances, starts
+from firstlight.contracts import hosts, instances, migrations, starts
 from firstlight.contracts.activities import HostActivities
 from firstlight.contracts.naming import host_queue
 from firstlight.launcher.control_worker import worker_of
@@ -68,6 +68,10 @@ class FakeHost(HostActivities):
         self.stopped.append(request.instance_id)
         return starts.Nothing()
 
+    @activity.defn(name="move_requests")
+    async def move_requests(self, request: migrations.MoveInput) -> migrations.MoveReceipt:
+        return migrations.MoveReceipt()
+
     @activity.defn(name="report_inventory")
     async def report_inventory(self, request: hosts.InventoryInput) -> hosts.HostReport:
         return hosts.HostReport(request.host_id)
@@ -96,6 +100,7 @@ async def working_cluster(stand: Stand, address: str, *host_ids: str) -> AsyncIt
         host.bring_up,
         host.watch_instance,
         host.stop_instance,
+        host.move_requests,
         host.report_inventory,
     ]
     async with AsyncExitStack() as stack:

@@ -15,7 +15,7 @@ from temporalio import activity
 
 from activities.errors import answering
 from activities.heartbeat import beating
-from firstlight.contracts import hosts, instances, starts
+from firstlight.contracts import hosts, instances, migrations, starts
 from firstlight.contracts.activities import ControlActivities, HostActivities
 from firstlight.domain.errors import FirstlightError
 
@@ -120,6 +120,16 @@ class ScriptedControl(ControlActivities):
     async def mend_host(self, request: hosts.MendInput) -> hosts.MendReceipt:
         return await self.script.play("mend_host", request, hosts.MendReceipt())
 
+    @activity.defn(name="serve_on")
+    @answering
+    async def serve_on(self, request: migrations.ServeOnInput) -> starts.Nothing:
+        return await self.script.play("serve_on", request, starts.Nothing())
+
+    @activity.defn(name="finish_migration")
+    @answering
+    async def finish_migration(self, request: migrations.FinishMigrationInput) -> starts.Nothing:
+        return await self.script.play("finish_migration", request, starts.Nothing())
+
 
 class ScriptedHost(HostActivities):
     def __init__(self, host_id: str) -> None:
@@ -175,6 +185,14 @@ class ScriptedHost(HostActivities):
     @answering
     async def stop_instance(self, request: instances.StopInstanceInput) -> starts.Nothing:
         return await self.script.play("stop_instance", request, starts.Nothing())
+
+    @activity.defn(name="move_requests")
+    @answering
+    async def move_requests(self, request: migrations.MoveInput) -> migrations.MoveReceipt:
+        rounds = [migrations.RoundRow(1, 2, 600, 9_000_000, 0.2), migrations.RoundRow(2, 2, 9, 140_000, 0.01)]
+        receipt = migrations.MoveReceipt(rounds=rounds, handed_over=2, held_s=0.012, elapsed_s=0.4)
+        async with beating("move"):
+            return await self.script.play("move_requests", request, receipt)
 
     @activity.defn(name="report_inventory")
     @answering

@@ -1,0 +1,196 @@
+"""LiveMigration: all requests of an instance move to another host; their token streams do not break.
+
+start the destination ─▶ take the source's route away ─▶ move the requests ─▶ end the source
+        │ fails                                              │ fails
+        ▼                                                    ▼
+the source never noticed                   the source gets its route back and serves on
+
+The requests themselves go straight from engine to engine, in one activity on the source's host; a client's
+stream follows by itself. Source: ServerlessLLM, OSDI'24, section 5.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from temporalio import workflow
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
+from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, is_cancelled_exception
+from temporalio.workflow import ParentClosePolicy
+
+from firstlight.contracts import naming
+from firstlight.contracts.failures import error_of
+from firstlight.contracts.instances import BeginDrainInput, StopSignal
+from firstlight.contracts.migrations import (
+    FinishMigrationInput,
+    MigrationInput,
+    MigrationResult,
+    MoveInput,
+    MoveReceipt,
+    MovingInstance,
+    ServeOnInput,
+)
+from firstlight.contracts.starting import TASK_TIMEOUT
+from firstlight.contracts.starts import ColdStartInput, ColdStartResult
+from firstlight.domain import errors
+from workflows import control_calls, host_calls
+from workflows.cold_start import ColdStart
+from workflows.migration_tables import moved_table
+from workflows.story import Story
+
+STARTING, MOVING, ENDING = "starting destination", "moving requests", "ending source"
+# What is left at the source after the move came in while its route was being taken away.
+SOURCE_DRAIN_S = 30.0
+
+
+@workflow.defn(name=naming.LIVE_MIGRATION)
+class LiveMigration:
+    @workflow.init
+    def __init__(self, request: MigrationInput) -> None:
+        self._request = request
+        self._story = Story()
+        self._start_s = 0.0
+        self._move = MoveReceipt()
+        self._has_drained = False
+
+    @workflow.run
+    async def run(self, request: MigrationInput) -> MigrationResult:
+        try:
+            started = await self._start_destination()
+            await self._drain_source()
+            await self._move_requests(started)
+        except (ActivityError, ChildWorkflowError, ApplicationError, asyncio.CancelledError) as failure:
+            await asyncio.shield(self._undo(failure))
+            if is_cancelled_exception(failure):
+                raise
+            raise _failed(request, failure) from failure
+        await asyncio.shield(self._settle())
+        return MigrationResult(
+            migration_id=request.migration_id,
+            destination_instance_id=started.instance_id,
+            destination_host_id=started.host_id,
+            start_s=self._start_s,
+            move=self._move,
+        )
+
+    async def _start_destination(self) -> ColdStartResult:
+        """Raises: ChildWorkflowError; its own compensation has released what it held by then."""
+        plan = self._request.destination
+        began_s = workflow.time()
+        self._story.enter(STARTING)
+        self._story.tell(
+            f"{self._request.source.instance_id} on {self._request.source.host_id} moves to {plan.host_id} "
+            f"({self._request.reason}); a start there is predicted to take {plan.estimate.total_s:.2f} s"
+        )
+        result = await workflow.execute_child_workflow(
+            ColdStart.run,
+            ColdStartInput(plan=plan, max_plans=1),
+            id=naming.cold_start_id(plan.model, plan.instance_id),
+            task_queue=naming.CONTROL_QUEUE,
+            task_timeout=TASK_TIMEOUT,
+            # Not ended with its parent: it undoes itself, and a reset of the parent must find it whole.
+            parent_close_policy=ParentClosePolicy.ABANDON,
+            static_summary=f"Start {plan.model} on {plan.host_id}, where {self._request.migration_id} goes",
+            search_attributes=TypedSearchAttributes(
+                [
+                    SearchAttributePair(naming.MODEL, plan.model),
+                    SearchAttributePair(naming.HOST, plan.host_id),
+                    SearchAttributePair(naming.ESTIMATED_MS, round(plan.estimate.total_s * 1000)),
+                ]
+            ),
+        )
+        self._start_s = workflow.time() - began_s
+        self._story.tell(f"destination ready at {result.endpoint} after {self._start_s:.2f} s")
+        return result
+
+    async def _drain_source(self) -> None:
+        """New requests go elsewhere from here on. Raises: ApplicationError when it ends for another cause."""
+        source = self._request.source
+        receipt = await control_calls.begin_drain(
+            BeginDrainInput(source.instance_id, source.epoch, self._request.migration_id)
+        )
+        if not receipt.draining:
+            raise ApplicationError(
+                f"the source is {receipt.state} already", type=errors.Conflict.code, non_retryable=True
+            )
+        self._has_drained = True
+
+    async def _move_requests(self, started: ColdStartResult) -> None:
+        request = self._request
+        self._story.enter(MOVING)
+        destination = MovingInstance(
+            instance_id=started.instance_id,
+            epoch=request.destination.epoch,
+            host_id=started.host_id,
+            endpoint=started.endpoint,
+        )
+        self._move = await host_calls.move_requests(
+            MoveInput(
+                migration_id=request.migration_id,
+                source=request.source,
+                destination=destination,
+                transfer=request.transfer,
+                delta_tokens=request.delta_tokens,
+            )
+        )
+        self._story.tell(
+            f"{self._move.moved} requests moved, {self._move.ended} ended by themselves; the longest stood "
+            f"still for {self._move.held_s * 1000:.0f} ms",
+            head=moved_table(self._move),
+        )
+        if self._move.failed:
+            raise ApplicationError(
+                f"{self._move.failed} requests stayed at the source: {self._move.error}",
+                type=errors.EngineGone.code,
+                non_retryable=True,
+            )
+
+    async def _settle(self) -> None:
+        request = self._request
+        self._story.enter(ENDING)
+        await self._stop(request.source.instance_id, f"migrated to {request.destination.host_id}")
+        await self._finish("completed", "")
+        self._story.end("completed", actual_s=self._start_s + self._move.elapsed_s)
+
+    async def _undo(self, failure: BaseException) -> None:
+        """The source serves on. A destination that nothing moved to goes; one that serves requests stays."""
+        request = self._request
+        error = error_of(failure)
+        state = "cancelled" if is_cancelled_exception(failure) else "failed"
+        self._story.tell(f"{state}: {error.message}")
+        if self._has_drained:
+            serves = await control_calls.serve_on(ServeOnInput(request.migration_id, request.source))
+            self._story.tell("the source serves on" if serves else "the source has ended")
+        if self._start_s and not self._move.moved:
+            await self._stop(request.destination.instance_id, f"{request.migration_id} {state}")
+        await self._finish(state, error.message)
+        self._story.end(state)
+
+    async def _stop(self, instance_id: str, reason: str) -> None:
+        handle = workflow.get_external_workflow_handle(naming.instance_workflow_id(instance_id))
+        try:
+            await handle.signal(naming.STOP, StopSignal(reason=reason, drain_timeout_s=SOURCE_DRAIN_S))
+        except ApplicationError as failure:
+            # It has ended by itself meanwhile: there is nothing left to end.
+            self._story.tell(f"{instance_id} was not told to end: {failure.message}")
+
+    async def _finish(self, state: str, failure: str) -> None:
+        await control_calls.finish_migration(
+            FinishMigrationInput(
+                migration_id=self._request.migration_id,
+                state=state,
+                start_s=self._start_s,
+                move=self._move,
+                failure=failure,
+            )
+        )
+
+
+def _failed(request: MigrationInput, failure: BaseException) -> ApplicationError:
+    error = error_of(failure)
+    return ApplicationError(
+        f"{request.source.instance_id} was not moved to {request.destination.host_id}: {error.message}",
+        {"cause": error.code},
+        type=errors.MigrationFailed.code,
+        non_retryable=True,
+    )

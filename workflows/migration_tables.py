@@ -1,0 +1,18 @@
+"""What the Temporal UI shows of a migration, in Markdown: every round, and what became of the requests."""
+
+from __future__ import annotations
+
+from firstlight.contracts.migrations import MoveReceipt
+
+
+def moved_table(move: MoveReceipt) -> str:
+    """One row per round, the longest pause last."""
+    rows = ["| round | requests | tokens | MB | seconds |", "|--:|--:|--:|--:|--:|"]
+    rows += [
+        f"| {row.round} | {row.requests} | {row.tokens} | {row.sent_bytes / 1e6:.2f} | {row.seconds:.3f} |"
+        for row in move.rounds
+    ]
+    fates = f"handed over {move.handed_over}, moved before they began {move.moved_waiting}, "
+    fates += f"ended by themselves {move.ended}, stayed {move.failed}"
+    pause = f"Longest stand-still **{move.held_s * 1000:.0f} ms**, moved in {move.elapsed_s:.2f} s"
+    return "\n".join([f"{pause}: {fates}.", "", *rows])
