@@ -7,11 +7,11 @@
 namespace firstlight {
 namespace {
 
-Error unavailable(const std::string& message) {
+Error no_driver(const std::string& message) {
     return Error{ErrorCode::gpu_unavailable, message, 0, "", std::nullopt};
 }
 
-ErrorCode code_of(CudaResult result) {
+ErrorCode code_of_cuda(CudaResult result) {
     switch (result) {
         case CudaResult::out_of_memory: return ErrorCode::gpu_out_of_memory;
         case CudaResult::no_device:
@@ -21,7 +21,7 @@ ErrorCode code_of(CudaResult result) {
     }
 }
 
-std::string hexadecimal(const CudaUuid& uuid) {
+std::string hexadecimal_uuid(const CudaUuid& uuid) {
     constexpr char digits[] = "0123456789abcdef";
     std::string text;
     for (const unsigned char byte : uuid.bytes) {
@@ -82,7 +82,7 @@ Status CudaDriver::resolve(void* library) {
     find(api_.ipc_get_mem_handle, "cuIpcGetMemHandle");
     find(api_.ipc_open_mem_handle, "cuIpcOpenMemHandle_v2");
     find(api_.ipc_close_mem_handle, "cuIpcCloseMemHandle");
-    if (!find.missing().empty()) return unavailable("the CUDA driver is too old: it has no " + find.missing());
+    if (!find.missing().empty()) return no_driver("the CUDA driver is too old: it has no " + find.missing());
     return Done{};
 }
 
@@ -91,13 +91,13 @@ Result<std::shared_ptr<const CudaDriver>> CudaDriver::open(const std::string& li
     void* handle = ::dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle == nullptr) {
         const char* why = ::dlerror();
-        return unavailable("no CUDA driver on this machine: " + std::string(why != nullptr ? why : library.c_str()));
+        return no_driver("no CUDA driver on this machine: " + std::string(why != nullptr ? why : library.c_str()));
     }
     std::shared_ptr<CudaDriver> driver(new CudaDriver());
     const Status resolved = driver->resolve(handle);
     if (!resolved) return resolved.error();
     if (const Status started = driver->check(driver->api_.init(0), "cuInit"); !started)
-        return unavailable(started.error().message);
+        return no_driver(started.error().message);
     if (const Status asked = driver->check(driver->api_.driver_get_version(&driver->version_), "cuDriverGetVersion");
         !asked)
         return asked.error();
@@ -111,7 +111,7 @@ Status CudaDriver::check(CudaResult result, const char* call) const {
     // Neither is given for a number the driver does not know.
     if (api_.get_error_name(result, &name) != CudaResult::success || name == nullptr) name = "CUDA_ERROR_UNKNOWN";
     if (api_.get_error_string(result, &text) != CudaResult::success || text == nullptr) text = "no description";
-    Error error{code_of(result), std::string(call) + ": " + name + " (" + text + ")", 0, "", std::nullopt};
+    Error error{code_of_cuda(result), std::string(call) + ": " + name + " (" + text + ")", 0, "", std::nullopt};
     error.driver_error = name;
     return error;
 }
@@ -128,7 +128,7 @@ Result<GpuFacts> CudaDriver::facts(int index) const {
         return got.error();
     if (const Status got = check(api_.device_get_uuid(&uuid, device), "cuDeviceGetUuid"); !got) return got.error();
     if (const Status got = check(api_.device_total_mem(&bytes, device), "cuDeviceTotalMem"); !got) return got.error();
-    return GpuFacts{index, name.data(), hexadecimal(uuid), bytes};
+    return GpuFacts{index, name.data(), hexadecimal_uuid(uuid), bytes};
 }
 
 Result<std::vector<GpuFacts>> CudaDriver::devices() const {

@@ -12,11 +12,11 @@ using std::chrono::steady_clock;
 
 // How soon a cancellation is seen while the source is waited for.
 constexpr auto kSourceSlice = std::chrono::milliseconds(20);
-constexpr std::uint64_t kHugePageBytes = std::uint64_t{2} << 20;
+constexpr std::uint64_t kBounceGranuleBytes = std::uint64_t{2} << 20;
 
-Error plain(ErrorCode code, const std::string& message) { return Error{code, message, 0, "", std::nullopt}; }
+Error copy_error(ErrorCode code, const std::string& message) { return Error{code, message, 0, "", std::nullopt}; }
 
-double seconds_since(steady_clock::time_point began) {
+double copy_seconds_since(steady_clock::time_point began) {
     return std::chrono::duration<double>(steady_clock::now() - began).count();
 }
 
@@ -29,8 +29,8 @@ Result<std::unique_ptr<GpuCopyJob>> GpuCopyJob::start(std::shared_ptr<GpuMemory>
                                                       std::shared_ptr<GpuPinning> pinning,
                                                       const GpuCopyOptions& options) {
     if (options.streams == 0 || options.depth == 0 || options.piece_bytes == 0 || options.bounce_bytes == 0 ||
-        options.bounce_bytes % kHugePageBytes != 0)
-        return plain(ErrorCode::invalid_argument, "a copy needs streams, depth, and pieces in multiples of 2 MiB");
+        options.bounce_bytes % kBounceGranuleBytes != 0)
+        return copy_error(ErrorCode::invalid_argument, "a copy needs streams, depth, and pieces in multiples of 2 MiB");
     if (pinning != nullptr && pinning->memory() != source) pinning = nullptr;
     std::unique_ptr<GpuCopyJob> job(new GpuCopyJob(std::move(target), std::move(source), std::move(chunks),
                                                    std::move(source_board), std::move(board), std::move(pinning),
@@ -65,16 +65,16 @@ GpuCopyJob::~GpuCopyJob() {
 
 Status GpuCopyJob::check_chunks() const {
     if (board_ == nullptr || board_->is_watcher())
-        return plain(ErrorCode::invalid_argument, "a copy marks a progress board of this process");
+        return copy_error(ErrorCode::invalid_argument, "a copy marks a progress board of this process");
     for (const GpuChunk& chunk : chunks_) {
         if (chunk.length == 0 || !source_->contains(chunk.source_offset, chunk.length))
-            return plain(ErrorCode::invalid_argument, "a chunk is outside of the source");
+            return copy_error(ErrorCode::invalid_argument, "a chunk is outside of the source");
         if (!target_->contains(chunk.device_offset, chunk.length))
-            return plain(ErrorCode::invalid_argument, "a chunk is outside of the GPU memory");
+            return copy_error(ErrorCode::invalid_argument, "a chunk is outside of the GPU memory");
         if (chunk.index >= board_->chunks())
-            return plain(ErrorCode::invalid_argument, "a chunk is not on the progress board");
+            return copy_error(ErrorCode::invalid_argument, "a chunk is not on the progress board");
         if (source_board_ != nullptr && chunk.source_prefix_bytes > source_board_->bytes_total())
-            return plain(ErrorCode::invalid_argument, "a chunk waits for more than its source will ever hold");
+            return copy_error(ErrorCode::invalid_argument, "a chunk waits for more than its source will ever hold");
     }
     return Done{};
 }
@@ -111,9 +111,9 @@ Status GpuCopyJob::await_source(const GpuChunk& chunk) {
         // Looked at again: it may have come, last of all, between the wait and this.
         if (source_board_->is_ended() && source_board_->prefix_bytes() < chunk.source_prefix_bytes)
             return Error{ErrorCode::read_failed, "the bytes to copy did not arrive in memory", 0, "", chunk.index};
-    if (stop_.load()) return plain(ErrorCode::cancelled, "the copy was cancelled");
+    if (stop_.load()) return copy_error(ErrorCode::cancelled, "the copy was cancelled");
     const std::lock_guard lock(mutex_);
-    report_.waited_s += seconds_since(began);
+    report_.waited_s += copy_seconds_since(began);
     return Done{};
 }
 
@@ -186,7 +186,7 @@ Status GpuCopyJob::await_slot() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return issued_ - reaped_ < options_.depth || error_; });
     if (error_) return *error_;
-    if (stop_.load()) return plain(ErrorCode::cancelled, "the copy was cancelled");
+    if (stop_.load()) return copy_error(ErrorCode::cancelled, "the copy was cancelled");
     return Done{};
 }
 
@@ -234,7 +234,7 @@ void GpuCopyJob::finish() {
     bool has_failed = false;
     {
         const std::lock_guard lock(mutex_);
-        report_.seconds = seconds_since(began_);
+        report_.seconds = copy_seconds_since(began_);
         has_failed = error_.has_value();
     }
     if (has_failed) (void)board_->fail();

@@ -7,9 +7,9 @@
 namespace firstlight {
 namespace {
 
-constexpr std::uint64_t kBlockBytes = std::uint64_t{2} << 20;
+constexpr std::uint64_t kGpuBlockBytes = std::uint64_t{2} << 20;
 
-Error invalid(const std::string& message) {
+Error bad_request(const std::string& message) {
     return Error{ErrorCode::invalid_argument, message, 0, "", std::nullopt};
 }
 
@@ -56,11 +56,11 @@ CurrentGpu::~CurrentGpu() {
 
 Result<std::shared_ptr<GpuMemory>> GpuMemory::allocate(std::shared_ptr<const GpuDevice> device,
                                                        std::uint64_t size_bytes) {
-    if (size_bytes == 0 || size_bytes > std::numeric_limits<std::uint64_t>::max() - kBlockBytes)
-        return invalid("GPU memory cannot have " + std::to_string(size_bytes) + " bytes");
+    if (size_bytes == 0 || size_bytes > std::numeric_limits<std::uint64_t>::max() - kGpuBlockBytes)
+        return bad_request("GPU memory cannot have " + std::to_string(size_bytes) + " bytes");
     const CurrentGpu current(*device);
     if (!current.status()) return current.status().error();
-    const std::uint64_t rounded = (size_bytes + kBlockBytes - 1) / kBlockBytes * kBlockBytes;
+    const std::uint64_t rounded = (size_bytes + kGpuBlockBytes - 1) / kGpuBlockBytes * kGpuBlockBytes;
     CudaPointer pointer = 0;
     if (const Status got = device->check(device->api().mem_alloc(&pointer, rounded), "cuMemAlloc"); !got) {
         Error error = got.error();
@@ -99,7 +99,7 @@ Result<CudaIpcHandle> GpuMemory::handle() const {
 }
 
 Status GpuMemory::read(std::uint64_t offset, std::uint64_t length, void* to) const {
-    if (!contains(offset, length)) return invalid("range is outside of the GPU memory");
+    if (!contains(offset, length)) return bad_request("range is outside of the GPU memory");
     const CurrentGpu current(*device_);
     if (!current.status()) return current.status();
     return device_->check(device_->api().memcpy_dtoh(to, pointer_ + offset, length), "cuMemcpyDtoH");

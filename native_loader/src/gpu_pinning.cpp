@@ -6,13 +6,13 @@
 namespace firstlight {
 namespace {
 
-constexpr std::uint64_t kHugePageBytes = std::uint64_t{2} << 20;
+constexpr std::uint64_t kPinGranuleBytes = std::uint64_t{2} << 20;
 
 }  // namespace
 
 Result<std::shared_ptr<GpuPinning>> GpuPinning::start(std::shared_ptr<const GpuDevice> device,
                                                       std::shared_ptr<Mapping> memory, std::uint64_t piece_bytes) {
-    if (piece_bytes == 0 || piece_bytes % kHugePageBytes != 0)
+    if (piece_bytes == 0 || piece_bytes % kPinGranuleBytes != 0)
         return Error{ErrorCode::invalid_argument, "memory is pinned in multiples of 2 MiB", 0, "", std::nullopt};
     std::shared_ptr<GpuPinning> pinning(new GpuPinning(std::move(device), std::move(memory), piece_bytes));
     pinning->thread_ = std::jthread([own = pinning.get()] { own->work(); });

@@ -9,17 +9,14 @@ Result<GpuStreams> GpuStreams::create(std::shared_ptr<const GpuDevice> device, u
     const CudaApi& api = made.device_->api();
     for (unsigned index = 0; index < streams; ++index) {
         CudaStream stream = nullptr;
-        if (const Status got = made.device_->check(api.stream_create(&stream, kCudaStreamNonBlocking), "cuStreamCreate");
-            !got)
-            return got.error();
+        const CudaResult result = api.stream_create(&stream, kCudaStreamNonBlocking);
+        if (const Status got = made.device_->check(result, "cuStreamCreate"); !got) return got.error();
         made.streams_.push_back(stream);
     }
     for (unsigned index = 0; index < depth; ++index) {
         CudaEvent event = nullptr;
-        if (const Status got = made.device_->check(
-                api.event_create(&event, kCudaEventBlockingSync | kCudaEventDisableTiming), "cuEventCreate");
-            !got)
-            return got.error();
+        const CudaResult result = api.event_create(&event, kCudaEventBlockingSync | kCudaEventDisableTiming);
+        if (const Status got = made.device_->check(result, "cuEventCreate"); !got) return got.error();
         made.events_.push_back(event);
     }
     return Result<GpuStreams>(std::move(made));
