@@ -1,4 +1,4 @@
-"""Live migrations: a destination is reserved and the migration written in one transaction; later it is closed."""
+"""Live migrations: a destination is reserved and the row written in one transaction; later it is closed."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ async def _write(
 
 
 async def serve_on(session: AsyncSession, request: ServeOnInput) -> bool:
-    """draining → ready for the source of a migration that came to nothing; False if it ends for another cause.
+    """draining → ready for the source of a migration that came to nothing; False if it ends anyway.
 
     Idempotent. Raises: UnknownInstance.
     """
