@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from api.admin.routes import admin_routes
 from api.errors import HttpError, http_error, internal_error
 from api.openai.routes import openai_routes
+from api.rehearsal import rehearse
 from api.services import Dependencies, Services
 from api.web.middleware import Answers, BodyLimit, BodyTooLarge, KeyCheck, RequestIds, body_too_large
 from firstlight.domain.errors import FirstlightError
@@ -31,9 +32,10 @@ def create_app(dependencies: Dependencies) -> FastAPI:
     services = Services(dependencies)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             await services.open()
+            await rehearse(app.router, app)
             yield
         finally:
             await services.close()
