@@ -78,6 +78,7 @@ class StoreClient:
         dtype: str,
         expected_digest: str = "",
         peer_endpoints: Sequence[str] = (),
+        into_dram: bool = False,
     ) -> AsyncIterator[store_pb2.DownloadProgress]:
         """Progress until the checkpoint is on SSD; closing the iterator does not stop the download."""
         request = store_pb2.DownloadRequest(
@@ -86,6 +87,7 @@ class StoreClient:
             dtype=dtype,
             expected_digest=expected_digest,
             peer_endpoints=list(peer_endpoints),
+            into_dram=into_dram,
         )
         return _stream(self._stub.Download, request, peer=self._peer)
 

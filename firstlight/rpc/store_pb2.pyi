@@ -100,6 +100,7 @@ class DownloadRequest(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
     PEER_ENDPOINTS_FIELD_NUMBER: _builtins.int
+    INTO_DRAM_FIELD_NUMBER: _builtins.int
     checkpoint_id: _builtins.str
     source: _builtins.str
     """URI, see gpu_worker/store/sources"""
@@ -107,6 +108,8 @@ class DownloadRequest(_message.Message):
     """float32 | bfloat16 | float16: what the weights are converted to"""
     expected_digest: _builtins.str
     """empty when this is the first conversion anywhere"""
+    into_dram: _builtins.bool
+    """Into the DRAM pool too, in the same pass, if it has room."""
     @_builtins.property
     def peer_endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """host:port of other stores that hold the checkpoint, best first; the source is what remains if all fail."""
@@ -119,10 +122,11 @@ class DownloadRequest(_message.Message):
         dtype: _builtins.str = ...,
         expected_digest: _builtins.str = ...,
         peer_endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        into_dram: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "dtype", b"dtype", "expected_digest", b"expected_digest", "peer_endpoints", b"peer_endpoints", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "dtype", b"dtype", "expected_digest", b"expected_digest", "into_dram", b"into_dram", "peer_endpoints", b"peer_endpoints", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -141,6 +145,9 @@ class DownloadProgress(_message.Message):
     SOURCE_BYTES_FIELD_NUMBER: _builtins.int
     WAS_PRESENT_FIELD_NUMBER: _builtins.int
     CAME_FROM_PEER_FIELD_NUMBER: _builtins.int
+    REMOTE_BYTES_FIELD_NUMBER: _builtins.int
+    SSD_BYTES_FIELD_NUMBER: _builtins.int
+    DRAM_BYTES_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
     """fetch | convert | verify | done"""
     bytes_done: _builtins.int
@@ -152,6 +159,10 @@ class DownloadProgress(_message.Message):
     source_bytes: _builtins.int
     was_present: _builtins.bool
     came_from_peer: _builtins.bool
+    remote_bytes: _builtins.int
+    """Fetched now, and of the checkpoint in each tier."""
+    ssd_bytes: _builtins.int
+    dram_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -164,10 +175,13 @@ class DownloadProgress(_message.Message):
         source_bytes: _builtins.int = ...,
         was_present: _builtins.bool = ...,
         came_from_peer: _builtins.bool = ...,
+        remote_bytes: _builtins.int = ...,
+        ssd_bytes: _builtins.int = ...,
+        dram_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "came_from_peer", b"came_from_peer", "elapsed_s", b"elapsed_s", "manifest_digest", b"manifest_digest", "phase", b"phase", "size_bytes", b"size_bytes", "source_bytes", b"source_bytes", "was_present", b"was_present"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "came_from_peer", b"came_from_peer", "dram_bytes", b"dram_bytes", "elapsed_s", b"elapsed_s", "manifest_digest", b"manifest_digest", "phase", b"phase", "remote_bytes", b"remote_bytes", "size_bytes", b"size_bytes", "source_bytes", b"source_bytes", "ssd_bytes", b"ssd_bytes", "was_present", b"was_present"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
