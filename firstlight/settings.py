@@ -47,6 +47,10 @@ class Settings(BaseSettings):
         default=None, description="Comma-separated API keys; required when the API is not on loopback."
     )
 
+    api_drain_s: float = Field(
+        default=30.0, gt=0, description="How long an API that stops lets running answers go on."
+    )
+
     start_timeout_s: float = Field(default=300.0, gt=0, description="How long a request waits for a start.")
     max_queue_per_model: int = Field(default=256, ge=1, description="Requests that may wait for one model.")
     max_plans: int = Field(default=3, ge=1, description="Hosts a start may try before it fails.")

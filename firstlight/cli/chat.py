@@ -51,24 +51,37 @@ def chat(
 def ask(
     client: ApiClient, model: str, messages: list[dict[str, str]], options: dict[str, float | int]
 ) -> str:
-    """Stream one answer to the terminal, with a line of figures below it; returns its text."""
+    """Stream one answer to the terminal, with a line of figures below it; returns its text.
+
+    However it ends, the cursor stands at the beginning of a line.
+    """
     began_s = time.monotonic()
     first_s: float | None = None
     text = ""
-    with console.status(f"waiting for {model}", spinner="dots") as waiting:
-        for event in stream_chat(client, model, messages, options):
-            if isinstance(event, Waiting):
-                _show_phase(waiting, model, event.phase)
-            elif isinstance(event, Piece):
-                if first_s is None:
-                    first_s = time.monotonic()
-                    waiting.stop()
-                text += event.text
-                sys.stdout.write(event.text)
-                sys.stdout.flush()
-            else:
-                _show_figures(event, began_s, first_s)
+    try:
+        with console.status(f"waiting for {model}", spinner="dots") as waiting:
+            for event in stream_chat(client, model, messages, options):
+                if isinstance(event, Waiting):
+                    _show_phase(waiting, model, event.phase)
+                elif isinstance(event, Piece):
+                    if first_s is None:
+                        first_s = time.monotonic()
+                        waiting.stop()
+                    text += event.text
+                    _write(event.text)
+                else:
+                    _write("\n")
+                    _show_figures(event, began_s, first_s)
+    except (KeyboardInterrupt, FirstlightError):
+        if text:
+            _write("\n")
+        raise
     return text
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _show_phase(waiting: Status, model: str, phase: str) -> None:
@@ -77,7 +90,6 @@ def _show_phase(waiting: Status, model: str, phase: str) -> None:
 
 def _show_figures(end: Finished, began_s: float, first_s: float | None) -> None:
     now_s = time.monotonic()
-    sys.stdout.write("\n")
     if first_s is None:
         console.print("[dim](no text)[/]")
         return
@@ -107,7 +119,7 @@ def _converse(
         try:
             messages.append({"role": "assistant", "content": ask(client, model, messages, options)})
         except KeyboardInterrupt:
-            console.print("\n[dim](interrupted)[/]")
+            console.print("[dim](interrupted)[/]")
             messages.pop()
         except FirstlightError as failure:
             console.print(f"[red]{failure.message}[/]", soft_wrap=True)

@@ -56,19 +56,27 @@ def demo(
     stay: Annotated[bool, typer.Option("--stay", help="Stay up afterwards, until Ctrl-C.")] = False,
     prompt: Annotated[str, typer.Option("--prompt", help="What to ask.")] = PROMPT,
 ) -> None:
-    """Start everything here, deploy SmolLM2 (135M), chat with it, show the start's timeline."""
+    """Start everything here, deploy SmolLM2 (135M), chat with it, show the start's timeline.
+
+    Exit code 0 only if the chat was answered; 130 when it was interrupted before.
+    """
     from firstlight.launcher.local import run_until_stopped
     from firstlight.settings import read_settings
 
     source = demo_model().as_uri()
+    is_shown = False
 
     async def use(record: RunRecord) -> None:
+        nonlocal is_shown
         await asyncio.to_thread(_show, record, source, prompt)
+        is_shown = True
         if stay:
             _print_next_steps(record)
             await asyncio.Event().wait()
 
     run_until_stopped(read_settings(), console=console, use=use)
+    if not is_shown:
+        raise KeyboardInterrupt
 
 
 def demo_model() -> Path:

@@ -10,7 +10,19 @@ import sys
 
 import typer
 
-from firstlight.cli import chat, deploy, fleet, logs, migrate, models, serve, starts, status, up
+from firstlight.cli import (
+    chat,
+    deploy,
+    fleet,
+    logs,
+    migrations,
+    models,
+    serve,
+    starts,
+    status,
+    up,
+    upgrade_database,
+)
 from firstlight.cli import demo as demonstration
 from firstlight.domain.errors import FirstlightError
 
@@ -24,7 +36,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (up, status, deploy, models, chat, fleet, starts, logs, demonstration, migrate):
+for module in (
+    up,
+    status,
+    deploy,
+    models,
+    chat,
+    fleet,
+    starts,
+    migrations,
+    logs,
+    demonstration,
+    upgrade_database,
+):
     module.register(app)
 app.add_typer(serve.app, name="serve")
 

@@ -8,7 +8,7 @@ import typer
 EXAMPLE = (
     "export FIRSTLIGHT_DATABASE_URL=postgresql://postgres@localhost/firstlight",
     "export FIRSTLIGHT_TEMPORAL_ADDRESS=localhost:7233",
-    "firstlight migrate",
+    "firstlight upgrade-database",
     "firstlight serve control-worker",
     "FIRSTLIGHT_HOST_IDS=gpu-7 firstlight serve gpu-host",
     "FIRSTLIGHT_API_PORT=8080 firstlight serve api",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,9 +26,6 @@ from firstlight.settings import Settings
 from gpu_worker.store.sources.dispatch import describe_source
 
 log = logging.getLogger(__name__)
-
-# A rolling restart lets streams end by themselves for so long.
-GRACEFUL_S = 30
 
 
 class ApiServer(uvicorn.Server):
@@ -95,7 +93,8 @@ def server_config(app: object, settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=GRACEFUL_S,
+        # uvicorn counts whole seconds.
+        timeout_graceful_shutdown=math.ceil(settings.api_drain_s),
         timeout_keep_alive=75,
     )
 

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 # A killed worker's cached runs are offered to others after so long.
 STICKY_TIMEOUT = timedelta(seconds=1)
+# Enough for a transaction to end. Watches never end by themselves: waiting for them only delays a stop, and
+# an activity that is cut off is tried again by whoever polls next.
+GRACEFUL_SHUTDOWN = timedelta(milliseconds=300)
 
 
 def control_worker(client: Client, database: Database) -> Worker:
@@ -49,6 +52,7 @@ def worker_of(client: Client, control: ControlActivities) -> Worker:
             control.mend_host,
             control.serve_on,
             control.finish_migration,
+            control.move_off,
         ],
         workflow_runner=runner(),
         # Every host of the fleet holds one slot with its lease watch.
@@ -56,7 +60,7 @@ def worker_of(client: Client, control: ControlActivities) -> Worker:
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
         max_heartbeat_throttle_interval=timedelta(milliseconds=500),
         default_heartbeat_throttle_interval=timedelta(milliseconds=500),
-        graceful_shutdown_timeout=timedelta(seconds=2),
+        graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
     )
 
 

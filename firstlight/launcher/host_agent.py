@@ -22,7 +22,7 @@ from firstlight.database.connection import Database
 from firstlight.database.records import HostRegistration
 from firstlight.domain.errors import EngineGone, InvalidSettings, StartTimeout
 from firstlight.domain.names import HostId
-from firstlight.launcher.control_worker import database_url
+from firstlight.launcher.control_worker import GRACEFUL_SHUTDOWN, database_url
 from firstlight.launcher.gpu_host import host_dir, host_ids
 from firstlight.launcher.membership import Membership
 from firstlight.launcher.placement_mirror import PlacementMirror
@@ -58,7 +58,7 @@ def host_worker(client: Client, host_id: str, activities: HostActivities) -> Wor
         # A cancellation travels back with a heartbeat, so heartbeats must not be held back for long.
         max_heartbeat_throttle_interval=timedelta(milliseconds=300),
         default_heartbeat_throttle_interval=timedelta(milliseconds=300),
-        graceful_shutdown_timeout=timedelta(seconds=2),
+        graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
     )
 
 

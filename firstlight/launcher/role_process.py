@@ -29,6 +29,8 @@ def run_role(role: Role, *, settings: Settings | None = None) -> NoReturn:
         logging.basicConfig(
             level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
         )
+        # It tells two lines of how it looked at the schema, at every start.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         asyncio.run(_until_stopped(role, settings))
     except FirstlightError as error:
         print(f"firstlight: {error.message}", file=sys.stderr)

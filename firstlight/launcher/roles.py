@@ -11,17 +11,26 @@ from firstlight.launcher.processes import RoleSpec
 from firstlight.launcher.role_environment import role_environment
 from firstlight.settings import Settings
 
+LOCAL_DRAIN_S = 1.0
+
 
 def control_role(settings: Settings, role: str) -> RoleSpec:
     """`role` as `firstlight serve` names it."""
+    settings = _impatient(settings)
     return RoleSpec(
         name=role,
         argv=(sys.executable, "-m", "firstlight.cli", "serve", role),
         env=role_environment(settings),
         log_path=log_path(settings.state_dir, role),
-        # A stream that goes on for longer than this is cut: whoever pressed Ctrl-C waits.
-        stop_s=5.0,
+        stop_s=4.0 + settings.api_drain_s,
     )
+
+
+def _impatient(settings: Settings) -> Settings:
+    """Whoever pressed Ctrl-C waits: an answer that goes on for longer is cut, unless they said otherwise."""
+    if "api_drain_s" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"api_drain_s": LOCAL_DRAIN_S})
 
 
 def gpu_host_role(settings: Settings, host: HostId) -> RoleSpec:

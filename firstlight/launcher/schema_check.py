@@ -21,6 +21,6 @@ async def check_schema(url: str) -> None:
     if must_migrate:
         raise InvalidSettings(
             "the database of FIRSTLIGHT_DATABASE_URL lacks tables that this release needs: run "
-            "`firstlight migrate` once",
+            "`firstlight upgrade-database` once",
             setting="FIRSTLIGHT_DATABASE_URL",
         )

@@ -1,4 +1,4 @@
-"""`firstlight migrate`: bring an existing database to the schema of this release."""
+"""`firstlight upgrade-database`: bring an existing database to the schema of this release."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from firstlight.domain.errors import InvalidSettings
 
 def register(app: typer.Typer) -> None:
     app.command(
-        epilog="Example: firstlight migrate --database-url postgresql://firstlight@db.internal/firstlight"
-    )(migrate)
+        "upgrade-database",
+        epilog="Example: firstlight upgrade-database --database-url postgresql://firstlight@db.internal/firstlight",
+    )(upgrade_database)
 
 
-def migrate(
+def upgrade_database(
     database_url: Annotated[
         str | None,
         typer.Option("--database-url", metavar="URL", help="Which database.  [FIRSTLIGHT_DATABASE_URL]"),
