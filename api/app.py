@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -35,7 +36,7 @@ def create_app(dependencies: Dependencies) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             await services.open()
-            await rehearse(app.router, app)
+            await rehearse(AsyncExitStackMiddleware(app.router), app)
             yield
         finally:
             await services.close()

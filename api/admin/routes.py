@@ -22,6 +22,7 @@ from api.admin.fields import (
     StartList,
     StartRequest,
 )
+from api.admin.migration_routes import add_migrations
 from api.admin.plain import plain
 from api.admin.scaling import scale as change_settings
 from api.admin.warming import warm
@@ -41,6 +42,7 @@ def admin_routes(services: Services) -> APIRouter:
     router = APIRouter(prefix="/admin/v1", tags=["Administration"])
     _add_models(router, services)
     _add_fleet(router, services)
+    add_migrations(router, services)
     return router
 
 
