@@ -1,4 +1,4 @@
-"""`python -m gpu_worker.convert --serve-plans`: answers what a store asks before and after a streamed download.
+"""`python -m gpu_worker.convert --serve-plans`: answers a store that downloads and converts in one pass.
 
 One JSON object a line, in and out; everything larger is in the folders that the questions name.
     -> {"plan": folder, "output": folder, "dtype": …, "model": …, "revision": …}

@@ -1,7 +1,7 @@
 """From a model's headers and configuration to a plan of its conversion. No weight is read.
 
-transformers itself loads the model, on tensors without bytes that remember where they come from: key mappings,
-fused experts, ties and types kept in float32 are its own, not guessed again here.
+transformers itself loads the model, on tensors without bytes that remember where they come from: mappings of
+keys, fused experts, ties and types kept in float32 are its own, not guessed again here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Follows a model's loading on tensors without bytes, to learn which bytes of the source every weight is.
 
-Source tensors are on the meta device, each with a storage of its own. Views keep the storage; what makes a new
-one (a cast, a concatenation, a stack, a clone) is recorded as it happens. A weight whose elements cannot be
-told as runs of source elements has no provenance, and the model must be loaded for real.
+Source tensors are on the meta device, each with a storage of its own. Views keep the storage; what makes a
+new one (a cast, a concatenation, a stack, a clone) is recorded as it happens. A weight whose elements cannot
+be told as runs of source elements has no provenance, and the model must be loaded for real.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Run:
 Runs = tuple[Run, ...]
 
 
-class Provenance(TorchDispatchMode):
+class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base is untyped
     """Active while a model is loaded from the tensors of `sources`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._runs: dict[int, Runs | None] = {}
         # A storage's address is its identity here, so none may be freed and its address used again.
         self._kept: list[torch.Tensor] = []
@@ -56,7 +56,7 @@ class Provenance(TorchDispatchMode):
             return ()
         if not tensor.is_contiguous():
             return None
-        return _cut(whole, tensor.storage_offset(), tensor.numel())
+        return _cut(whole, int(tensor.storage_offset()), tensor.numel())
 
     # Any: the signature that torch calls.
     def __torch_dispatch__(

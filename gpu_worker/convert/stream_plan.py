@@ -1,7 +1,7 @@
-"""Which bytes of a source make up a checkpoint, in execution order: what is needed to convert while downloading.
+"""Which bytes of a source make up a checkpoint: what is needed to convert while downloading.
 
-Knows no torch and moves no byte. A plan holds the manifest as it will be, but for checksums and the files that
-are not known yet (`Manifest.files`), and the pieces that fill its partitions; what no piece fills is zero.
+Knows no torch and moves no byte. A plan holds the manifest as it will be, but for checksums and the files
+that are not known yet (`Manifest.files`), and the pieces that fill its partitions; the rest of them is zero.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class StreamPlan:
-    """`manifest` has zeros for checksums unless `has_checksums`; `files` are contents that are known already."""
+    """`manifest` has zeros for checksums unless `has_checksums`; `files` are contents known already."""
 
     manifest: Manifest
     pieces: tuple[Piece, ...]
@@ -136,7 +136,7 @@ def check_plan(plan: StreamPlan, *, file_sizes: dict[str, int]) -> None:
             and at[piece.partition] <= piece.start
             and piece.size_bytes > 0
             and piece.end <= sizes[piece.partition]
-            and 0 <= piece.source_start
+            and piece.source_start >= 0
             and piece.source_start + piece.source_bytes <= file_sizes.get(piece.file, -1)
         )
         if not is_inside or not _has_sound_types(piece):

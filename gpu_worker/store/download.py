@@ -1,143 +1,150 @@
-"""Make one checkpoint present on SSD: fetch, convert, verify, publish."""
+"""Make one checkpoint present on SSD: streamed from a peer or its source, or fetched and converted whole."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import time
 from dataclasses import replace
 from pathlib import Path
 
-from firstlight.domain.errors import CheckpointMismatch, SourceCorrupt, SourceUnsupported
-from gpu_worker.store.conversion import Converted, convert
+from firstlight.domain.errors import (
+    CheckpointError,
+    CheckpointMismatch,
+    SourceCorrupt,
+    SourceError,
+    SourceUnsupported,
+)
 from gpu_worker.store.download_order import DownloadOrder, DownloadState, done
-from gpu_worker.store.fetch import fetch
+from gpu_worker.store.download_parts import DownloadParts
 from gpu_worker.store.shared_work import SharedWork
 from gpu_worker.store.sources import Layout, Source, SourceDescription, open_source
-from gpu_worker.store.ssd_cache import SsdCache
+from gpu_worker.store.ssd_cache import CachedCheckpoint
+from gpu_worker.store.staged_download import StagedDownload
+from gpu_worker.store.streaming.planner import Planner
+from gpu_worker.store.streaming.session import ConvertWhole, Session, StreamedBytes
 
 log = logging.getLogger("store.download")
+
+# These bytes will be no better the next time; after any other end a download goes on where it was.
+_HOPELESS = (SourceCorrupt, SourceUnsupported, CheckpointError)
 
 
 class Download:
     """One download, from its first byte to its place in the cache."""
 
-    def __init__(
-        self,
-        cache: SsdCache,
-        order: DownloadOrder,
-        work: SharedWork[DownloadState],
-        parallelism: int,
-        converter: Sequence[str],
-        one_conversion: asyncio.Lock,
-    ) -> None:
-        self._cache = cache
+    def __init__(self, parts: DownloadParts, order: DownloadOrder, work: SharedWork[DownloadState]) -> None:
+        self._parts = parts
+        self._cache = parts.cache
         self._order = order
-        self._one_conversion = one_conversion
         self._work = work
-        self._parallelism = parallelism
-        self._converter = converter
 
     async def run(self) -> None:
-        name = self._order.checkpoint_id
+        """From the peers, best first; then from the source. Raises what the last of them raised."""
+        for endpoint in self._order.peer_endpoints if self._parts.open_peer is not None else ():
+            try:
+                await self._from_peer(endpoint)
+                return
+            except (SourceError, CheckpointError) as failure:
+                log.warning("peer=%s checkpoint=%s: %s", endpoint, self._name, failure.message)
+        if (planner := self._parts.planner) is not None:
+            # While the source is asked what it holds, the planner starts.
+            planner.warm()
         source = open_source(self._order.source)
+        description = await self._described(source)
+        if planner is None or description.layout is Layout.GGUF:
+            await self._staged(source, description)
+            return
+        try:
+            await self._streamed(source, description, planner, tier="remote")
+        except ConvertWhole as reason:
+            log.info("checkpoint=%s is converted whole: %s", self._name, reason)
+            self._cache.drop_staging(self._name)
+            await self._staged(source, description)
+
+    @property
+    def _name(self) -> str:
+        return self._order.checkpoint_id
+
+    async def _from_peer(self, endpoint: str) -> None:
+        assert self._parts.open_peer is not None and self._parts.planner is not None
+        source = self._parts.open_peer(endpoint, self._name)
+        description = await self._described(source)
+        await self._streamed(source, description, self._parts.planner, tier="peer")
+
+    async def _described(self, source: Source) -> SourceDescription:
         description = await source.describe()
         self._tell(bytes_total=description.source_bytes, source_bytes=description.source_bytes)
-        log.info("download checkpoint=%s source=%s bytes=%d", name, description.uri, description.source_bytes)
-        staged_bytes = 0 if source.local_path is not None else description.source_bytes
-        with self._cache.reserving(name) as reserve:
-            # What the conversion writes is known when it begins; until then, as much again as the source.
-            reserve(staged_bytes + description.source_bytes)
-            try:
-                await self._bring(source, description, lambda size: reserve(staged_bytes + size))
-            except BaseException as failure:  # cancellation too: half a checkpoint is worth nothing
-                self._clear(failure)
-                raise
-            self._cache.drop_staging(name)
-            # The room promised becomes the room taken: it must not count twice.
-            reserve(0)
-            cached = self._cache.publish(name)
-        log.info("downloaded checkpoint=%s bytes=%d", name, cached.size_bytes)
-        self._work.tell(done(self._work.progress, cached, was_present=False))
-
-    async def _bring(
-        self, source: Source, description: SourceDescription, reserve: Callable[[int], None]
-    ) -> None:
-        """Fetch, convert and verify; what was written stands ready to be published."""
-        path = await self._fetched(source, description)
-        async with self._one_conversion:
-            converted = await self._converted(path, reserve)
-        self._verify(converted)
-        # To the byte: what the conversion foretold knew of tensors only.
-        reserve(self._cache.written_bytes(self._order.checkpoint_id))
-
-    def _clear(self, failure: BaseException) -> None:
-        name = self._order.checkpoint_id
-        self._cache.drop_writing(name)
-        if isinstance(failure, SourceCorrupt | SourceUnsupported | CheckpointMismatch):
-            # These bytes will be no better the next time; after any other end a fetch resumes.
-            self._cache.drop_staging(name)
-        else:
-            self._cache.keep_staging(name)
-
-    async def _fetched(self, source: Source, description: SourceDescription) -> Path:
-        if source.local_path is not None:
-            return _weights_path(source.local_path, description)
-        directory = self._cache.staging_dir(self._order.checkpoint_id)
-        await fetch(
-            source,
-            description,
-            directory,
-            parallelism=self._parallelism,
-            on_bytes=lambda size: self._tell(bytes_done=self._work.progress.bytes_done + size),
+        log.info(
+            "download checkpoint=%s source=%s layout=%s bytes=%d",
+            self._name,
+            description.uri,
+            description.layout,
+            description.source_bytes,
         )
-        return _weights_path(directory, description)
+        return description
 
-    async def _converted(self, path: Path, reserve: Callable[[int], None]) -> Converted:
-        promised = 0
-
-        def on_progress(bytes_done: int, bytes_total: int) -> None:
-            nonlocal promised
-            if bytes_total > promised:
-                reserve(bytes_total)
-                promised = bytes_total
-            self._tell(phase="convert", bytes_done=bytes_done, bytes_total=bytes_total)
-
-        self._tell(phase="convert", bytes_done=0)
-        destination = self._cache.writing_dir(self._order.checkpoint_id)
-        try:
-            return await convert(
-                path,
-                destination,
-                checkpoint_id=self._order.checkpoint_id,
-                dtype=self._order.dtype,
-                on_progress=on_progress,
-                converter=self._converter,
+    async def _streamed(
+        self, source: Source, description: SourceDescription, planner: Planner, *, tier: str
+    ) -> None:
+        began = time.monotonic()
+        with self._cache.reserving(self._name) as reserve:
+            session = Session(
+                order=self._order,
+                source=source,
+                description=description,
+                staging=self._cache.staging_dir(self._name),
+                offered=self._cache.offered_dir(self._name),
+                planner=planner,
+                loads=self._parts.loads,
+                tier=tier,
+                parallelism=self._parts.parallelism,
+                reserve=reserve,
+                on_progress=self._progressed,
             )
-        except (
-            BaseException
-        ):  # whatever stopped it, cancellation included: half a checkpoint is worth nothing
-            self._cache.drop_writing(self._order.checkpoint_id)
-            raise
+            try:
+                whole = await session.run()
+            except BaseException as failure:  # cancellation too: what is there is for the next one
+                self._keep_or_drop(failure)
+                raise
+            cached = self._published(whole)
+        self._tell(came_from_peer=tier == "peer")
+        self._work.tell(done(self._work.progress, cached, was_present=False))
+        took_s = time.monotonic() - began
+        log.info(
+            "streamed checkpoint=%s from=%s bytes=%d in_s=%.3f", self._name, tier, cached.size_bytes, took_s
+        )
 
-    def _verify(self, converted: Converted) -> None:
-        """Raises: CheckpointMismatch when these are not the bytes that the first conversion recorded."""
-        self._tell(phase="verify")
-        expected = self._order.expected_digest
-        if expected not in ("", converted.manifest_digest):
-            raise CheckpointMismatch(
-                f"{self._order.checkpoint_id} converted from {self._order.source} has digest "
-                f"{converted.manifest_digest[:16]}…, but the first conversion recorded {expected[:16]}…",
-                checkpoint_id=self._order.checkpoint_id,
-            )
+    def _published(self, whole: Path) -> CachedCheckpoint:
+        if self._cache.find(self._name) is not None:
+            raise CheckpointMismatch(f"{self._name} came from elsewhere meanwhile")
+        cached = self._cache.publish(self._name, whole=whole)
+        self._cache.drop_staging(self._name)
+        return cached
 
-    def _tell(self, **changes: int | str) -> None:
+    def _keep_or_drop(self, failure: BaseException) -> None:
+        if isinstance(failure, _HOPELESS):
+            self._cache.drop_staging(self._name)
+        else:
+            self._cache.keep_staging(self._name)
+
+    async def _staged(self, source: Source, description: SourceDescription) -> None:
+        staged = StagedDownload(self._parts, self._order, self._tell)
+        cached = await staged.run(source, description)
+        log.info("downloaded checkpoint=%s bytes=%d", self._name, cached.size_bytes)
+        self._work.tell(done(self._work.progress, cached, was_present=False))
+        if self._order.into_dram and self._parts.loads is not None:
+            # Nobody watches: a failure is told to whoever asks for the load itself.
+            self._parts.loads.order(self._name)
+
+    def _progressed(self, progress: StreamedBytes) -> None:
+        self._tell(
+            bytes_done=progress.bytes_done,
+            bytes_total=progress.bytes_total,
+            remote_bytes=progress.remote_bytes,
+            dram_bytes=progress.dram_bytes,
+            ssd_bytes=progress.ssd_bytes,
+        )
+
+    def _tell(self, **changes: int | str | bool) -> None:
         # replace() is checked at run time only: its keywords are not typed for a dict of changes.
         self._work.tell(replace(self._work.progress, **changes))  # type: ignore[arg-type]
-
-
-def _weights_path(path: Path, description: SourceDescription) -> Path:
-    """What the converter is given: the one GGUF file, or the folder."""
-    if description.layout is Layout.GGUF and path.is_dir():
-        return path / description.files[0].name
-    return path

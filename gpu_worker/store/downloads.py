@@ -11,8 +11,11 @@ from firstlight.domain.errors import Conflict
 from gpu_worker.store.conversion import CONVERTER
 from gpu_worker.store.download import Download
 from gpu_worker.store.download_order import DownloadOrder, DownloadState, done
+from gpu_worker.store.download_parts import DownloadParts, PeerOpener
+from gpu_worker.store.loads import Loads
 from gpu_worker.store.shared_work import SharedWork
 from gpu_worker.store.ssd_cache import CachedCheckpoint, SsdCache
+from gpu_worker.store.streaming.planner import Planner
 
 log = logging.getLogger("store.download")
 
@@ -21,14 +24,26 @@ class Downloads:
     """The downloads under way. A caller that goes away does not stop one; repeats join it."""
 
     def __init__(
-        self, *, cache: SsdCache, fetch_parallelism: int, converter: Sequence[str] = CONVERTER
+        self,
+        *,
+        cache: SsdCache,
+        fetch_parallelism: int,
+        converter: Sequence[str] = CONVERTER,
+        planner: Planner | None = None,
+        loads: Loads | None = None,
+        open_peer: PeerOpener | None = None,
     ) -> None:
         self._cache = cache
-        self._parallelism = fetch_parallelism
-        self._converter = converter
+        self._parts = DownloadParts(
+            cache=cache,
+            parallelism=fetch_parallelism,
+            converter=converter,
+            one_conversion=asyncio.Lock(),
+            planner=planner,
+            loads=loads,
+            open_peer=open_peer,
+        )
         self._running: dict[str, tuple[DownloadOrder, SharedWork[DownloadState]]] = {}
-        # Two conversions side by side would double the memory one needs.
-        self._one_conversion = asyncio.Lock()
 
     def is_running(self, checkpoint_id: str) -> bool:
         return checkpoint_id in self._running
@@ -54,6 +69,8 @@ class Downloads:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._parts.planner is not None:
+            await self._parts.planner.close()
 
     async def _run(self, order: DownloadOrder, work: SharedWork[DownloadState]) -> None:
         try:
@@ -61,9 +78,7 @@ class Downloads:
             if present is not None:
                 work.tell(done(work.progress, present, was_present=True))
                 return
-            await Download(
-                self._cache, order, work, self._parallelism, self._converter, self._one_conversion
-            ).run()
+            await Download(self._parts, order, work).run()
         finally:
             del self._running[order.checkpoint_id]
 

@@ -7,8 +7,10 @@ from typing import Protocol
 
 from firstlight.domain.errors import UnknownCheckpoint
 from gpu_worker.store.landing import Arrival
+from gpu_worker.store.load_state import LoadState
 from gpu_worker.store.loads import Loads
 from gpu_worker.store.pool import Pool
+from gpu_worker.store.shared_work import SharedWork
 from gpu_worker.store.ssd_cache import SsdCache
 
 
@@ -28,22 +30,24 @@ class Reach:
         self._downloads = downloads
 
     async def reach(self, checkpoint_id: str) -> Arrival | None:
-        """None when it is resident, else its arrival; what is on SSD only is set in motion.
+        """None when it is resident, else its arrival, once readers can follow it. Raises: as `work`."""
+        if await self.work(checkpoint_id) is None:
+            return None
+        return await self._loads.arrival(checkpoint_id)
 
-        Waits for a load's turn, and for a download to land or to end.
-        Raises: UnknownCheckpoint, PoolFull, and what ended a load or download.
+    async def work(self, checkpoint_id: str) -> SharedWork[LoadState] | None:
+        """What brings it into DRAM, begun if need be; None when it is there.
+
+        Waits for a download to land or to end. Raises: UnknownCheckpoint, and what ended the download.
         """
         while not self._pool.is_resident(checkpoint_id):
-            if self._loads.is_running(checkpoint_id):
-                return await self._loads.arrival(checkpoint_id)
-            if self._cache.find(checkpoint_id) is not None:
-                self._loads.order(checkpoint_id)
-            elif (download := self._downloads.task_of(checkpoint_id)) is not None:
-                await self._landed_or_ended(checkpoint_id, download)
-            else:
+            if self._loads.is_running(checkpoint_id) or self._cache.find(checkpoint_id) is not None:
+                return self._loads.order(checkpoint_id)
+            if (download := self._downloads.task_of(checkpoint_id)) is None:
                 raise UnknownCheckpoint(
                     f"this host does not hold {checkpoint_id}", checkpoint_id=checkpoint_id
                 )
+            await self._landed_or_ended(checkpoint_id, download)
         return None
 
     def landed(self, checkpoint_id: str) -> Arrival | None:

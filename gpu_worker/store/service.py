@@ -36,7 +36,7 @@ class StoreService(StoreServicer):
     async def Prepare(self, request: wire.PrepareRequest, context: Context) -> wire.PrepareReply:
         async with answering(context):
             parse_checkpoint_id(request.checkpoint_id)
-            reply = self._prepare(request.checkpoint_id)
+            reply = self._prepare(request)
             log.info(
                 "prepare checkpoint=%s instance=%s found_in=%s after_s=%.3f",
                 request.checkpoint_id,
@@ -55,6 +55,8 @@ class StoreService(StoreServicer):
                 source=request.source,
                 dtype=request.dtype,
                 expected_digest=request.expected_digest,
+                into_dram=request.into_dram,
+                peer_endpoints=tuple(request.peer_endpoints),
             )
             async with aclosing(self._store.downloads.order(order).watch()) as states:
                 async for state in states:
@@ -63,10 +65,12 @@ class StoreService(StoreServicer):
     async def Load(self, request: wire.LoadRequest, context: Context) -> AsyncIterator[wire.LoadProgress]:
         async with answering(context):
             parse_checkpoint_id(request.checkpoint_id)
-            if (resident := self._store.loads.resident(request.checkpoint_id)) is not None:
+            if (work := await self._store.reach.work(request.checkpoint_id)) is None:
+                resident = self._store.loads.resident(request.checkpoint_id)
+                assert resident is not None, "what is not on its way is there"
                 yield _load_progress(resident)
                 return
-            async with aclosing(self._store.loads.order(request.checkpoint_id).watch()) as states:
+            async with aclosing(work.watch()) as states:
                 async for state in states:
                     yield _load_progress(state)
 
@@ -95,7 +99,8 @@ class StoreService(StoreServicer):
             parse_checkpoint_id(request.checkpoint_id)
             return self._remove(request.checkpoint_id, only_dram=request.only_dram)
 
-    def _prepare(self, checkpoint_id: str) -> wire.PrepareReply:
+    def _prepare(self, request: wire.PrepareRequest) -> wire.PrepareReply:
+        checkpoint_id = request.checkpoint_id
         loads, cached = self._store.loads, self._store.cache.find(checkpoint_id)
         if loads.resident(checkpoint_id) is not None:
             return wire.PrepareReply(found_in="dram")
@@ -105,12 +110,29 @@ class StoreService(StoreServicer):
                 found_in="loading", bytes_to_move=moving, moving_at_unix_s=state.moving_at_unix_s
             )
         if cached is None:
-            return wire.PrepareReply(found_in="absent")
+            return self._prepare_absent(request)
         # Nobody watches: a failure is told to whoever asks for the load itself.
         loads.order(checkpoint_id)
         return wire.PrepareReply(
             found_in="ssd", bytes_to_move=cached.size_bytes, moving_at_unix_s=time.time()
         )
+
+    def _prepare_absent(self, request: wire.PrepareRequest) -> wire.PrepareReply:
+        """With a source, its download begins, into DRAM in the same pass."""
+        if not request.source:
+            return wire.PrepareReply(found_in="absent")
+        # Nobody watches: a failure is told to whoever asks for the download itself.
+        self._store.downloads.order(
+            DownloadOrder(
+                checkpoint_id=request.checkpoint_id,
+                source=request.source,
+                dtype=request.dtype,
+                expected_digest=request.expected_digest,
+                into_dram=True,
+                peer_endpoints=tuple(request.peer_endpoints),
+            )
+        )
+        return wire.PrepareReply(found_in="absent", moving_at_unix_s=time.time())
 
     def _remove(self, checkpoint_id: str, *, only_dram: bool) -> wire.RemoveReply:
         store = self._store
@@ -153,6 +175,10 @@ def _download_progress(state: DownloadState) -> wire.DownloadProgress:
         size_bytes=state.size_bytes,
         source_bytes=state.source_bytes,
         was_present=state.was_present,
+        came_from_peer=state.came_from_peer,
+        remote_bytes=state.remote_bytes,
+        ssd_bytes=state.ssd_bytes,
+        dram_bytes=state.dram_bytes,
     )
 
 

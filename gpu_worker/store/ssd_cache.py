@@ -3,6 +3,7 @@
     <root>/checkpoints/<checkpoint id>/   whole ones; a rename puts them here
     <root>/writing/<checkpoint id>/…      a conversion under way; dead at start, removed then
     <root>/staging/<checkpoint id>/       bytes as fetched; kept over a crash, so that a fetch resumes
+    <root>/offered/<checkpoint id>/       what a reader opens of a checkpoint on its way; holes, dead at start
     <root>/quarantine/<checkpoint id>-<n> a checkpoint whose bytes failed their checksum
 
 Knows nothing of DRAM: who may go is asked of `may_evict`, and who goes is told to `on_evict` first.
@@ -62,7 +63,7 @@ class SsdCache:
         self._staged: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
         self._order = EvictionOrder()
-        for name in ("checkpoints", "writing", "staging", "quarantine"):
+        for name in ("checkpoints", "writing", "staging", "offered", "quarantine"):
             (root / name).mkdir(parents=True, exist_ok=True)
         self._lock = hold(root / "lock", what=f"the SSD cache {root}")
         self._recover()
@@ -145,9 +146,14 @@ class SsdCache:
         """What stands in `writing_dir` now."""
         return directory_bytes(self._root / "writing" / checkpoint_id)
 
-    def publish(self, checkpoint_id: str) -> CachedCheckpoint:
-        """Make what stands in `writing_dir` present, whole or not at all."""
-        source = self._root / "writing" / checkpoint_id / WHOLE
+    def offered_dir(self, checkpoint_id: str) -> Path:
+        """Where readers find the layout of what is on its way. It stays: one may just have been told of it."""
+        parse_checkpoint_id(checkpoint_id)
+        return self._root / "offered" / checkpoint_id
+
+    def publish(self, checkpoint_id: str, *, whole: Path | None = None) -> CachedCheckpoint:
+        """Make what stands in `writing_dir`, or at `whole`, present: whole or not at all."""
+        source = whole if whole is not None else self._root / "writing" / checkpoint_id / WHOLE
         target = self._root / "checkpoints" / checkpoint_id
         sync_directory(source)
         os.rename(source, target)
@@ -237,6 +243,8 @@ class SsdCache:
 
     def _recover(self) -> None:
         """Take stock at start: leftovers of dead writers go, whole checkpoints are admitted by last use."""
+        shutil.rmtree(self._root / "offered")
+        (self._root / "offered").mkdir()
         for leftover in (self._root / "writing").iterdir():
             log.info("removing leftover=%s", leftover.name)
             shutil.rmtree(leftover, ignore_errors=True)

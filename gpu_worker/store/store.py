@@ -17,6 +17,7 @@ from gpu_worker.store.memory import Memory
 from gpu_worker.store.pool import Pool
 from gpu_worker.store.reach import Reach
 from gpu_worker.store.ssd_cache import SsdCache
+from gpu_worker.store.streaming.planner import Planner
 
 log = logging.getLogger("store")
 
@@ -39,12 +40,19 @@ class Store:
         self.loads = Loads(
             cache=self.cache, pool=self.pool, memory=memory, ssd_read_bytes_per_s=ssd_read_bytes_per_s
         )
-        self.downloads = Downloads(cache=self.cache, fetch_parallelism=config.fetch_parallelism)
+        self.planner = Planner()
+        self.downloads = Downloads(
+            cache=self.cache,
+            fetch_parallelism=config.fetch_parallelism,
+            planner=self.planner,
+            loads=self.loads,
+        )
+        self.reach = Reach(cache=self.cache, pool=self.pool, loads=self.loads, downloads=self.downloads)
         self._arena_fd = memory.read_only_fd()
         self._handover = Handover(
             pool=self.pool,
             cache=self.cache,
-            reach=Reach(cache=self.cache, pool=self.pool, loads=self.loads, downloads=self.downloads),
+            reach=self.reach,
             arena_fd=self._arena_fd,
             arena_bytes=memory.size_bytes,
             kind=memory.kind,

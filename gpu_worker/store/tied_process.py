@@ -18,19 +18,21 @@ async def start_tied(
     *,
     env: Mapping[str, str] | None = None,
     has_output: bool = False,
+    has_input: bool = False,
     niceness: int = 0,
 ) -> asyncio.subprocess.Process:
     """Start `argv` in a process group of its own, killed by the kernel when this process ends.
 
     Call it from the main thread: the kernel ties a child to the thread that forked it.
-    `env` adds to this process's environment. With `has_output`, its standard output is a pipe.
+    `env` adds to this process's environment. With `has_output`, its standard output is a pipe,
+    with `has_input` its standard input.
     A positive `niceness` lets what serves requests go first.
     """
     return await asyncio.create_subprocess_exec(
         sys.executable,
         *("-I", "-S", _TIE, str(os.getpid()), str(niceness), *argv),
         env={**os.environ, **(env or {})},
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE if has_input else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE if has_output else None,
         start_new_session=True,
         limit=2**20,

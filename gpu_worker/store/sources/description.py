@@ -13,6 +13,7 @@ from pathlib import Path
 class Layout(StrEnum):
     HUGGING_FACE = "huggingface"  # config.json beside safetensors
     GGUF = "gguf"  # one file that holds everything
+    CHECKPOINT = "checkpoint"  # our own format: manifest.json beside partition-N.bin
 
 
 @dataclass(frozen=True, slots=True, order=True)

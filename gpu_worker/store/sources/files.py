@@ -63,12 +63,22 @@ class FileSource(Source):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise SourceUnsupported(f"{path} is not a regular file", source=self._uri)
-        return SourceFile(path.name, status.st_size, f"{status.st_mtime_ns:x}-{status.st_ino:x}")
+        return SourceFile(path.name, status.st_size, _etag(status))
 
     def _read(self, file: SourceFile, start: int, size_bytes: int) -> memoryview:
         path = self._path / file.name if self._path.is_dir() else self._path
-        with path.open("rb") as opened:
-            data = os.pread(opened.fileno(), size_bytes, start)
+        try:
+            with path.open("rb") as opened:
+                found = os.fstat(opened.fileno())
+                data = os.pread(opened.fileno(), size_bytes, start)
+        except OSError as failure:
+            raise SourceUnreachable(f"cannot read {path}: {failure.strerror}", source=self._uri) from failure
+        if file.etag not in (None, _etag(found)):
+            raise SourceCorrupt(f"{path} changed while it was being fetched", source=self._uri)
         if len(data) != size_bytes:
             raise SourceCorrupt(f"{path} ended {size_bytes - len(data)} bytes early", source=self._uri)
         return memoryview(data)
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns:x}-{status.st_ino:x}"

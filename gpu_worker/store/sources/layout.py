@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from firstlight.domain.errors import SourceCorrupt, SourceUnsupported
 from gpu_worker.store.sources.description import Layout
+from native_loader.manifest import parse_manifest
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+MANIFEST = "manifest.json"
+PARTITION = re.compile(r"partition-\d{1,4}\.bin")
 # Beside the weights: what a tokenizer, a chat template or generation may need.
 SMALL_FILES = (
     "config.json",
@@ -29,6 +32,8 @@ SMALL_FILES = (
     "chat_template.json",
 )
 _PICKLE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+# Of a folder that holds a checkpoint and other things besides, none of it is what the checkpoint needs.
+_UNKEPT = (*_PICKLE, ".safetensors", ".gguf")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+ -]{0,199}")
 
 
@@ -63,6 +68,17 @@ def shards_of_index(text: bytes) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def is_checkpoint(names: Container[str]) -> bool:
+    """Whether a listing is of a checkpoint in our own format."""
+    return MANIFEST in names and "partition-0.bin" in names
+
+
+def files_of_manifest(text: bytes) -> tuple[str, ...]:
+    """Every file that a checkpoint's manifest names, and itself. Raises: ManifestInvalid."""
+    manifest = parse_manifest(text)
+    return (MANIFEST, *(one.name for one in manifest.files), *(one.name for one in manifest.partitions))
+
+
 def choose(names: Sequence[str], shards: Sequence[str] | None) -> tuple[Layout, tuple[str, ...]]:
     """Pick the files to fetch from the names at the top of a listing.
 
@@ -70,6 +86,10 @@ def choose(names: Sequence[str], shards: Sequence[str] | None) -> tuple[Layout, 
     Raises: SourceUnsupported, SourceCorrupt.
     """
     have = set(names)
+    if is_checkpoint(have):
+        partitions = [name for name in have if PARTITION.fullmatch(name)]
+        small = [name for name in have if _NAME.fullmatch(name) and not name.lower().endswith(_UNKEPT)]
+        return Layout.CHECKPOINT, tuple(sorted({*partitions, *small}))
     weights = tuple(shards) if shards is not None else _weights_without_index(have)
     if weights:
         missing = sorted({*weights, "config.json"} - have)

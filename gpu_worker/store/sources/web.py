@@ -11,7 +11,16 @@ from obstore.store import HTTPStore
 
 from firstlight.domain.errors import SourceUnreachable
 from gpu_worker.store.sources.description import Source, SourceDescription, SourceFile, described
-from gpu_worker.store.sources.layout import INDEX, SINGLE, SMALL_FILES, choose, shards_of_index, sizes_present
+from gpu_worker.store.sources.layout import (
+    INDEX,
+    MANIFEST,
+    SINGLE,
+    SMALL_FILES,
+    choose,
+    files_of_manifest,
+    shards_of_index,
+    sizes_present,
+)
 from gpu_worker.store.sources.objects import RETRY, ObjectReader, client_options
 
 
@@ -30,9 +39,9 @@ class WebSource(Source):
             files = {self._file_name: await self._reader.head(self._file_name)}
             shards = None
         else:
-            files = await self._existing((*SMALL_FILES, INDEX, SINGLE))
+            files = await self._existing((*SMALL_FILES, INDEX, SINGLE, MANIFEST))
             shards = await self._shards(files)
-            files.update(await self._existing(shards or ()))
+            files.update(await self._existing((*(shards or ()), *await self._of_checkpoint(files))))
         layout, wanted = choose(sorted(files), shards)
         sizes_present(wanted, {name: files[name].size_bytes for name in wanted})
         return described(self._uri, layout, [files[name] for name in wanted])
@@ -44,6 +53,12 @@ class WebSource(Source):
         if (index := files.get(INDEX)) is None:
             return None
         return shards_of_index(bytes(await self.read_range(index, start=0, size_bytes=index.size_bytes)))
+
+    async def _of_checkpoint(self, files: dict[str, SourceFile]) -> tuple[str, ...]:
+        if (manifest := files.get(MANIFEST)) is None:
+            return ()
+        text = await self.read_range(manifest, start=0, size_bytes=manifest.size_bytes)
+        return files_of_manifest(bytes(text))
 
     async def _existing(self, names: tuple[str, ...]) -> dict[str, SourceFile]:
         found = await asyncio.gather(*(self._head_or_none(name) for name in names))

@@ -6,6 +6,7 @@ In blocks that fit the processor's cache; numpy lets go of the interpreter while
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,7 +27,7 @@ def cast_into(destination: memoryview, source: memoryview, dtypes: Sequence[str]
     with np.errstate(all="ignore"):
         for at in range(0, len(given), BLOCK_ELEMENTS):
             block: Array = given[at : at + BLOCK_ELEMENTS]
-            for kind, wanted in zip(dtypes, dtypes[1:], strict=False):
+            for kind, wanted in pairwise(dtypes):
                 block = _cast(block, kind, wanted)
             made[at : at + BLOCK_ELEMENTS] = block
 

@@ -1,7 +1,7 @@
 """Which chunks of a download are on the SSD, with their checksums: after a kill it goes on from there.
 
-One JSON header line (revision of the source, plan), then `index crc32c` for every chunk that was written. Under another
-header nothing is trusted, nor is a torn last line; a chunk is believed only while its bytes have their checksum.
+One JSON header line (revision of the source, plan), then `index crc32c` for every chunk that was written.
+Under another header nothing is trusted, nor is a torn last line; a chunk counts if its bytes have their sum.
 """
 
 from __future__ import annotations

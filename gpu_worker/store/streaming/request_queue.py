@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from gpu_worker.convert.stream_plan import Piece
 from gpu_worker.store.streaming.chunk_book import ChunkEntry
@@ -120,4 +121,4 @@ class RequestQueue:
             piece.start + (at - piece.source_start) * piece.size_bytes // piece.source_bytes for at in inside
         ]
         cuts.append(piece.end)
-        return [Part(part.chunk, piece.cut(low, high)) for low, high in zip(cuts, cuts[1:], strict=False)]
+        return [Part(part.chunk, piece.cut(low, high)) for low, high in pairwise(cuts)]

@@ -71,7 +71,7 @@ class RingRoom(Room):
         self._freed = asyncio.Event()
 
     async def enter(self, entry: ChunkEntry) -> None:
-        # Requests come in the order of chunks, so those that hold the buffers are all asked for: one gets free.
+        # Requests come in the order of chunks: those that hold buffers are all asked for, and will be done.
         while entry.index not in self._taken:
             if self._free:
                 self._taken[entry.index] = self._free.pop()

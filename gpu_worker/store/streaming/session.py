@@ -1,0 +1,303 @@
+"""One streamed download, from the first header to a whole checkpoint that only has to take its name.
+
+staging/<id>/stamp.json   which source, revision and type the rest belongs to
+staging/<id>/headers/     configuration, and weight files as headers over holes
+staging/<id>/plan/        the plan; kept, so that a download that was killed does not plan again
+staging/<id>/journal      chunks that are on the SSD
+staging/<id>/whole/       partitions, small files, at last the manifest
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from firstlight.domain.errors import (
+    Cancelled,
+    CheckpointMismatch,
+    Conflict,
+    FirstlightError,
+    PoolFull,
+    StorageError,
+)
+from firstlight.domain.names import parse_checkpoint_id
+from gpu_worker.convert.stream_plan import PLAN_NAME, StreamPlan, read_plan, write_plan
+from gpu_worker.store.download_order import DownloadOrder
+from gpu_worker.store.landing import Landing
+from gpu_worker.store.loads import Loads
+from gpu_worker.store.sources import Layout, Source, SourceDescription
+from gpu_worker.store.streaming.ahead import ReadAhead
+from gpu_worker.store.streaming.assembly import finished_manifest, offer_folder, write_files
+from gpu_worker.store.streaming.chunk_book import ChunkBook
+from gpu_worker.store.streaming.chunk_journal import ChunkJournal
+from gpu_worker.store.streaming.headers import fetch_headers, fetch_whole, later_files
+from gpu_worker.store.streaming.native import fetch_manifest, fetch_native_file, native_plan
+from gpu_worker.store.streaming.partition_files import PartitionFiles
+from gpu_worker.store.streaming.pipeline import Stream, StreamProgress
+from gpu_worker.store.streaming.planner import Planner
+from gpu_worker.store.streaming.room import ArenaRoom, RingRoom, Room
+from native_loader.manifest import Manifest
+
+log = logging.getLogger("store.stream")
+
+WHOLE = "whole"
+_FIRST_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.0\.")
+
+
+class ConvertWhole(Exception):
+    """This source cannot be streamed; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamedBytes:
+    """How far it is. `bytes_done` counts the source's bytes, those of an earlier run included."""
+
+    bytes_done: int
+    bytes_total: int
+    remote_bytes: int
+    dram_bytes: int
+    ssd_bytes: int
+
+
+class Session:
+    """One attempt at one source. What it leaves in `staging` when it fails is where the next one goes on."""
+
+    def __init__(
+        self,
+        *,
+        order: DownloadOrder,
+        source: Source,
+        description: SourceDescription,
+        staging: Path,
+        offered: Path,
+        planner: Planner,
+        loads: Loads | None,
+        tier: str,
+        parallelism: int,
+        reserve: Callable[[int], None],
+        on_progress: Callable[[StreamedBytes], None],
+    ) -> None:
+        self._order = order
+        self._source = source
+        self._description = description
+        self._files = {file.name: file for file in description.files}
+        self._staging = staging
+        self._offered = offered
+        self._planner = planner
+        self._loads = loads
+        self._tier = tier
+        self._parallelism = parallelism
+        self._reserve = reserve
+        self._on_progress = on_progress
+        self._ahead = ReadAhead(source, description, parallelism=parallelism)
+        self._past_first_layer = asyncio.Event()
+
+    async def run(self) -> Path:
+        """The folder of a whole checkpoint, on the device, ready to be renamed.
+
+        Raises: ConvertWhole; every SourceError, CheckpointError and StorageError.
+        """
+        try:
+            plan = await self._planned()
+            self._reserve(plan.manifest.size_bytes + self._small_bytes())
+            return await self._streamed(plan)
+        finally:
+            await self._ahead.stop()
+            self._ahead.drop()
+
+    async def _planned(self) -> StreamPlan:
+        self._settle_staging()
+        sizes = {name: file.size_bytes for name, file in self._files.items()}
+        kept = self._staging / "plan"
+        if (kept / PLAN_NAME).exists():
+            with contextlib.suppress(FirstlightError):  # torn by a crash: it is made again
+                return await asyncio.to_thread(read_plan, kept, file_sizes=sizes)
+        if self._description.layout is Layout.CHECKPOINT:
+            manifest = await fetch_manifest(self._source, self._description)
+            plan = native_plan(manifest, dtype=self._order.dtype)
+            await asyncio.to_thread(write_plan, plan, kept)
+            return plan
+        headers = self._staging / "headers"
+        await fetch_headers(self._source, self._description, headers)
+        self._ahead.start(headers)
+        model, revision = parse_checkpoint_id(self._order.checkpoint_id)
+        reason = await self._planner.plan(
+            headers, kept, dtype=self._order.dtype, model=model, revision=revision
+        )
+        if reason is not None:
+            raise ConvertWhole(reason)
+        await self._ahead.stop()
+        return await asyncio.to_thread(read_plan, kept, file_sizes=sizes)
+
+    def _settle_staging(self) -> None:
+        """Empty it of what belongs to other bytes than those that are described now."""
+        stamp = json.dumps({"revision": self._description.revision, "dtype": self._order.dtype})
+        path = self._staging / "stamp.json"
+        if not path.exists() or path.read_text() != stamp:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            (self._staging / WHOLE).mkdir(parents=True)
+            path.write_text(stamp)
+        (self._staging / WHOLE).mkdir(exist_ok=True)
+
+    async def _streamed(self, plan: StreamPlan) -> Path:
+        whole = self._staging / WHOLE
+        book = ChunkBook(plan)
+        landing = self._landing(plan.manifest, book)
+        disk: PartitionFiles | None = None
+        try:
+            with ChunkJournal(
+                self._staging, revision=self._description.revision, plan=plan.digest_of_pieces()
+            ) as journal:
+                disk = await asyncio.to_thread(PartitionFiles, whole, plan.manifest)
+                room: Room = RingRoom(chunk_bytes=plan.manifest.chunk_bytes)
+                if landing is not None:
+                    room = ArenaRoom(landing)
+                stream = self._stream(plan, book, room, disk, journal)
+                await self._bring(plan, stream, landing, disk)
+            return whole
+        except BaseException as failure:  # cancellation too: who waits for the landing must hear of it
+            if landing is not None:
+                landing.abandon(_said(failure))
+            raise
+        finally:
+            if disk is not None:
+                disk.close()
+
+    def _landing(self, manifest: Manifest, book: ChunkBook) -> Landing | None:
+        if self._loads is None or not self._order.into_dram:
+            return None
+        sizes = [partition.size_bytes for partition in manifest.partitions]
+        try:
+            return self._loads.land(self._order.checkpoint_id, sizes, book.lengths, tier=self._tier)
+        except (PoolFull, Conflict) as reason:
+            log.info("to ssd only checkpoint=%s: %s", self._order.checkpoint_id, reason.message)
+            return None
+
+    def _stream(
+        self, plan: StreamPlan, book: ChunkBook, room: Room, disk: PartitionFiles, journal: ChunkJournal
+    ) -> Stream:
+        first_layer = [entry.name for entry in plan.manifest.tensors if _FIRST_LAYER.search(entry.name)]
+        prefix_bytes = plan.manifest.prefix_bytes_for(first_layer)
+        earlier = sum(piece.source_bytes for index in journal.done for piece in book.entries[index].pieces)
+
+        def told(progress: StreamProgress) -> None:
+            if progress.summed_bytes >= prefix_bytes:
+                self._past_first_layer.set()
+            self._on_progress(
+                StreamedBytes(
+                    bytes_done=min(earlier + progress.remote_bytes, plan.source_bytes),
+                    bytes_total=plan.source_bytes,
+                    remote_bytes=progress.remote_bytes,
+                    dram_bytes=progress.dram_bytes,
+                    ssd_bytes=progress.ssd_bytes,
+                )
+            )
+
+        return Stream(
+            source=self._source,
+            files=self._files,
+            book=book,
+            room=room,
+            disk=disk,
+            journal=journal,
+            parallelism=self._parallelism,
+            ahead=self._ahead,
+            on_progress=told,
+        )
+
+    async def _bring(
+        self, plan: StreamPlan, stream: Stream, landing: Landing | None, disk: PartitionFiles
+    ) -> None:
+        if landing is not None and plan.files:
+            await asyncio.to_thread(offer_folder, plan, dict(plan.files), self._offered)
+            landing.offer(self._offered)
+        running = asyncio.ensure_future(stream.run())
+        small = asyncio.ensure_future(self._small_files(plan, landing))
+        try:
+            files = await _before(stream.resident, running, small)
+            manifest, text = finished_manifest(plan, stream.crc32c, files)
+            self._verify(manifest)
+            await asyncio.to_thread(write_files, self._staging / WHOLE, files, text)
+            if landing is not None:
+                landing.commit()
+            await running
+            await asyncio.to_thread(disk.sync)
+        finally:
+            for task in (small, running):
+                task.cancel()
+            # The stream's threads have stopped when this returns: only then may its room go to another.
+            await asyncio.gather(small, running, return_exceptions=True)
+
+    async def _small_files(self, plan: StreamPlan, landing: Landing | None) -> dict[str, bytes]:
+        """Those of the plan and the rest, which must not hold up the first layer."""
+        if plan.has_checksums:
+            return await self._native_files(plan, landing)
+        later = later_files(self._description)
+        if not later:
+            return dict(plan.files)
+        await self._past_first_layer.wait()
+        headers, output = self._staging / "headers", self._staging / "tokenizer"
+        for file in later:
+            await fetch_whole(self._source, file, headers)
+        names = await self._planner.tokenizer(headers, output)
+        return dict(plan.files) | {name: (output / name).read_bytes() for name in names}
+
+    async def _native_files(self, plan: StreamPlan, landing: Landing | None) -> dict[str, bytes]:
+        names = sorted((entry.name for entry in plan.manifest.files), key=lambda name: "config" not in name)
+        found = {}
+        for name in names:
+            found[name] = await fetch_native_file(self._source, plan.manifest, self._files[name])
+            if landing is not None and name == names[-1]:
+                await asyncio.to_thread(offer_folder, plan, found, self._offered)
+                landing.offer(self._offered)
+        return found
+
+    def _verify(self, manifest: Manifest) -> None:
+        """Raises: CheckpointMismatch when these are not the bytes that the first conversion recorded."""
+        expected = self._order.expected_digest
+        if expected not in ("", manifest.digest):
+            raise CheckpointMismatch(
+                f"{self._order.checkpoint_id} from its source has digest {manifest.digest[:16]}…, but the "
+                f"first conversion recorded {expected[:16]}…",
+                checkpoint_id=self._order.checkpoint_id,
+            )
+
+    def _small_bytes(self) -> int:
+        weights = (".safetensors", ".bin")
+        small = [file.size_bytes for file in self._description.files if not file.name.endswith(weights)]
+        # As much again for what is made of them, and for a manifest that is not written yet.
+        return 2 * sum(small) + 2**20
+
+
+async def _before(
+    resident: asyncio.Event, running: asyncio.Future[None], small: asyncio.Future[dict[str, bytes]]
+) -> dict[str, bytes]:
+    """The small files, once every chunk is summed too. Raises what ended either."""
+    waiting = asyncio.ensure_future(resident.wait())
+    try:
+        for needed in (waiting, small):
+            others: set[asyncio.Future[Any]] = {running, small}
+            while not needed.done():
+                await asyncio.wait({needed, *others}, return_when=asyncio.FIRST_COMPLETED)
+                for ended in [one for one in others if one.done()]:
+                    ended.result()
+                    others.discard(ended)
+        return small.result()
+    finally:
+        waiting.cancel()
+
+
+def _said(failure: BaseException) -> FirstlightError:
+    if isinstance(failure, FirstlightError):
+        return failure
+    if isinstance(failure, asyncio.CancelledError):
+        return Cancelled("the download was stopped")
+    return StorageError(f"the download failed: {failure}")
