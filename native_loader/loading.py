@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from firstlight.domain.errors import FirstlightError
 from native_loader._native import Arena, LoadJob, LoadReport, Segment
+from native_loader.available_memory import check_memory
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,7 @@ class Loading:
 
     def __init__(self, plan: LoadPlan, *, threads: int) -> None:
         self._plan = plan
+        check_memory(plan.memory_bytes)
         # Anonymous memory: private to this process and its forks, and made of huge pages where it can be.
         with Arena(plan.memory_bytes, kind="anonymous") as arena:
             # Fresh memory costs as much as the reading: it is made resident piece by piece beside it.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,20 @@ MALICIOUS = {
     "header of nothing": bytes(8),
     "not json": raw(b"{nope"),
     "not utf-8": raw(b'{"\xff": 1}'),
+    "utf-16": raw('{"a": 1}'.encode("utf-16-le")),
+    "a byte order mark": raw(b'\xef\xbb\xbf{"__metadata__":{}}'),
+    "white space in front": raw(b' {"__metadata__":{}}'),
+    "half a surrogate pair": raw(b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'),
+    "a name of a megabyte": raw({"a" * (1 << 20): entry()["a"]}, bytes(8)),
+    "not a number": raw(b'{"a":{"dtype":"U8","shape":[NaN],"data_offsets":[0,0]}}'),
+    "a number of a million digits": raw(b'{"a":' + b"9" * (1 << 20) + b"}"),
+    "a shape whose product has a million digits": raw(entry(shape=[2**62] * 20_000), bytes(8)),
+    "a fraction": raw(entry(shape=[2.0]), bytes(8)),
+    "shape of 2^63": raw(entry(shape=[2**63]), bytes(8)),
+    "offsets of 2^63": raw(entry(data_offsets=[2**63 - 8, 2**63]), bytes(8)),
+    "a type of our own": raw(entry(dtype="C128", data_offsets=[0, 32]), bytes(32)),
+    "a pickle": b"\x80\x04\x95\x0c\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94.",
+    "a zip, as torch.save makes them": b"PK\x03\x04" + bytes(64),
     "a list": raw([]),
     "deeply nested": raw(b"[" * 100_000),
     "a name twice": raw(b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":1}'),
@@ -131,8 +147,44 @@ MALICIOUS = {
 def test_malicious_files_are_corrupt(tmp_path: Path, name: str) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(MALICIOUS[name])
+    for use in (SafetensorsFile, load_safetensors, lambda path: save_checkpoint(path, tmp_path / "c")):
+        with pytest.raises(SourceCorrupt) as caught:
+            use(path)
+        assert path.name in caught.value.message and len(caught.value.message) < 1000
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_million_lists_are_refused_within_bounds(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(raw(b'{"a":[' + b"[]," * (1 << 20) + b"0]}"))
     with pytest.raises(SourceCorrupt):
-        SafetensorsFile(path)
+        load_safetensors(path)
+
+
+def test_a_header_that_claims_100_megabytes_allocates_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes((99_000_000).to_bytes(8, "little") + b"{}")
+    with pytest.raises(SourceCorrupt):
+        load_safetensors(path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "m.safetensors")
+    for source in (tmp_path, tmp_path / "m.safetensors"):
+        with pytest.raises((SourceUnreachable, SourceUnsupported)):
+            load_safetensors(source)
+
+
+def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
+    """As hubs lay their caches out."""
+    blob, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blob.mkdir()
+    snapshot.mkdir()
+    save_file({"a": torch.ones(3)}, blob / "1234")
+    (snapshot / "model.safetensors").symlink_to("../blobs/1234")
+    for source in (snapshot, snapshot / "model.safetensors"):
+        assert load_safetensors(source)["a"].tolist() == [1, 1, 1]
 
 
 def test_what_is_not_there_is_unreachable(tmp_path: Path) -> None:
@@ -145,6 +197,9 @@ def test_what_is_not_there_is_unreachable(tmp_path: Path) -> None:
 
 def test_pickle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
+    for source in (tmp_path, tmp_path / "pytorch_model.bin"):
+        with pytest.raises(SourceUnsupported, match="pickle"):
+            load_safetensors(source)
     with pytest.raises(SourceUnsupported, match="pickle"):
         save_checkpoint(tmp_path, tmp_path / "c")
 
