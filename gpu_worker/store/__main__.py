@@ -16,6 +16,7 @@ from firstlight.rpc.server import bind, new_server
 from firstlight.rpc.store_pb2_grpc import add_StoreServicer_to_server
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.disk import write_atomically
+from gpu_worker.store.gpu_handover import GpuHandover
 from gpu_worker.store.native_memory import NativeMemory
 from gpu_worker.store.probe import ssd_read_bytes_per_s
 from gpu_worker.store.process_log import log_to_stderr
@@ -37,24 +38,30 @@ async def serve(config: StoreConfig) -> None:
     bandwidth = await asyncio.to_thread(ssd_read_bytes_per_s, ssd_root=config.ssd_root, state_dir=state_dir)
     memory = NativeMemory(size_bytes=config.dram_capacity_bytes, threads=config.load_threads)
     log.info("arena bytes=%d kind=%s", memory.size_bytes, memory.kind)
-    store = Store(config=config, memory=memory, ssd_read_bytes_per_s=bandwidth)
+    gpu = GpuHandover.of(config, memory.arena)
+    store = Store(config=config, memory=memory, gpu=gpu, ssd_read_bytes_per_s=bandwidth)
     server = new_server()
     add_StoreServicer_to_server(StoreService(store), server)
     try:
         address = bind(server, bind_address=config.bind_address, port=config.port)
         store.start(socket_path=config.socket_path, prefault=config.arena_prefault)
         await server.start()
-        _publish(config, address)
+        _publish(config, address, store.peer_endpoint)
         await ended.wait()
     finally:
         await server.stop(grace=0.2)
         await store.close()
 
 
-def _publish(config: StoreConfig, address: str) -> None:
-    record = {"address": address, "socket": str(config.socket_path), "pid": os.getpid()}
+def _publish(config: StoreConfig, address: str, peer_endpoint: str) -> None:
+    record = {
+        "address": address,
+        "socket": str(config.socket_path),
+        "pid": os.getpid(),
+        "peer_endpoint": peer_endpoint,
+    }
     write_atomically(config.address_file, json.dumps(record))
-    log.info("serving address=%s socket=%s", address, config.socket_path)
+    log.info("serving address=%s socket=%s peers=%s", address, config.socket_path, peer_endpoint or "none")
 
 
 def main() -> int:

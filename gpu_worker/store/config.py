@@ -23,6 +23,9 @@ class StoreConfig:
     """Settings of one store. `port` 0 lets the kernel choose.
 
     `state_dir` holds the address file, the probe's result and, unless `ssd_dir` is given, the SSD cache.
+    `cuda_library` is the CUDA driver's, empty on a host without GPUs.
+    At `peer_port` other stores fetch from this one, if they show the secret in `peer_secret_file`; without one
+    that is open on loopback and closed elsewhere.
     `arena_prefault` False leaves pages to their first use (tests; a slow first load in exchange).
     """
 
@@ -36,6 +39,9 @@ class StoreConfig:
     load_threads: int = 2
     fetch_parallelism: int = 8
     arena_prefault: bool = True
+    peer_port: int = 0
+    peer_secret_file: str | None = None
+    cuda_library: str = ""
 
     def __post_init__(self) -> None:
         host_id(self.host_id)
@@ -47,8 +53,9 @@ class StoreConfig:
             raise InvalidSettings(
                 "bind_address must be an address that the other machines reach this host at"
             )
-        if not 0 <= self.port < 65536:
-            raise InvalidSettings(f"port {self.port} is not a port")
+        for port in (self.port, self.peer_port):
+            if not 0 <= port < 65536:
+                raise InvalidSettings(f"port {port} is not a port")
 
     @classmethod
     def from_json(cls, text: str) -> StoreConfig:
@@ -83,5 +90,5 @@ class StoreConfig:
 
     @property
     def address_file(self) -> Path:
-        """Written when the store serves: {"address", "socket", "pid"}."""
+        """Written when the store serves: {"address", "socket", "pid", "peer_endpoint"}."""
         return Path(self.state_dir) / "store.json"

@@ -11,7 +11,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from firstlight.domain.errors import Conflict, FirstlightError, GpuError, GpuMemoryFull, GpuUnavailable, NotFound
+from firstlight.domain.errors import (
+    Conflict,
+    FirstlightError,
+    GpuError,
+    GpuMemoryFull,
+    GpuUnavailable,
+    NotFound,
+)
 from gpu_worker.store.extents import Extent
 from gpu_worker.store.gpu_devices import GpuDevices
 from native_loader import Arena, GpuCopyJob, GpuCopyReport, GpuMemory, ProgressBoard

@@ -60,7 +60,7 @@ class GpuDevices:
         pinned, refusal = self.pinning.pinned_bytes, self.pinning.refusal
         if refusal is not None:
             log.warning(
-                "only %d of %d bytes of the arena are pinned; the rest is copied through a small pinned ring: %s",
+                "%d of %d bytes of the arena are pinned, the rest goes through a small pinned ring: %s",
                 pinned,
                 self._arena.size_bytes,
                 refusal,

@@ -4,8 +4,8 @@ JSON lines on the reader's own connection, see handover.py:
     -> {"gpu_copy": "m@r", "chunk_bytes": N, "targets": [{"gpu": uuid, "handle": hex} for each partition]}
                          <- {"gpu_copying": "m@r"}, with the descriptor of the copy's ProgressBoard attached
     -> {"gpu_outcome": "m@r"}
-                         <- {"gpu_copied": "m@r", "pinned_bytes", "bounced_bytes", "pageable_bytes", "seconds",
-                             "waited_s"}, once it has ended
+                         <- {"gpu_copied": "m@r", "pinned_bytes", "bounced_bytes", "pageable_bytes",
+                             "seconds", "waited_s"}, once it has ended
 The reader holds a pin on the checkpoint, resident or on its way. It frees the memory after the outcome, or
 with its process.
 """
@@ -89,6 +89,8 @@ class GpuHandover:
             raise InvalidInput(f"{checkpoint_id} has {len(extents)} partitions, and chunks of at least 1 MiB")
         targets = [_target(one) for one in listed]
         arrival = await reach.reach(checkpoint_id) if pool.is_loading(checkpoint_id) else None
+        # A load that failed meanwhile may have begun anew, elsewhere in the arena: that one is not pinned.
+        extents = pool.pinned_by(checkpoint_id, reader)
         board = await copies.begin(
             reader,
             checkpoint_id,

@@ -7,6 +7,7 @@ JSON lines over a Unix socket. On connect the store sends, with the read-only ar
                          <- the same, once its bytes begin to come; "is_loading": true says that they still
                             do, with the descriptor of the load's ProgressBoard attached
     -> {"unpin": "m@r"}  <- {"unpinned": "m@r"}
+    -> {"gpu_copy": …}, {"gpu_outcome": …}           see gpu_handover.py
     any refusal          <- {"error": code, "message": sentence}
 Lookup and pin are one step, so nothing a reader was told of can be evicted before it maps it. The pins of a
 connection end with it: a reader that is killed leaves nothing behind.
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from firstlight.domain.errors import FirstlightError, InvalidInput, UnknownCheckpoint
+from gpu_worker.store.gpu_handover import GpuHandover
 from gpu_worker.store.landing import Arrival
 from gpu_worker.store.pool import Pool
 from gpu_worker.store.reach import Reach
@@ -58,8 +60,17 @@ class Handover:
     """The listening socket and its readers. `arena_fd` must be read-only; it stays the caller's."""
 
     def __init__(
-        self, *, pool: Pool, cache: SsdCache, reach: Reach, arena_fd: int, arena_bytes: int, kind: str
+        self,
+        *,
+        pool: Pool,
+        cache: SsdCache,
+        reach: Reach,
+        gpu: GpuHandover,
+        arena_fd: int,
+        arena_bytes: int,
+        kind: str,
     ) -> None:
+        self._gpu = gpu
         self._pool = pool
         self._cache = cache
         self._reach = reach
@@ -114,6 +125,8 @@ class Handover:
             # A reader that was killed, or one that talks nonsense: either way it is gone.
             log.info("reader=%s left: %s", reader, failure)
         finally:
+            # Before its pins go: a copy still reads what they hold.
+            await self._gpu.drop_reader(reader)
             if held := self._pool.drop_reader(reader):
                 log.info("reader=%s gone, unpinned=%s", reader, ",".join(held))
             with contextlib.suppress(OSError):
@@ -145,6 +158,9 @@ class Handover:
                 case {"unpin": str(checkpoint_id)}:
                     self._pool.unpin(checkpoint_id, reader)
                     return _Answer({"unpinned": checkpoint_id})
+                case {"gpu_copy": _} | {"gpu_outcome": _} as request:
+                    answer = self._gpu.answer(request, reader=reader, pool=self._pool, reach=self._reach)
+                    return _Answer(*await answer)
             raise InvalidInput("expected {'pin': checkpoint} or {'unpin': checkpoint}")
         except FirstlightError as refusal:
             return _Answer({"error": refusal.code, "message": refusal.message})

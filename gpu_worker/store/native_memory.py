@@ -67,7 +67,7 @@ class NativeMemory(Memory):
     """One arena, of the best kind this machine grants. Raises: PoolFull when it grants none."""
 
     def __init__(self, *, size_bytes: int, threads: int) -> None:
-        self._arena = Arena(size_bytes, "auto")
+        self._arena = self.arena = Arena(size_bytes, "auto")
         self._threads = threads
         self._is_resident = False
         # Checkpoints never change in place, so one that was validated once is read at once the next time.

@@ -30,6 +30,12 @@ class _Entry:
     def reserved_bytes(self) -> int:
         return sum(extent.size_bytes for extent in self.extents)
 
+    @property
+    def partitions(self) -> tuple[Extent, ...]:
+        return tuple(
+            Extent(extent.offset, size) for extent, size in zip(self.extents, self.sizes, strict=True)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
@@ -131,9 +137,16 @@ class Pool:
             entry = self._resident(checkpoint_id)
             self.touch(checkpoint_id)
         entry.pins[reader] += 1
-        return tuple(
-            Extent(extent.offset, size) for extent, size in zip(entry.extents, entry.sizes, strict=True)
-        )
+        return entry.partitions
+
+    def pinned_by(self, checkpoint_id: str, reader: str) -> tuple[Extent, ...]:
+        """What `pin` answered this reader, while it holds that. Raises: UnknownCheckpoint."""
+        entry = self._entries.get(checkpoint_id)
+        if entry is None or not entry.pins[reader]:
+            raise UnknownCheckpoint(
+                f"{checkpoint_id} is not pinned by this reader", checkpoint_id=checkpoint_id
+            )
+        return entry.partitions
 
     def unpin(self, checkpoint_id: str, reader: str) -> None:
         """Drop one of `reader`'s pins. Raises: UnknownCheckpoint when it holds none."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
 from pathlib import Path
 from threading import Thread, get_native_id
 
-from firstlight.domain.errors import FirstlightError
+from firstlight.domain.errors import FirstlightError, InvalidSettings
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.downloads import Downloads
+from gpu_worker.store.gpu_handover import GpuHandover
 from gpu_worker.store.handover import Handover
 from gpu_worker.store.loads import Loads
 from gpu_worker.store.memory import Memory
+from gpu_worker.store.peer_server import PeerServer
+from gpu_worker.store.peer_shelf import PeerShelf, read_secret
 from gpu_worker.store.pool import Pool
 from gpu_worker.store.reach import Reach
+from gpu_worker.store.sources.peer import PeerClient
 from gpu_worker.store.ssd_cache import SsdCache
 from gpu_worker.store.streaming.planner import Planner
 
@@ -27,8 +32,16 @@ PREFAULT_NICENESS = 10
 class Store:
     """Owns cache, pool, loads, downloads and the handover. Belongs to one event loop."""
 
-    def __init__(self, *, config: StoreConfig, memory: Memory, ssd_read_bytes_per_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        config: StoreConfig,
+        memory: Memory,
+        ssd_read_bytes_per_s: float,
+        gpu: GpuHandover | None = None,
+    ) -> None:
         self.memory = memory
+        self.gpu = gpu if gpu is not None else GpuHandover(devices=None, copies=None)
         self.ssd_read_bytes_per_s = ssd_read_bytes_per_s
         self.pool = Pool(capacity_bytes=memory.size_bytes)
         self.cache = SsdCache(
@@ -41,11 +54,16 @@ class Store:
             cache=self.cache, pool=self.pool, memory=memory, ssd_read_bytes_per_s=ssd_read_bytes_per_s
         )
         self.planner = Planner()
+        secret = read_secret(config.peer_secret_file)
+        self.peers = PeerClient(secret=secret)
+        self.peer_endpoint = ""
+        self._peer_server = _peer_server(config, self, secret)
         self.downloads = Downloads(
             cache=self.cache,
             fetch_parallelism=config.fetch_parallelism,
             planner=self.planner,
             loads=self.loads,
+            open_peer=self.peers.open,
         )
         self.reach = Reach(cache=self.cache, pool=self.pool, loads=self.loads, downloads=self.downloads)
         self._arena_fd = memory.read_only_fd()
@@ -53,6 +71,7 @@ class Store:
             pool=self.pool,
             cache=self.cache,
             reach=self.reach,
+            gpu=self.gpu,
             arena_fd=self._arena_fd,
             arena_bytes=memory.size_bytes,
             kind=memory.kind,
@@ -66,20 +85,32 @@ class Store:
 
     def start(self, *, socket_path: Path, prefault: bool) -> None:
         self._handover.start(socket_path)
-        if prefault:
-            # A daemon, not a pool's thread: a stop must not wait until a large arena has been touched.
-            Thread(target=self._make_resident, name="prefault", daemon=True).start()
+        if self._peer_server is not None:
+            self.peer_endpoint = self._peer_server.start()
+        self.gpu.start()
+        # A daemon, not a pool's thread: a stop must not wait until a large arena has been touched.
+        Thread(target=self._make_ready, args=(prefault,), name="prefault", daemon=True).start()
 
     async def close(self) -> None:
+        if self._peer_server is not None:
+            await self._peer_server.close()
         await self._handover.close()
+        await self.gpu.close()
         await self.loads.close()
         await self.downloads.close()
+        await asyncio.to_thread(self.peers.close)
         self.cache.close()
         os.close(self._arena_fd)
 
     def _leave_dram(self, checkpoint_id: str) -> None:
         if self.pool.is_resident(checkpoint_id):
             self.pool.evict(checkpoint_id)
+
+    def _make_ready(self, prefault: bool) -> None:
+        if prefault:
+            self._make_resident()
+        # Behind it: pages that are there are pinned in a third of the time.
+        self.gpu.pin()
 
     def _make_resident(self) -> None:
         """Touch the arena once, behind the first loads, so that later ones never pay for fresh pages."""
@@ -96,3 +127,13 @@ class Store:
         log.info(
             "arena resident bytes=%d kind=%s in_s=%.2f", self.memory.size_bytes, self.memory.kind, took_s
         )
+
+
+def _peer_server(config: StoreConfig, store: Store, secret: str | None) -> PeerServer | None:
+    """None when it would be open to a network without a secret: this store then only takes."""
+    shelf = PeerShelf(cache=store.cache, pool=store.pool, view=store.memory.view)
+    try:
+        return PeerServer(shelf, bind_address=config.bind_address, port=config.peer_port, secret=secret)
+    except InvalidSettings as refusal:
+        log.warning("no peers are served: %s (%s)", refusal.message, refusal.fields.get("setting"))
+        return None
