@@ -21,6 +21,7 @@ _STATUS: tuple[tuple[type[errors.FirstlightError], int], ...] = (
     (errors.QueueFull, 429),
     (errors.Overloaded, 503),
     (errors.SourceUnreachable, 503),
+    (errors.PeerUnreachable, 503),
     (errors.SourceError, 400),
     (errors.CheckpointError, 503),
     (errors.StorageError, 503),

@@ -26,6 +26,7 @@ FirstlightError
 │   └── InstanceDraining          the instance takes no new requests
 ├── SourceError                   where the model comes from
 │   ├── SourceUnreachable
+│   ├── PeerUnreachable           another host's store does not give it: there are others, and the source
 │   ├── SourceCorrupt             unreadable, truncated or inconsistent source files
 │   └── SourceUnsupported         a scheme, layout, architecture or pickle that is refused
 ├── CheckpointError               a checkpoint in our own format is wrong
@@ -171,6 +172,11 @@ class SourceError(FirstlightError):
 
 class SourceUnreachable(SourceError):
     code = "source_unreachable"
+    is_retryable = True
+
+
+class PeerUnreachable(SourceError):
+    code = "peer_unreachable"
     is_retryable = True
 
 

@@ -23,6 +23,7 @@ _STATUS: tuple[tuple[type[errors.FirstlightError], grpc.StatusCode], ...] = (
     (errors.Conflict, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.Overloaded, grpc.StatusCode.UNAVAILABLE),
     (errors.SourceUnreachable, grpc.StatusCode.UNAVAILABLE),
+    (errors.PeerUnreachable, grpc.StatusCode.UNAVAILABLE),
     (errors.SourceError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.CheckpointError, grpc.StatusCode.DATA_LOSS),
     (errors.StorageError, grpc.StatusCode.RESOURCE_EXHAUSTED),

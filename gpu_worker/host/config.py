@@ -44,6 +44,8 @@ class HostConfig:
     host_port: int = 0
     store_port: int = 0
     load_threads: int = 2
+    peer_port: int = 0
+    peer_secret_file: str | None = None
     drain_timeout_s: float = 5.0
     children: tuple[ChildConfig, ...] = ()
 
@@ -77,6 +79,8 @@ class HostConfig:
             bind_address=self.bind_address,
             port=self.store_port,
             load_threads=self.load_threads,
+            peer_port=self.peer_port,
+            peer_secret_file=self.peer_secret_file,
         )
 
     @property

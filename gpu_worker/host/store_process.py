@@ -27,6 +27,7 @@ class StoreAddress:
     address: str
     socket: str
     pid: int
+    peer_endpoint: str = ""
 
 
 class StoreProcess:
@@ -68,7 +69,9 @@ class StoreProcess:
         config = self._config
         if self.address is not None:
             # The address was published: a store that comes back elsewhere would be lost to everyone.
-            config = replace(config, port=int(self.address.address.rpartition(":")[2]))
+            config = replace(config, port=_port(self.address.address))
+            if self.address.peer_endpoint:
+                config = replace(config, peer_port=_port(self.address.peer_endpoint))
         return [sys.executable, "-m", "gpu_worker.store", "--config-json", config.to_json()]
 
     async def _watch(self) -> None:
@@ -82,6 +85,10 @@ class StoreProcess:
                     self.ready.set()
                     log.info("store serves address=%s pid=%d", said.address, said.pid)
             await asyncio.sleep(POLL_S)
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 def _read(path: Path) -> StoreAddress | None:

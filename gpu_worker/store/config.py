@@ -24,8 +24,8 @@ class StoreConfig:
 
     `state_dir` holds the address file, the probe's result and, unless `ssd_dir` is given, the SSD cache.
     `cuda_library` is the CUDA driver's, empty on a host without GPUs.
-    At `peer_port` other stores fetch from this one, if they show the secret in `peer_secret_file`; without one
-    that is open on loopback and closed elsewhere.
+    At `peer_port` other stores fetch from this one, if they show the secret in `peer_secret_file`; without
+    one that is open on loopback and closed elsewhere.
     `arena_prefault` False leaves pages to their first use (tests; a slow first load in exchange).
     """
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from firstlight.domain.errors import FirstlightError, UnknownCheckpoint
+from firstlight.domain.errors import FirstlightError, InvalidSettings, UnknownCheckpoint
 from firstlight.domain.names import parse_checkpoint_id
 from gpu_worker.store.extents import Extent
 from gpu_worker.store.pool import Pool
@@ -105,6 +105,16 @@ def _no_file(cached: CachedCheckpoint) -> UnknownCheckpoint:
     return UnknownCheckpoint(f"{cached.checkpoint_id} has no such file", checkpoint_id=cached.checkpoint_id)
 
 
-def read_secret(path: Path | None) -> str | None:
-    """The secret that stores share, from a file that only its owner reads; None when there is none."""
-    return path.read_text().strip() or None if path is not None else None
+def read_secret(path: str | None) -> str | None:
+    """The secret that stores share, from a file that only its owner reads; None when there is none.
+
+    Raises: InvalidSettings.
+    """
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text().strip() or None
+    except OSError as failure:
+        raise InvalidSettings(
+            f"the secret of stores in {path} cannot be read: {failure.strerror}"
+        ) from failure

@@ -92,6 +92,7 @@ class StoreService(StoreServicer):
             queued_bytes=store.loads.queued_bytes,
             arena_kind=store.memory.kind,
             ssd_read_bytes_per_s=store.ssd_read_bytes_per_s,
+            peer_endpoint=store.peer_endpoint,
         )
 
     async def Remove(self, request: wire.RemoveRequest, context: Context) -> wire.RemoveReply:
