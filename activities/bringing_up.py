@@ -1,5 +1,9 @@
 """bring_up: bytes to DRAM, an engine bound to them, the route published. The one step a client waits for.
 
+The engine is attached while its bytes still come, and its route is published at once: requests wait inside
+of the engine for the layers they have come to. The activity ends when all bytes are there; should they not
+come, it takes the route back and ends the engine before it fails.
+
 A dead attempt may have left any prefix of the steps done. Each is idempotent at its owner: the store joins
 a load, the supervisor returns the engine it has bound for (instance, epoch), publishing twice is one row.
 The epoch fences off an attempt whose plan was replaced meanwhile.
@@ -12,16 +16,28 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from activities.arriving import Arrived, Arriving
 from activities.heartbeat import Heart, Progress
 from activities.patience import until_database_answers
 from firstlight.contracts.starts import BringUpInput, BringUpReceipt, PhaseSeconds, StartPlan
 from firstlight.database.connection import Database
-from firstlight.database.starts_repository import publish_route
+from firstlight.database.starts_repository import publish_route, withdraw_route
 from firstlight.domain.errors import FirstlightError, ModelBeingDeleted, StaleEpoch
+from firstlight.domain.fleet import Tier
 from firstlight.rpc.clients import HostClient, StoreClient
 
-# Statuses that show the checkpoint's bytes themselves did not move in this start.
-RESIDENT = "dram"
+# An attach may wait for a load's turn, or for a download: the activity's own time-out bounds it.
+ATTACH_AT_MOST_S = 6 * 3600.0
+# So long an engine's failure waits for the word of what made it fail.
+CAUSE_WITHIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attached:
+    endpoint: str
+    began_s: float
+    ended_s: float
+    own_s: float  # what the supervisor and the engine say they took, this attempt or an earlier one
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +51,22 @@ class BringUp:
         plan = request.plan
         # Best effort and not waited for: attach joins whatever it has prepared.
         hint = asyncio.create_task(self._prepare_engine(plan))
+        bytes_ = Arriving(self.store, plan.checkpoint, heart=heart, fetch=request.fetch)
+        arriving = asyncio.create_task(bytes_.run(earlier))
+        serving = asyncio.create_task(self._serve(request, bytes_))
         try:
-            load = await self._load(plan, heart, earlier)
-            heart.note(phase="attach")
-            endpoint, attach_s = await self._attach(plan)
+            attached = await _cause_first(serving, arriving)
+            arrived = await arriving
+        except FirstlightError as failure:
+            await _end(serving)
+            if serving.cancelled() or serving.exception() is None:
+                # A route may have been published: it leads to an engine that will never be whole.
+                await self._take_back(plan, failure)
+            raise
         finally:
             hint.cancel()
-        heart.note(phase="publish")
-        await self._publish(plan, endpoint)
-        return BringUpReceipt(endpoint=endpoint, phases=_phases(request, load, attach_s))
+            await _end(arriving, serving)
+        return BringUpReceipt(endpoint=attached.endpoint, phases=_phases(request, arrived, attached))
 
     async def _prepare_engine(self, plan: StartPlan) -> None:
         with suppress(FirstlightError):
@@ -51,28 +74,14 @@ class BringUp:
                 checkpoint_id=plan.checkpoint.checkpoint_id, instance_id=plan.instance_id
             )
 
-    async def _load(self, plan: StartPlan, heart: Heart, earlier: Progress | None) -> Progress:
-        heart.note(phase="load", bytes_total=plan.checkpoint.size_bytes)
-        async for message in self.store.load(plan.checkpoint.checkpoint_id):
-            heart.note(
-                bytes_done=message.bytes_done,
-                bytes_total=message.bytes_total,
-                queue_s=message.queue_s,
-                load_s=message.elapsed_s,
-                tier=message.from_tier,
-                moving_at_unix_s=message.moving_at_unix_s,
-            )
-        if heart.progress.tier == RESIDENT and earlier is not None and earlier.tier not in ("", RESIDENT):
-            # The bytes came while a dead attempt waited for them: its figures are the true ones.
-            heart.note(
-                queue_s=earlier.queue_s,
-                load_s=earlier.load_s,
-                tier=earlier.tier,
-                moving_at_unix_s=earlier.moving_at_unix_s,
-            )
-        return heart.progress
+    async def _serve(self, request: BringUpInput, bytes_: Arriving) -> _Attached:
+        """Attach as soon as the store can answer for the bytes, and let requests in."""
+        await bytes_.is_known.wait()
+        attached = await self._attach(request.plan)
+        await self._publish(request, attached.endpoint)
+        return attached
 
-    async def _attach(self, plan: StartPlan) -> tuple[str, float]:
+    async def _attach(self, plan: StartPlan) -> _Attached:
         began_s = time.monotonic()
         reply = await self.host.attach(
             instance_id=plan.instance_id,
@@ -82,12 +91,18 @@ class BringUp:
             gpu_indices=plan.gpu_indices,
             max_concurrency=plan.max_concurrency,
             context_length=plan.context_length,
+            timeout_s=ATTACH_AT_MOST_S,
         )
         # A repeat is answered at once with the first outcome, whose seconds are in the reply.
-        return reply.endpoint, max(reply.total_s, time.monotonic() - began_s)
+        return _Attached(
+            endpoint=reply.endpoint, began_s=began_s, ended_s=time.monotonic(), own_s=reply.total_s
+        )
 
-    async def _publish(self, plan: StartPlan, endpoint: str) -> None:
+    async def _publish(self, request: BringUpInput, endpoint: str) -> None:
+        plan = request.plan
         digest, size_bytes = await self._identity(plan)
+        # What is being fetched is not on SSD yet; its download says so when it is.
+        tiers = (Tier.DRAM,) if request.fetch else (Tier.SSD, Tier.DRAM)
 
         async def write() -> None:
             async with self.database.transaction() as session:
@@ -98,17 +113,31 @@ class BringUp:
                     endpoint=endpoint,
                     manifest_digest=digest,
                     size_bytes=size_bytes,
+                    tiers=tiers,
                 )
 
         try:
             await until_database_answers(write)
         except (StaleEpoch, ModelBeingDeleted):
             # Nobody will ever route to this engine: end it now rather than at the next reconciliation.
-            with suppress(FirstlightError):
-                await self.host.stop(
-                    instance_id=plan.instance_id, epoch=plan.epoch, drain_timeout_s=0.0, reason="fenced off"
-                )
+            await self._stop(plan, "fenced off")
             raise
+
+    async def _take_back(self, plan: StartPlan, failure: FirstlightError) -> None:
+        """Nobody is sent to an engine whose bytes do not come, and it ends, so that a repeat gets another."""
+
+        async def write() -> None:
+            async with self.database.transaction() as session:
+                await withdraw_route(session, instance_id=plan.instance_id, epoch=plan.epoch)
+
+        await until_database_answers(write)
+        await self._stop(plan, f"its bytes do not come: {failure.message}")
+
+    async def _stop(self, plan: StartPlan, reason: str) -> None:
+        with suppress(FirstlightError):
+            await self.host.stop(
+                instance_id=plan.instance_id, epoch=plan.epoch, drain_timeout_s=0.0, reason=reason
+            )
 
     async def _identity(self, plan: StartPlan) -> tuple[str, int]:
         """Digest and size of the checkpoint; the store is asked only if no plan has known them yet."""
@@ -121,15 +150,35 @@ class BringUp:
         return "", checkpoint.size_bytes
 
 
-def _phases(request: BringUpInput, load: Progress, attach_s: float) -> PhaseSeconds:
+async def _cause_first(serving: asyncio.Task[_Attached], arriving: asyncio.Task[Arrived]) -> _Attached:
+    """The attached engine; or why there is none. Where the bytes fail too, that is the reason to tell."""
+    await asyncio.wait({serving, arriving}, return_when=asyncio.FIRST_COMPLETED)
+    if not arriving.done() and serving.exception() is not None:
+        await asyncio.wait({arriving}, timeout=CAUSE_WITHIN_S)
+    if arriving.done():
+        arriving.result()
+    return await serving
+
+
+async def _end(*tasks: asyncio.Task[Arrived] | asyncio.Task[_Attached]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _phases(request: BringUpInput, arrived: Arrived, attached: _Attached) -> PhaseSeconds:
+    """Attaching counts as far as the bytes' way did not hide it: phases follow each other and add up."""
+    beside_s = max(0.0, arrived.ended_s - attached.began_s) if arrived.bytes_moved else 0.0
+    attach_s = max(0.0, max(attached.own_s, attached.ended_s - attached.began_s) - beside_s)
+    download_s = request.download_s + arrived.download_s
     measured = PhaseSeconds(
-        queue_s=load.queue_s,
-        download_s=request.download_s,
-        load_s=load.load_s,
+        queue_s=arrived.queue_s,
+        download_s=download_s,
+        load_s=arrived.load_s,
         attach_s=attach_s,
-        tier="remote" if request.download_s > 0 else load.tier,
-        bytes_moved=0 if load.tier == RESIDENT else load.bytes_total,
-        moving_at_unix_s=load.moving_at_unix_s,
+        tier="remote" if request.download_s > 0 else arrived.tier,
+        bytes_moved=arrived.bytes_moved,
+        moving_at_unix_s=arrived.moving_at_unix_s,
     )
     # Two machines' clocks: a start never takes less than what was measured on one of them.
     parts_s = measured.queue_s + measured.download_s + measured.load_s + measured.attach_s

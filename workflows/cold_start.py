@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, is_cancelled_exception
@@ -15,7 +16,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflow
 from firstlight.contracts.failures import codes_of, error_of, never_taken_up
 from firstlight.contracts.instances import StopInstanceInput
 from firstlight.contracts.naming import COLD_START
-from firstlight.contracts.starting import DOWNLOADING, LOADING, first_phase
+from firstlight.contracts.starting import DOWNLOADING, LOADING, first_phase, is_fetched
 from firstlight.contracts.starts import (
     AbandonInput,
     BringUpInput,
@@ -32,10 +33,14 @@ from workflows.downloading import download
 from workflows.launching import launch_instance
 from workflows.story import Story
 
+# Histories from before bring_up could follow a download do one after the other.
+SIDE_BY_SIDE = "bring-up-beside-download"
 # This host's copy is bad or gone: fetching it again mends that.
 FETCH_AGAIN = codes_of(
     errors.ChecksumMismatch, errors.UnknownCheckpoint, errors.CheckpointMissing, errors.ManifestInvalid
 )
+# A download's bad minute: its own workflow repeats it with patience, bring_up need not.
+FETCHING_FAILED = codes_of(errors.SourceUnreachable, errors.DiskFull, errors.Cancelled)
 # The model, its source or the request is at fault: no other host would do better.
 HOPELESS = codes_of(
     errors.InvalidInput,
@@ -101,18 +106,44 @@ class ColdStart:
 
     async def _carry_out(self) -> BringUpReceipt:
         """Raises: ActivityError, ChildWorkflowError."""
-        download_s = 0.0
         self._story.enter(first_phase(self._plan), host_id=self._plan.host_id)
-        if self._plan.estimate.tier == "remote":
-            download_s = await self._download()
         try:
-            return await host_calls.bring_up(BringUpInput(plan=self._plan, download_s=download_s))
+            if not is_fetched(self._plan):
+                return await host_calls.bring_up(BringUpInput(plan=self._plan))
+            if workflow.patched(SIDE_BY_SIDE):
+                return await self._bring_up_beside_download()
+            return await self._bring_up_after_download()
         except ActivityError as failure:
             error = error_of(failure)
             if error.code not in FETCH_AGAIN:
                 raise
             self._story.tell(f"the copy on {self._plan.host_id} is bad ({error.code}): fetching it again")
-        download_s += await self._download()
+        return await self._bring_up_after_download()
+
+    async def _bring_up_after_download(self) -> BringUpReceipt:
+        download_s = await self._download()
+        return await host_calls.bring_up(BringUpInput(plan=self._plan, download_s=download_s))
+
+    async def _bring_up_beside_download(self) -> BringUpReceipt:
+        """The engine computes with the first layers while the last ones come over the network.
+
+        Its download goes on without us once the start is over: the bytes still have to reach the SSD.
+        """
+        downloading = asyncio.create_task(self._download())
+        bringing = asyncio.create_task(host_calls.bring_up(BringUpInput(plan=self._plan, fetch=True)))
+        try:
+            await workflow.wait([downloading, bringing], return_when=asyncio.FIRST_COMPLETED)
+            if not bringing.done():
+                downloading.result()
+            try:
+                return await bringing
+            except ActivityError as failure:
+                if error_of(failure).code not in FETCHING_FAILED:
+                    raise
+                self._story.tell(f"not while it was fetched ({error_of(failure).code}): once it is there")
+            download_s = await downloading
+        finally:
+            await _ended(downloading, bringing)
         return await host_calls.bring_up(BringUpInput(plan=self._plan, download_s=download_s))
 
     async def _download(self) -> float:
@@ -213,3 +244,11 @@ class ColdStart:
         return ApplicationError(
             message, {"cause": error.code}, type=errors.StartFailed.code, non_retryable=True
         )
+
+
+# Any: tasks of any result.
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel what still runs and wait for it: what comes next must find nobody at work."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -43,13 +43,15 @@ async def download_checkpoint(request: DownloadInput) -> DownloadReceipt:
 async def bring_up(request: BringUpInput) -> BringUpReceipt:
     """Waits for the activity's end even when cancelled, so that what follows finds nobody at work."""
     plan = request.plan
-    source = "dram" if plan.estimate.tier == "dram" else "ssd→dram"
+    source = "dram" if plan.estimate.tier == "dram" else f"{plan.estimate.tier}→dram"
+    # A download takes as long as its source lets it; heartbeats tell whether anyone still waits for it.
+    at_most_s = 6 * 3600.0 if request.fetch else 120 + 5 * plan.estimate.total_s
     return await workflow.execute_activity_method(
         HostActivities.bring_up,
         request,
         task_queue=host_queue(plan.host_id),
         schedule_to_start_timeout=policies.HOST_ANSWERS,
-        start_to_close_timeout=timedelta(seconds=120 + 5 * plan.estimate.total_s),
+        start_to_close_timeout=timedelta(seconds=at_most_s),
         heartbeat_timeout=policies.HEARTBEAT,
         retry_policy=policies.BRING_UP,
         cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,

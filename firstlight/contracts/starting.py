@@ -21,6 +21,7 @@ from temporalio.common import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from firstlight.contracts import naming
+from firstlight.contracts.draining import DrainInput
 from firstlight.contracts.hosts import HostInput, HostRegistered
 from firstlight.contracts.instances import KeepAliveSignal, StopSignal
 from firstlight.contracts.migrations import MigrationInput, MigrationResult
@@ -34,8 +35,13 @@ DOWNLOADING = "downloading"
 LOADING = "loading"
 
 
+def is_fetched(plan: StartPlan) -> bool:
+    """Whether its bytes come from elsewhere than its host."""
+    return plan.estimate.tier in ("remote", "peer")
+
+
 def first_phase(plan: StartPlan) -> str:
-    return DOWNLOADING if plan.estimate.tier == "remote" else LOADING
+    return DOWNLOADING if is_fetched(plan) else LOADING
 
 
 # Any: keyword arguments of Client.start_workflow, which are of many types.
@@ -127,6 +133,25 @@ async def start_migration(client: Client, request: MigrationInput) -> WorkflowHa
         ),
         memo={"source": source.instance_id, "destination": destination.instance_id},
     )
+
+
+async def start_drain(client: Client, request: DrainInput) -> None:
+    """Start, or join, the workflow that empties a host."""
+    await client.start_workflow(
+        naming.HOST_DRAIN,
+        request,
+        id=naming.drain_workflow_id(request.host_id),
+        task_queue=naming.CONTROL_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        task_timeout=TASK_TIMEOUT,
+        static_summary=f"Move everything off {request.host_id}: {request.reason}",
+        search_attributes=TypedSearchAttributes([SearchAttributePair(naming.HOST, request.host_id)]),
+    )
+
+
+async def call_off_drain(client: Client, *, host_id: str) -> bool:
+    """Stop moving instances off a host; those on their way still go. False: it was not being drained."""
+    return await _told(client.get_workflow_handle(naming.drain_workflow_id(host_id)).cancel())
 
 
 async def cancel_start(client: Client, *, model: str, instance_id: str) -> bool:

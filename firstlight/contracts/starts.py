@@ -108,8 +108,10 @@ class DownloadReceipt:
 @dataclass(frozen=True, slots=True)
 class BringUpInput:
     plan: StartPlan
-    # Seconds of ModelDownload, if this start needed one: recorded with the rest.
+    # Seconds of a ModelDownload that had ended before: recorded with the rest.
     download_s: float = 0.0
+    # The checkpoint may still be on its way from its source: join that download, and follow its bytes.
+    fetch: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -25,6 +27,7 @@ __all__ = [
     "record_first_token",
     "record_start",
     "replan_start",
+    "withdraw_route",
 ]
 
 
@@ -36,10 +39,11 @@ async def publish_route(
     endpoint: str,
     manifest_digest: str,
     size_bytes: int,
+    tiers: Sequence[Tier] = (Tier.SSD, Tier.DRAM),
 ) -> None:
     """starting → ready: from the commit on, requests go to `endpoint`. Idempotent for the same epoch.
 
-    Also records that the host has the checkpoint on SSD and in DRAM, and its digest and size when unset.
+    Also records that the host has the checkpoint in `tiers`, and its digest and size when unset.
     Raises: UnknownInstance; StaleEpoch if the plan was replaced or given up; ModelBeingDeleted;
     CheckpointMismatch.
     """
@@ -57,7 +61,7 @@ async def publish_route(
         session, checkpoint_id=row.checkpoint_id, manifest_digest=manifest_digest, size_bytes=size_bytes
     )
     await lock_placements(session, row.host_id)
-    for tier in (Tier.SSD, Tier.DRAM):
+    for tier in tiers:
         await write_placement(
             session, host_id=row.host_id, checkpoint_id=row.checkpoint_id, tier=tier, size_bytes=size_bytes
         )
@@ -67,6 +71,18 @@ async def publish_route(
     row.state = InstanceState.READY
     row.endpoint = endpoint
     row.ready_at = func.clock_timestamp()
+
+
+async def withdraw_route(session: AsyncSession, *, instance_id: str, epoch: int) -> bool:
+    """ready → starting: the bytes of what was published have stopped coming, and its engine has ended.
+
+    False if that plan does not serve (any more). Raises: UnknownInstance.
+    """
+    row = await lock_instance(session, instance_id)
+    if row.epoch != epoch or row.state != InstanceState.READY:
+        return False
+    row.state, row.endpoint, row.ready_at = InstanceState.STARTING, None, None
+    return True
 
 
 async def abandon_start(session: AsyncSession, request: AbandonInput) -> None:

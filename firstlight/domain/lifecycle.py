@@ -45,7 +45,10 @@ HOST_STEPS: Mapping[HostState, frozenset[HostState]] = {
 }
 INSTANCE_STEPS: Mapping[InstanceState, frozenset[InstanceState]] = {
     InstanceState.STARTING: frozenset({InstanceState.READY, InstanceState.FAILED, InstanceState.STOPPED}),
-    InstanceState.READY: frozenset({InstanceState.DRAINING, InstanceState.STOPPED, InstanceState.FAILED}),
+    # Starting again when its bytes stopped coming after its route had been published.
+    InstanceState.READY: frozenset(
+        {InstanceState.STARTING, InstanceState.DRAINING, InstanceState.STOPPED, InstanceState.FAILED}
+    ),
     # Ready again when a migration that was to empty it came to nothing.
     InstanceState.DRAINING: frozenset({InstanceState.READY, InstanceState.STOPPED, InstanceState.FAILED}),
     InstanceState.STOPPED: frozenset(),

@@ -37,6 +37,7 @@ BEGIN
     'draining stopped',
     'ready draining',
     'ready failed',
+    'ready starting',
     'ready stopped',
     'starting failed',
     'starting ready',

@@ -25,6 +25,7 @@ from firstlight.contracts.starts import (
 from firstlight.domain.errors import (
     AttachFailed,
     ChecksumMismatch,
+    DiskFull,
     EngineGone,
     SourceCorrupt,
     StartFailed,
@@ -76,16 +77,59 @@ async def test_the_page_of_a_start_tells_its_story(here: World) -> None:
     assert "| load | 0.300 | 0.310 | +0.010 |" in metadata.current_details
 
 
-async def test_a_remote_start_downloads_first_and_loads_what_the_download_made(here: World) -> None:
-    handle = await here.start(here.plan(tier="remote"))
-    result = await handle.result()
+async def for_ever(_: object) -> object:
+    await asyncio.Event().wait()
+    raise AssertionError
 
-    [brought] = here.host().script.requests("bring_up")
-    assert brought.plan.checkpoint.manifest_digest == "d" * 64
-    assert brought.download_s > 0
-    assert result.phases.download_s == brought.download_s
+
+async def test_a_remote_start_is_brought_up_beside_its_download(here: World) -> None:
+    """Ready before the last byte is on SSD; the download goes on for those who come later."""
+    host = here.host()
+    may_end = asyncio.Event()
+
+    async def wait(request: object) -> object:
+        await may_end.wait()
+        return receipt
+
+    receipt = DownloadReceipt("smollm2@abcd1234", "e" * 64, 540_000_000, 270_000_000, 1.0, False)
+    host.script.then("download_checkpoint", wait)
+    result = await (await here.start(here.plan(tier="remote"))).result()
+    assert result.endpoint == "127.0.0.1:4000"
+    [brought] = host.script.requests("bring_up")
+    assert brought.fetch and brought.download_s == 0
     download = naming.download_id("smollm2@abcd1234", here.host_id("a"))
-    assert await here.status(download) is WorkflowExecutionStatus.COMPLETED
+    assert await here.status(download) is WorkflowExecutionStatus.RUNNING
+    may_end.set()
+    await here.client.get_workflow_handle(download).result()
+
+
+async def test_bring_up_may_outlast_the_download(here: World) -> None:
+    host = here.host()
+    may_end = asyncio.Event()
+
+    async def wait(_: object) -> object:
+        await may_end.wait()
+        return BringUpReceipt("127.0.0.1:4000", PhaseSeconds(download_s=2.0, total_s=2.5, tier="remote"))
+
+    host.script.then("bring_up", wait)
+    handle = await here.start(here.plan(tier="remote"))
+    download = here.client.get_workflow_handle(naming.download_id("smollm2@abcd1234", here.host_id("a")))
+    await eventually(lambda: host.script.requests("download_checkpoint"))
+    await download.result()
+    may_end.set()
+    result = await handle.result()
+    assert (result.plans_tried, result.phases.download_s) == (1, 2.0)
+    assert len(host.script.requests("bring_up")) == 1
+
+
+async def test_a_download_that_finds_its_source_again_ends_in_a_start(here: World) -> None:
+    host = here.host()
+    host.script.then("bring_up", DiskFull("no room for a copy"))
+    result = await (await here.start(here.plan(tier="remote"))).result()
+    beside, after = host.script.requests("bring_up")
+    assert (beside.fetch, after.fetch) == (True, False)
+    assert after.download_s > 0 and after.plan.checkpoint.manifest_digest == "d" * 64
+    assert (result.plans_tried, result.phases.download_s) == (1, after.download_s)
 
 
 async def test_two_starts_of_one_checkpoint_on_a_host_share_its_download(here: World) -> None:
@@ -94,21 +138,24 @@ async def test_two_starts_of_one_checkpoint_on_a_host_share_its_download(here: W
 
     async def wait(request: object) -> object:
         await may_end.wait()
-        return await host.script.play("rest of the download", request, receipt)
+        return await host.script.play("the rest of it", request, receipt)
+
+    async def wait_too(_: object) -> object:
+        await may_end.wait()
+        return BringUpReceipt("127.0.0.1:4000", PhaseSeconds(total_s=1.0))
 
     receipt = DownloadReceipt("smollm2@abcd1234", "e" * 64, 540_000_000, 270_000_000, 1.0, False)
     host.script.then("download_checkpoint", wait, wait)
+    host.script.then("bring_up", wait_too, wait_too)
     first = await here.start(here.plan(tier="remote", instance=f"one-{here.run_id}"))
     await eventually(lambda: len(host.script.requests("download_checkpoint")) == 1)
     second = await here.start(here.plan(tier="remote", instance=f"two-{here.run_id}", epoch=8))
+    # The second finds the first's workflow under way and waits at the store, which joins them.
     await eventually(lambda: len(host.script.requests("download_checkpoint")) == 2)
     may_end.set()
-
     for handle in (first, second):
         await handle.result()
-    assert {request.plan.checkpoint.manifest_digest for request in host.script.requests("bring_up")} == {
-        "e" * 64
-    }
+    assert len(host.script.requests("bring_up")) == 2
 
 
 async def test_identical_starts_are_one(here: World) -> None:
@@ -174,13 +221,16 @@ async def test_no_more_plans_than_allowed(here: World) -> None:
 
 
 async def test_a_source_that_is_corrupt_is_not_carried_from_host_to_host(here: World) -> None:
-    here.host().script.then("download_checkpoint", SourceCorrupt("truncated shard"))
+    host = here.host()
+    host.script.then("download_checkpoint", SourceCorrupt("truncated shard"))
+    host.script.then("bring_up", for_ever)
     handle = await here.start(here.plan(tier="remote"))
     with pytest.raises(WorkflowFailureError):
         await handle.result()
     assert here.control.script.requests("replan_start") == []
     [abandoned] = here.control.script.requests("abandon_start")
     assert abandoned.failure_code == "source_corrupt"
+    assert host.cancelled, "the engine's start went on"
 
 
 async def test_a_corrupt_copy_is_fetched_again_on_the_same_host_once(here: World) -> None:
@@ -200,10 +250,6 @@ async def test_a_corrupt_copy_is_fetched_again_on_the_same_host_once(here: World
 
 async def test_a_cancelled_start_gives_everything_back(here: World) -> None:
     host = here.host()
-
-    async def for_ever(_: object) -> object:
-        await asyncio.Event().wait()
-        raise AssertionError
 
     host.script.then("bring_up", for_ever)
     plan = here.plan()
@@ -264,9 +310,11 @@ async def test_a_start_cancelled_while_it_downloads_leaves_the_download_to_other
         return DownloadReceipt("smollm2@abcd1234", "e" * 64, 540_000_000, 270_000_000, 1.0, False)
 
     host.script.then("download_checkpoint", wait)
+    host.script.then("bring_up", for_ever)
     plan = here.plan(tier="remote")
     handle = await here.start(plan)
     await eventually(lambda: host.script.requests("download_checkpoint"))
+    await eventually(lambda: host.script.requests("bring_up"))
     await cancel_start(here.client, model=plan.model, instance_id=plan.instance_id)
     with pytest.raises(WorkflowFailureError):
         await handle.result()
@@ -282,10 +330,6 @@ async def test_a_start_cancelled_while_it_downloads_leaves_the_download_to_other
 async def test_a_second_cancellation_does_not_interrupt_the_undoing(here: World) -> None:
     host = here.host()
     undoing, may_end = asyncio.Event(), asyncio.Event()
-
-    async def for_ever(_: object) -> object:
-        await asyncio.Event().wait()
-        raise AssertionError
 
     async def slowly(_: object) -> object:
         undoing.set()

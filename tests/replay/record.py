@@ -35,10 +35,10 @@ from firstlight.contracts.hosts import (  # noqa: E402
 from firstlight.contracts.instances import BeginDrainReceipt, StopSignal  # noqa: E402
 from firstlight.contracts.starting import announce_host, cancel_start, change_keep_alive, stop_instance  # noqa: E402
 from firstlight.contracts.starts import ReplanReceipt  # noqa: E402
-from firstlight.domain.errors import AttachFailed, ChecksumMismatch, EngineGone  # noqa: E402
+from firstlight.domain.errors import AttachFailed, ChecksumMismatch, DiskFull, EngineGone  # noqa: E402
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal  # noqa: E402
 
-RELEASE = "0.1.0"
+RELEASE = "0.2.0"
 # Takes a world, returns the ids of the workflows whose histories tell the scenario.
 Scenario = Callable[[World], Awaitable[list[str]]]
 
@@ -50,6 +50,15 @@ async def cold_start_from_ssd(here: World) -> list[str]:
 
 
 async def cold_start_with_download(here: World) -> list[str]:
+    plan = here.plan(tier="remote")
+    handle = await here.start(plan)
+    await handle.result()
+    return [handle.id, naming.download_id(plan.checkpoint.checkpoint_id, plan.host_id)]
+
+
+async def cold_start_beside_a_failing_download(here: World) -> list[str]:
+    """bring_up finds no room while bytes come; the download makes some, and the start goes on from SSD."""
+    here.host().script.then("bring_up", DiskFull("no room for a copy"))
     plan = here.plan(tier="remote")
     handle = await here.start(plan)
     await handle.result()
@@ -158,6 +167,7 @@ async def reconciler(here: World) -> list[str]:
 SCENARIOS: tuple[Scenario, ...] = (
     cold_start_from_ssd,
     cold_start_with_download,
+    cold_start_beside_a_failing_download,
     cold_start_with_retry_and_replan,
     cold_start_on_a_dead_host,
     cold_start_of_a_corrupt_copy,
