@@ -12,7 +12,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.errors import answering
 from activities.heartbeat import beating
 from activities.leases import watch_lease
-from firstlight.contracts import hosts, instances, migrations, starts
+from activities.moving_off import move_off
+from firstlight.contracts import draining, hosts, instances, migrations, starts
 from firstlight.contracts.activities import ControlActivities
 from firstlight.contracts.naming import cold_start_id
 from firstlight.database import (
@@ -25,6 +26,9 @@ from firstlight.database import (
 from firstlight.database.connection import Database
 from firstlight.domain.errors import UnknownModel
 from firstlight.domain.lifecycle import HostState, ModelState
+
+# A migration whose workflow has not begun by then never will: who planned it is dead.
+LOST_AFTER_S = 30.0
 
 
 class Control(ControlActivities):
@@ -73,6 +77,11 @@ class Control(ControlActivities):
         async with self._database.transaction() as session:
             return starts.Nothing(ok=await migrations_repository.serve_on(session, request))
 
+    @activity.defn(name="move_off")
+    @answering
+    async def move_off(self, request: draining.DrainInput) -> draining.MoveOffReceipt:
+        return await move_off(self._database, self._client, request)
+
     @activity.defn(name="finish_migration")
     @answering
     async def finish_migration(self, request: migrations.FinishMigrationInput) -> starts.Nothing:
@@ -114,14 +123,31 @@ class Control(ControlActivities):
                 session, host_id=request.report.host_id, older_than_s=request.stale_start_s
             )
         abandoned = frozenset(
-            [s.instance_id for s in stale if not await self._is_running(s.model, s.instance_id)]
+            [
+                s.instance_id
+                for s in stale
+                if not await self._is_running(cold_start_id(s.model, s.instance_id))
+            ]
         )
+        await self._close_lost_migrations()
         async with self._database.transaction() as session:
             return await hosts_repository.mend_host(session, request, abandoned_starts=abandoned)
 
-    async def _is_running(self, model: str, instance_id: str) -> bool:
+    async def _close_lost_migrations(self) -> None:
+        """Whoever wrote them died before their workflow began: the sources serve on."""
+        async with self._database.session() as session:
+            stale = await migrations_repository.stale_migrations(session, older_than_s=LOST_AFTER_S)
+        for lost in stale:
+            if await self._is_running(lost.migration_id):
+                continue
+            ending = migrations.FinishMigrationInput(lost.migration_id, "failed", failure="it never began")
+            async with self._database.transaction() as session:
+                await migrations_repository.serve_on(session, lost)
+                await migrations_repository.finish_migration(session, ending)
+
+    async def _is_running(self, workflow_id: str) -> bool:
         try:
-            found = await self._client.get_workflow_handle(cold_start_id(model, instance_id)).describe()
+            found = await self._client.get_workflow_handle(workflow_id).describe()
         except RPCError as error:
             # Only "there is none" is a no; a Temporal that does not answer lets this attempt fail.
             if error.status is RPCStatusCode.NOT_FOUND:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from temporalio import workflow
 
 from firstlight.contracts.activities import ControlActivities
+from firstlight.contracts.draining import DrainInput, MoveOffReceipt
 from firstlight.contracts.hosts import (
     FailHostInput,
     FailHostReceipt,
@@ -107,6 +108,17 @@ async def finish_migration(request: FinishMigrationInput) -> None:
         start_to_close_timeout=SQL,
         retry_policy=policies.UNTIL_DONE,
         summary=f"{request.state}: {request.move.moved} requests, {request.move.tokens} tokens moved",
+    )
+
+
+async def move_off(request: DrainInput) -> MoveOffReceipt:
+    return await workflow.execute_activity_method(
+        ControlActivities.move_off,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=timedelta(seconds=30),
+        retry_policy=policies.UNTIL_DONE,
+        summary=f"begin to move what {request.host_id} still runs",
     )
 
 

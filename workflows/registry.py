@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workflows.cold_start import ColdStart
 from workflows.fleet_reconciler import FleetReconciler
+from workflows.host_drain import HostDrain
 from workflows.host_lifecycle import HostLifecycle
 from workflows.instance_lifecycle import InstanceLifecycle
 from workflows.live_migration import LiveMigration
@@ -16,4 +17,5 @@ WORKFLOWS: tuple[type, ...] = (
     HostLifecycle,
     FleetReconciler,
     LiveMigration,
+    HostDrain,
 )

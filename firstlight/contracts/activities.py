@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 
 from temporalio import activity
 
-from firstlight.contracts import hosts, instances, migrations, starts
+from firstlight.contracts import draining, hosts, instances, migrations, starts
 
 
 class ControlActivities(ABC):
@@ -63,6 +63,11 @@ class ControlActivities(ABC):
     @abstractmethod
     async def serve_on(self, request: migrations.ServeOnInput) -> starts.Nothing:
         """Give the source of a migration that came to nothing its route back. `ok`: it serves. Idempotent."""
+
+    @activity.defn(name="move_off")
+    @abstractmethod
+    async def move_off(self, request: draining.DrainInput) -> draining.MoveOffReceipt:
+        """Begin a migration of every instance of a draining host that does not move yet."""
 
     @activity.defn(name="finish_migration")
     @abstractmethod

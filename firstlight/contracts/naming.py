@@ -15,6 +15,7 @@ INSTANCE_LIFECYCLE = "InstanceLifecycle"
 HOST_LIFECYCLE = "HostLifecycle"
 FLEET_RECONCILER = "FleetReconciler"
 LIVE_MIGRATION = "LiveMigration"
+HOST_DRAIN = "HostDrain"
 
 # Signals.
 STOP = "stop"
@@ -56,3 +57,7 @@ def host_workflow_id(host_id: str) -> str:
 def migration_workflow_id(instance_id: str, number: int) -> str:
     """`number` counts the migrations of this instance, from 1."""
     return f"migration/{instance_id}/{number}"
+
+
+def drain_workflow_id(host_id: str) -> str:
+    return f"drain/{host_id}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from datetime import timedelta
+
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
@@ -207,3 +210,33 @@ def _record(row: MigrationRow, model: str, source_host_id: str, destination_host
         ended_at_unix_s=row.ended_at.timestamp() if row.ended_at else None,
         failure=row.failure,
     )
+
+
+async def moving_instances(session: AsyncSession, instance_ids: Collection[str]) -> frozenset[str]:
+    """Those of these instances that are being migrated now."""
+    found = await session.scalars(
+        select(MigrationRow.source_instance_id).where(
+            MigrationRow.source_instance_id.in_(instance_ids), MigrationRow.state == "running"
+        )
+    )
+    return frozenset(found)
+
+
+async def stale_migrations(session: AsyncSession, *, older_than_s: float) -> list[ServeOnInput]:
+    """Migrations that have run for longer than that, oldest first, with what would undo them."""
+    rows = await session.execute(
+        select(MigrationRow, InstanceRow)
+        .join(InstanceRow, InstanceRow.instance_id == MigrationRow.source_instance_id)
+        .where(
+            MigrationRow.state == "running",
+            MigrationRow.started_at < func.now() - timedelta(seconds=older_than_s),
+        )
+        .order_by(MigrationRow.started_at)
+    )
+    return [
+        ServeOnInput(
+            migration_id=migration.migration_id,
+            source=MovingInstance(source.instance_id, source.epoch, source.host_id, source.endpoint or ""),
+        )
+        for migration, source in rows
+    ]

@@ -15,7 +15,7 @@ from temporalio import activity
 
 from activities.errors import answering
 from activities.heartbeat import beating
-from firstlight.contracts import hosts, instances, migrations, starts
+from firstlight.contracts import draining, hosts, instances, migrations, starts
 from firstlight.contracts.activities import ControlActivities, HostActivities
 from firstlight.domain.errors import FirstlightError
 
@@ -124,6 +124,11 @@ class ScriptedControl(ControlActivities):
     @answering
     async def serve_on(self, request: migrations.ServeOnInput) -> starts.Nothing:
         return await self.script.play("serve_on", request, starts.Nothing())
+
+    @activity.defn(name="move_off")
+    @answering
+    async def move_off(self, request: draining.DrainInput) -> draining.MoveOffReceipt:
+        return await self.script.play("move_off", request, draining.MoveOffReceipt(left=0))
 
     @activity.defn(name="finish_migration")
     @answering

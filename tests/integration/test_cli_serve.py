@@ -85,7 +85,7 @@ def test_the_example_of_serve_works_as_it_stands(given: Installation, tmp_path: 
     for role in ("api", "control-worker"):
         early = given.run("serve", role)
         assert early.returncode == 1
-        assert "run `firstlight migrate`" in early.stderr.splitlines()[-1]
+        assert "run `firstlight upgrade-database`" in early.stderr.splitlines()[-1]
     done = subprocess.run(
         ["sh", "-c", as_typed(migrate, given)], env=given.env, capture_output=True, text=True, check=False
     )

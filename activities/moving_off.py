@@ -1,0 +1,50 @@
+"""move_off: begin a migration of every instance that a draining host still runs."""
+
+from __future__ import annotations
+
+import time
+
+from temporalio.client import Client
+
+from firstlight.contracts.draining import DrainInput, MoveOffReceipt
+from firstlight.contracts.starting import start_migration
+from firstlight.database.connection import Database
+from firstlight.database.host_draining import instances_of
+from firstlight.database.migrations_repository import moving_instances, plan_migration
+from firstlight.database.records import InstanceRecord
+from firstlight.domain.errors import Conflict, NoCapacity, UnknownInstance
+from firstlight.domain.lifecycle import InstanceState
+
+
+async def move_off(database: Database, client: Client, request: DrainInput) -> MoveOffReceipt:
+    """Idempotent: what moves already is counted, not begun again."""
+    async with database.session() as session:
+        live = await instances_of(session, request.host_id)
+        moving = await moving_instances(session, [one.instance_id for one in live])
+    begun = 0
+    stuck: list[str] = []
+    for instance in live:
+        if instance.state is not InstanceState.READY or instance.instance_id in moving:
+            continue
+        if (reason := await _begin(database, client, instance, request.reason)) is None:
+            begun += 1
+        else:
+            stuck.append(reason)
+    return MoveOffReceipt(left=len(live), begun=begun, moving=len(moving) + begun, stuck=stuck)
+
+
+async def _begin(database: Database, client: Client, instance: InstanceRecord, reason: str) -> str | None:
+    """None when it is on its way, else why it is not."""
+    try:
+        migration = await plan_migration(
+            database,
+            instance_id=instance.instance_id,
+            to_host=None,
+            reason=reason,
+            transfer="exact",
+            now_unix_s=time.time(),
+        )
+    except (NoCapacity, Conflict, UnknownInstance) as obstacle:
+        return f"{instance.instance_id}: {obstacle.message}"
+    await start_migration(client, migration)
+    return None
