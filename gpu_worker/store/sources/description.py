@@ -59,6 +59,11 @@ class Source(ABC):
         """Where a converter can read it in place, or None when it has to be fetched."""
         return None
 
+    @property
+    def reads_in_place(self) -> bool:
+        """Whether `read_into` receives where it is told to, without a copy."""
+        return False
+
     @abstractmethod
     async def describe(self) -> SourceDescription:
         """What it holds now."""
@@ -66,3 +71,7 @@ class Source(ABC):
     @abstractmethod
     async def read_range(self, file: SourceFile, *, start: int, size_bytes: int) -> memoryview:
         """Exactly `size_bytes` of the very bytes that were described, or an error."""
+
+    async def read_into(self, file: SourceFile, *, start: int, into: memoryview) -> None:
+        """Fill `into` from `start` of the file; once this ends, cancelled too, nothing writes to it."""
+        into[:] = await self.read_range(file, start=start, size_bytes=len(into))

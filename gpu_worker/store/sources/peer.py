@@ -168,6 +168,10 @@ class PeerSource(Source):
         self._path = f"/v1/checkpoints/{quote(checkpoint_id, safe='@')}"
         self._headers: dict[str, str] = {}
 
+    @property
+    def reads_in_place(self) -> bool:
+        return True
+
     async def describe(self) -> SourceDescription:
         text = await self._client.get(self._endpoint, self._path, {}, None)
         try:

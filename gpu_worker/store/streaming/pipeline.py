@@ -133,8 +133,11 @@ class Stream:
         while (request := self._queue.take(self._pace.request_bytes)) is not None:
             for part in request.parts:
                 await self._room.enter(self._book.entries[part.chunk])
-            data = await self._fetched(request)
-            await self._in(self._workers, self._scatter, request, data)
+            if self._goes_in_place(request):
+                await self._fetch_in_place(request)
+            else:
+                data = await self._fetched(request)
+                await self._in(self._workers, self._scatter, request, data)
             self._remote_bytes += request.size_bytes
             for part in request.parts:
                 if self._book.arrived(part.chunk, part.piece.size_bytes):
@@ -158,6 +161,17 @@ class Stream:
                 log.warning("retry=%d file=%s at=%d: %s", attempt, file.name, request.start, failure)
                 await asyncio.sleep(0.2 * 2**attempt)
         raise AssertionError("the loop returns or raises")
+
+    def _goes_in_place(self, request: Request) -> bool:
+        is_one_copy = len(request.parts) == 1 and request.parts[0].piece.is_copy
+        return self._source.reads_in_place and is_one_copy
+
+    async def _fetch_in_place(self, request: Request) -> None:
+        """What comes as it is to be goes where it is to be: no buffer, no copy."""
+        (part,) = request.parts
+        file = self._files[request.file]
+        await self._source.read_into(file, start=request.start, into=self._place(part))
+        self._pace.note(request.size_bytes)
 
     def _scatter(self, request: Request, data: memoryview) -> None:
         """On a worker thread: every part to its place."""
