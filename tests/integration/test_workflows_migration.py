@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 import pytest_asyncio
+from migration_scene import Scene
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from workflow_world import World, world
 
 from firstlight.contracts import naming
 from firstlight.contracts.failures import error_of
 from firstlight.contracts.instances import BeginDrainReceipt
-from firstlight.contracts.migrations import FinishMigrationInput, MigrationInput, MoveReceipt, MovingInstance
-from firstlight.contracts.starting import start_migration
+from firstlight.contracts.migrations import MoveReceipt
 from firstlight.domain.errors import AttachFailed, EngineGone, MigrationFailed
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 
@@ -24,42 +23,6 @@ from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 async def here(temporal_server: EmbeddedTemporal) -> AsyncIterator[World]:
     async with world(await Client.connect(temporal_server.address)) as made:
         yield made
-
-
-class Scene:
-    """An instance that runs on host a, and a migration of it to host b."""
-
-    def __init__(self, here: World) -> None:
-        self.here = here
-        self.source = here.plan("a", instance=f"source-{here.run_id}")
-        self.destination = replace(here.plan("b", instance=f"there-{here.run_id}"), epoch=9)
-
-    async def run_source(self) -> None:
-        await (await self.here.start(self.source)).result()
-
-    async def begin(self) -> str:
-        source = self.source
-        request = MigrationInput(
-            migration_id=naming.migration_workflow_id(source.instance_id, 1),
-            model=source.model,
-            source=MovingInstance(source.instance_id, source.epoch, source.host_id, "127.0.0.1:4000"),
-            destination=self.destination,
-            reason="an operator asked",
-        )
-        handle = await start_migration(self.here.client, request)
-        self.here.started += [
-            handle.id,
-            naming.cold_start_id(source.model, self.destination.instance_id),
-            naming.instance_workflow_id(self.destination.instance_id),
-        ]
-        return handle.id
-
-    async def status_of(self, instance_id: str) -> WorkflowExecutionStatus | None:
-        return await self.here.status(naming.instance_workflow_id(instance_id))
-
-    def ended(self) -> FinishMigrationInput:
-        [finished] = self.here.control.script.requests("finish_migration")
-        return finished
 
 
 @pytest_asyncio.fixture

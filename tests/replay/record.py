@@ -21,10 +21,12 @@ from temporalio.client import Client, WorkflowFailureError
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "integration"))
 
+from migration_scene import Scene  # noqa: E402
 from scripted_activities import Outcome  # noqa: E402
 from workflow_world import World, eventually, world  # noqa: E402
 
 from firstlight.contracts import naming  # noqa: E402
+from firstlight.contracts.draining import DrainInput, MoveOffReceipt  # noqa: E402
 from firstlight.contracts.hosts import (  # noqa: E402
     EngineToStop,
     FailHostReceipt,
@@ -33,7 +35,14 @@ from firstlight.contracts.hosts import (  # noqa: E402
     ReconcileInput,
 )
 from firstlight.contracts.instances import BeginDrainReceipt, StopSignal  # noqa: E402
-from firstlight.contracts.starting import announce_host, cancel_start, change_keep_alive, stop_instance  # noqa: E402
+from firstlight.contracts.migrations import MoveReceipt  # noqa: E402
+from firstlight.contracts.starting import (  # noqa: E402
+    announce_host,
+    cancel_start,
+    change_keep_alive,
+    start_drain,
+    stop_instance,
+)
 from firstlight.contracts.starts import ReplanReceipt  # noqa: E402
 from firstlight.domain.errors import AttachFailed, ChecksumMismatch, DiskFull, EngineGone  # noqa: E402
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal  # noqa: E402
@@ -164,6 +173,37 @@ async def reconciler(here: World) -> list[str]:
     return [workflow_id]
 
 
+async def migration_completed(here: World) -> list[str]:
+    return [await _migrated(here)]
+
+
+async def migration_whose_destination_fails(here: World) -> list[str]:
+    here.host("b").script.then("bring_up", AttachFailed("bytes refused"))
+    return [await _migrated(here)]
+
+
+async def migration_whose_requests_stay(here: World) -> list[str]:
+    here.host("a").script.then("move_requests", MoveReceipt(failed=2, error="the destination died"))
+    return [await _migrated(here)]
+
+
+async def host_drained(here: World) -> list[str]:
+    stuck = MoveOffReceipt(left=2, begun=1, moving=1, stuck=["i-2: no host has room"])
+    here.control.script.then("move_off", stuck, MoveOffReceipt(left=0))
+    await start_drain(here.client, DrainInput(here.host_id("a")))
+    workflow_id = naming.drain_workflow_id(here.host_id("a"))
+    await here.client.get_workflow_handle(workflow_id).result()
+    return [workflow_id]
+
+
+async def _migrated(here: World) -> str:
+    scene = Scene(here)
+    await scene.run_source()
+    workflow_id = await scene.begin()
+    await _ended(here.client.get_workflow_handle(workflow_id).result())
+    return workflow_id
+
+
 SCENARIOS: tuple[Scenario, ...] = (
     cold_start_from_ssd,
     cold_start_with_download,
@@ -179,6 +219,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     instance_stopped,
     host_lost_and_returned,
     reconciler,
+    migration_completed,
+    migration_whose_destination_fails,
+    migration_whose_requests_stay,
+    host_drained,
 )
 
 
