@@ -27,8 +27,9 @@ os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
 
 def serve(questions: TextIO, answers: TextIO) -> None:
     """Until the questions end."""
-    import gpu_worker.convert.planning  # noqa: F401 - now, not when the first question is there
+    from gpu_worker.convert.rehearsal import rehearse
 
+    rehearse()
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in questions:
         print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)

@@ -79,6 +79,7 @@ class HostConfig:
             bind_address=self.bind_address,
             port=self.store_port,
             load_threads=self.load_threads,
+            planner_warm=True,
             peer_port=self.peer_port,
             peer_secret_file=self.peer_secret_file,
         )

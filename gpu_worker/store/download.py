@@ -10,6 +10,7 @@ from pathlib import Path
 from firstlight.domain.errors import (
     CheckpointError,
     CheckpointMismatch,
+    DiskFull,
     SourceCorrupt,
     SourceError,
     SourceUnsupported,
@@ -26,7 +27,8 @@ from gpu_worker.store.streaming.session import ConvertWhole, Session, StreamedBy
 log = logging.getLogger("store.download")
 
 # These bytes will be no better the next time; after any other end a download goes on where it was.
-_HOPELESS = (SourceCorrupt, SourceUnsupported, CheckpointError)
+# And a full disk is not made emptier by what stays.
+_HOPELESS = (SourceCorrupt, SourceUnsupported, CheckpointError, DiskFull)
 
 
 class Download:

@@ -147,7 +147,7 @@ class SsdCache:
         return directory_bytes(self._root / "writing" / checkpoint_id)
 
     def offered_dir(self, checkpoint_id: str) -> Path:
-        """Where readers find the layout of what is on its way. It stays: one may just have been told of it."""
+        """Where readers find the layout of what is on its way. Stays: one may just have been told of it."""
         parse_checkpoint_id(checkpoint_id)
         return self._root / "offered" / checkpoint_id
 

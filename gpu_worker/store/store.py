@@ -53,7 +53,8 @@ class Store:
         self.loads = Loads(
             cache=self.cache, pool=self.pool, memory=memory, ssd_read_bytes_per_s=ssd_read_bytes_per_s
         )
-        self.planner = Planner()
+        self._keeps_planner = config.planner_warm
+        self.planner = Planner(idle_s=None) if config.planner_warm else Planner()
         secret = read_secret(config.peer_secret_file)
         self.peers = PeerClient(secret=secret)
         self.peer_endpoint = ""
@@ -88,6 +89,8 @@ class Store:
         if self._peer_server is not None:
             self.peer_endpoint = self._peer_server.start()
         self.gpu.start()
+        if self._keeps_planner:
+            self.planner.warm_later()
         # A daemon, not a pool's thread: a stop must not wait until a large arena has been touched.
         Thread(target=self._make_ready, args=(prefault,), name="prefault", daemon=True).start()
 
@@ -96,8 +99,9 @@ class Store:
             await self._peer_server.close()
         await self._handover.close()
         await self.gpu.close()
-        await self.loads.close()
+        # Before the loads: no thread of a download may write to a room that has been given back.
         await self.downloads.close()
+        await self.loads.close()
         await asyncio.to_thread(self.peers.close)
         self.cache.close()
         os.close(self._arena_fd)

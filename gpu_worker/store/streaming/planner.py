@@ -19,23 +19,32 @@ log = logging.getLogger("store.plan")
 PLANNER = (sys.executable, "-m", "gpu_worker.convert", "--serve-plans")
 # It holds a few hundred megabytes; the next question after this long pays for a new start.
 IDLE_S = 600.0
+WARM_AFTER_S = 20.0
 
 
 class Planner:
-    """One question at a time, in the order they come. Raises what the conversion itself would raise."""
+    """One question at a time, in the order they come. Raises what the conversion itself would raise.
 
-    def __init__(self, *, command: Sequence[str] = PLANNER, idle_s: float = IDLE_S) -> None:
+    Its process ends when nothing was asked for `idle_s`; None keeps it.
+    """
+
+    def __init__(self, *, command: Sequence[str] = PLANNER, idle_s: float | None = IDLE_S) -> None:
         self._command = tuple(command)
         self._idle_s = idle_s
         self._turn = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._ending: asyncio.TimerHandle | None = None
+        self._later: asyncio.TimerHandle | None = None
         self._warming: asyncio.Task[None] | None = None
 
-    def warm(self) -> None:
-        """Have it ready soon; answers at once."""
+    def warm(self, *, niceness: int = 0) -> None:
+        """Have it ready soon; answers at once. A positive niceness is kept for its life."""
         if self._warming is None or self._warming.done():
-            self._warming = asyncio.get_running_loop().create_task(self._warm())
+            self._warming = asyncio.get_running_loop().create_task(self._warm(niceness))
+
+    def warm_later(self) -> None:
+        """Have it ready before anybody asks, but not while everything else is starting."""
+        self._later = asyncio.get_running_loop().call_later(WARM_AFTER_S, lambda: self.warm(niceness=5))
 
     async def plan(self, folder: Path, output: Path, *, dtype: str, model: str, revision: str) -> str | None:
         """Have the plan written to `output`; None when it was, else why this model is converted whole."""
@@ -58,14 +67,16 @@ class Planner:
         return tuple(str(name) for name in answer["files"])
 
     async def close(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
         if self._warming is not None:
             self._warming.cancel()
             await asyncio.gather(self._warming, return_exceptions=True)
         await self._end()
 
-    async def _warm(self) -> None:
+    async def _warm(self, niceness: int) -> None:
         async with self._turn:
-            await self._started()
+            await self._started(niceness)
             self._rest()
 
     # Any: a line of the planner's JSON.
@@ -88,24 +99,27 @@ class Planner:
             raise kind(str(answer.get("message")))
         return answer
 
-    async def _started(self) -> asyncio.subprocess.Process:
+    async def _started(self, niceness: int = 0) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
             began = time.monotonic()
-            # Not nice: it stands before a download's first byte that counts.
             self._process = await start_tied(
-                self._command, env={"TQDM_DISABLE": "1"}, has_output=True, has_input=True
+                self._command,
+                env={"TQDM_DISABLE": "1"},
+                has_output=True,
+                has_input=True,
+                niceness=niceness,
             )
             await _line(self._process)
             log.info("planner warm in_s=%.2f", time.monotonic() - began)
         return self._process
 
     def _rest(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._ending = loop.call_later(self._idle_s, self._end_when_idle)
+        if self._idle_s is not None:
+            self._ending = asyncio.get_running_loop().call_later(self._idle_s, self._end_when_idle)
 
     def _end_when_idle(self) -> None:
         if not self._turn.locked() and self._process is not None:
-            log.info("planner ends, nothing was asked for %.0f s", self._idle_s)
+            log.info("planner ends, nothing was asked for a while")
             kill_group(self._process)
 
     async def _end(self) -> None:

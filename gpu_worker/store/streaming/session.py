@@ -209,7 +209,7 @@ class Session:
             disk=disk,
             journal=journal,
             parallelism=self._parallelism,
-            ahead=self._ahead,
+            ahead=None if self._description.layout is Layout.CHECKPOINT else self._ahead,
             on_progress=told,
         )
 
