@@ -67,6 +67,7 @@ class Arriving:
             source=checkpoint.source,
             dtype=checkpoint.dtype,
             expected_digest=checkpoint.manifest_digest,
+            into_dram=True,
             peer_endpoints=checkpoint.peer_endpoints,
         ):
             self.is_known.set()

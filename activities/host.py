@@ -80,6 +80,8 @@ class GpuHost(HostActivities):
                 source=checkpoint.source,
                 dtype=checkpoint.dtype,
                 expected_digest=checkpoint.manifest_digest,
+                into_dram=True,
+                peer_endpoints=checkpoint.peer_endpoints,
             ):
                 heart.note(phase=last.phase, bytes_done=last.bytes_done, bytes_total=last.bytes_total)
             if last is None or not last.manifest_digest:
@@ -91,6 +93,7 @@ class GpuHost(HostActivities):
                 source_bytes=last.source_bytes,
                 elapsed_s=last.elapsed_s,
                 was_present=last.was_present,
+                came_from_peer=last.came_from_peer,
             )
             await until_database_answers(lambda: self._place_on_ssd(receipt))
         return receipt

@@ -65,6 +65,11 @@ class Settings(BaseSettings):
         default="127.0.0.1",
         description="Address of this machine that a GPU host's services listen on and are reached at.",
     )
+    peer_secret: SecretStr | None = Field(
+        default=None,
+        description="Shared by all GPU hosts: their stores give checkpoints to each other. Needed beyond "
+        "loopback; without it they do not.",
+    )
     host_address: str | None = Field(default=None, description="Where a host agent finds its supervisor.")
     store_address: str | None = Field(default=None, description="Where a host agent finds its store.")
     gpus_per_host: int = Field(default=1, ge=1, description="GPUs (engine slots on a CPU machine) per host.")

@@ -17,9 +17,13 @@ class ModelDownload:
 
     @workflow.run
     async def run(self, request: DownloadInput) -> DownloadReceipt:
-        self._story.tell(f"fetching {request.checkpoint.checkpoint_id} from {request.checkpoint.source}")
+        checkpoint = request.checkpoint
+        origins = [*(f"peer {one}" for one in checkpoint.peer_endpoints), checkpoint.source]
+        self._story.tell(f"fetching {checkpoint.checkpoint_id} from {', else '.join(origins)}")
         receipt = await host_calls.download_checkpoint(request)
         came = "was there already" if receipt.was_present else f"fetched in {receipt.elapsed_s:.2f} s"
+        if receipt.came_from_peer:
+            came += " from a peer"
         self._story.tell(
             f"{came}: {receipt.source_bytes / 1e6:.0f} MB of source became "
             f"{receipt.size_bytes / 1e6:.0f} MB, digest `{receipt.manifest_digest[:16]}`"

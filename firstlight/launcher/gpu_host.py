@@ -68,8 +68,20 @@ def host_config(settings: Settings, host: HostId) -> HostConfig:
         gpu_count=settings.gpus_per_host,
         bind_address=settings.host_bind_address,
         spares=settings.spares,
+        peer_secret_file=_keep_peer_secret(settings, folder),
         children=(agent_config(host),),
     )
+
+
+def _keep_peer_secret(settings: Settings, folder: Path) -> str | None:
+    """In a file that only its owner reads: a command line is everybody's to see."""
+    path = folder / "peer-secret"
+    path.unlink(missing_ok=True)
+    if settings.peer_secret is None:
+        return None
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(settings.peer_secret.get_secret_value())
+    return str(path)
 
 
 def agent_config(host: HostId) -> ChildConfig:

@@ -156,6 +156,7 @@ async def _describe(host_id: HostId, at: Addresses, channels: Channels) -> HostR
         ssd_capacity_bytes=stored.ssd_capacity_bytes,
         dram_capacity_bytes=stored.dram_capacity_bytes,
         ssd_read_bytes_per_s=stored.ssd_read_bytes_per_s,
+        peer_endpoint=stored.peer_endpoint,
     )
 
 

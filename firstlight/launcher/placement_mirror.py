@@ -16,6 +16,7 @@ from activities.host import stored_rows
 from firstlight.contracts.hosts import HostReport, StoredRow
 from firstlight.database.connection import Database
 from firstlight.database.host_mending import mend_placements
+from firstlight.database.hosts_repository import set_peer_endpoint
 from firstlight.domain.errors import FirstlightError
 from firstlight.rpc.clients import StoreClient
 
@@ -32,6 +33,7 @@ class PlacementMirror:
     database: Database
     is_member: Callable[[], bool]
     _written: list[StoredRow] | None = None
+    _peer_endpoint: str = ""
 
     async def keep(self) -> None:
         """Never returns. Costs one local call a second, and SQL only when something has changed."""
@@ -47,12 +49,16 @@ class PlacementMirror:
 
     async def _look(self) -> None:
         taken_at_unix_s = time.time()
-        stored = stored_rows(await self.store.inventory())
-        if stored == self._written:
+        inventory = await self.store.inventory()
+        stored = stored_rows(inventory)
+        if stored == self._written and inventory.peer_endpoint == self._peer_endpoint:
             return
         async with self.database.transaction() as session:
+            # A store that came back may be reached elsewhere by other stores.
+            await set_peer_endpoint(session, host_id=self.host_id, peer_endpoint=inventory.peer_endpoint)
             await mend_placements(
                 session,
                 HostReport(host_id=self.host_id, stored=stored, taken_at_unix_s=taken_at_unix_s),
             )
         self._written = stored
+        self._peer_endpoint = inventory.peer_endpoint
