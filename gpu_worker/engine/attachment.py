@@ -11,9 +11,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from firstlight.domain.errors import (
     AttachFailed,
@@ -23,8 +25,9 @@ from firstlight.domain.errors import (
     FirstlightError,
     StaleEpoch,
 )
-from gpu_worker.engine.binding import dtype_of, on_device, open_at, tensors_in_arena
+from gpu_worker.engine.binding import dtype_of, open_at, tensors_in_arena
 from gpu_worker.engine.control import AttachCommand, Attached, EngineConfig, PrepareCommand
+from gpu_worker.engine.gpu_weights import GpuPlace, GpuWeights, say_outcome
 from gpu_worker.engine.local_engine import LocalEngine
 from gpu_worker.engine.loop import DecodeLoop
 from gpu_worker.engine.skeleton import Skeleton, build_skeleton
@@ -58,8 +61,12 @@ class Attacher:
         *,
         endpoint: str,
         on_weights_lost: Callable[[EngineGone], None],
+        gpu: GpuPlace | None = None,
     ) -> None:
         self._config = config
+        self._gpu = gpu
+        self._weights: GpuWeights | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._on_weights_lost = on_weights_lost
         self._home = asyncio.get_running_loop()
         self._arriving: asyncio.Task[None] | None = None
@@ -105,9 +112,10 @@ class Attacher:
             pinned = await self._link.pin(command.checkpoint_id, while_loading=True)
             prepared, was_ready = await self._skeleton_of(command.checkpoint_id, pinned)
         ready_s = time.monotonic()
-        if pinned.board is not None:
-            await self._follow(pinned.board, prepared)
-        parameter_bytes = self._bind(prepared, pinned)
+        tensors, board = await self._tensors(command, prepared, pinned)
+        if board is not None:
+            self._follow(board, prepared)
+        parameter_bytes = self._bind(prepared, tensors)
         context_length = min(
             command.context_length or prepared.skeleton.context_length, prepared.skeleton.context_length
         )
@@ -123,17 +131,24 @@ class Attacher:
             parameter_bytes=parameter_bytes,
         )
 
-    async def _follow(self, board: ProgressBoard, prepared: Prepared) -> None:
-        """Let the model wait for its bytes where it needs them. Raises: EngineGone, AttachFailed."""
+    async def _tensors(
+        self, command: AttachCommand, prepared: Prepared, pinned: Pinned
+    ) -> tuple[Mapping[str, torch.Tensor], ProgressBoard | None]:
+        """Where the model computes from, and what of it is there; None when all is."""
+        if self._gpu is None:
+            return tensors_in_arena(prepared.checkpoint, pinned, self._link.view), pinned.board
+        name = command.checkpoint_id
+        self._weights = await self._gpu.put(name, prepared.checkpoint, pinned, self._link)
+        self._telling = asyncio.ensure_future(say_outcome(self._weights, name, self._link))
+        return self._weights.tensors, self._weights.board
+
+    def _follow(self, board: ProgressBoard, prepared: Prepared) -> None:
+        """Let the model wait for its bytes where it needs them. Raises: AttachFailed."""
         checkpoint = prepared.checkpoint
         needed = checkpoint.manifest.prefix_bytes()
         if board.bytes_total != checkpoint.size_bytes:
             raise AttachFailed(f"the load brings {board.bytes_total} bytes of {checkpoint.size_bytes}")
         gate = WeightsGate(board, is_source_lost=lambda: self._link.is_lost)
-        if self._config.device != "cpu":
-            # Tensors are copied to the device whole, and so when all of them are there.
-            await asyncio.to_thread(gate.wait, board.bytes_total)
-            return
         gate.install(prepared.skeleton.model, needed)
         self._arriving = asyncio.ensure_future(self._until_there(gate, board))
 
@@ -145,10 +160,9 @@ class Attacher:
         except EngineGone as failure:
             self._on_weights_lost(failure)
 
-    def _bind(self, prepared: Prepared, pinned: Pinned) -> int:
+    def _bind(self, prepared: Prepared, tensors: Mapping[str, torch.Tensor]) -> int:
         try:
-            tensors = tensors_in_arena(prepared.checkpoint, pinned, self._link.view)
-            return prepared.skeleton.bind(on_device(tensors, self._config.device))
+            return prepared.skeleton.bind(tensors)
         except (RuntimeError, ValueError) as failure:
             raise AttachFailed(f"the checkpoint's bytes could not be bound: {failure}") from failure
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -33,17 +32,3 @@ def open_at(directory: Path) -> Checkpoint:
 def tensors_in_arena(checkpoint: Checkpoint, pinned: Pinned, view: ArenaView) -> dict[str, torch.Tensor]:
     """Tensors over the store's memory; nothing is copied, and nothing may be written."""
     return checkpoint.bind([view.buffer(offset, size_bytes) for offset, size_bytes in pinned.extents])
-
-
-def on_device(tensors: Mapping[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:
-    """On a GPU: copies of the raw bytes, tied names sharing one. On the CPU the tensors themselves."""
-    if device == "cpu":
-        return dict(tensors)
-    copies: dict[int, torch.Tensor] = {}
-    moved = {}
-    for name, tensor in tensors.items():
-        if id(tensor) not in copies:
-            copies[id(tensor)] = tensor.to(device)
-        moved[name] = copies[id(tensor)]
-    torch.cuda.synchronize(device)
-    return moved

@@ -14,11 +14,14 @@ from typing import Any
 class EngineConfig:
     """How one engine is forked. `device` is "cpu" or "cuda:<index>"; which, is the supervisor's affair.
 
+    `cuda_library` is the CUDA driver's, found where the machine keeps it.
+
     `prefill_chunk_tokens` bounds how long a prompt holds up running streams; None fits it to the device.
     """
 
     store_socket: str
     device: str = "cpu"
+    cuda_library: str = "libcuda.so.1"
     bind_address: str = "127.0.0.1"
     threads: int = 1
     max_waiting: int = 64

@@ -51,6 +51,7 @@ from firstlight.rpc import engine_pb2_grpc
 from firstlight.rpc.server import bind, new_server
 from gpu_worker.engine.attachment import Attacher
 from gpu_worker.engine.control import AttachCommand, EngineConfig, PrepareCommand, to_message
+from gpu_worker.engine.gpu_weights import GpuPlace
 from gpu_worker.engine.json_lines import LINE_LIMIT_BYTES, read_message, write_message
 from gpu_worker.engine.service import InferenceService
 from gpu_worker.engine.state import EngineState
@@ -87,14 +88,19 @@ class EngineProcess:
         await server.start()
         # A page that is mapped now is a fault less in the first forward pass.
         await asyncio.to_thread(link.view.populate)
+        gpu = None
         if self._config.device != "cpu":
             await asyncio.to_thread(warm, ["llama"], device=self._config.device)
+            gpu = await asyncio.to_thread(
+                GpuPlace, torch.device(self._config.device).index, library=self._config.cuda_library
+            )
         self._attacher = Attacher(
             self._config,
             self._state,
             link,
             endpoint=endpoint,
             on_weights_lost=self._weights_lost,
+            gpu=gpu,
         )
         write_message(writer, {"event": "spare", "endpoint": endpoint})
         listening = asyncio.ensure_future(self._listen(reader, writer))

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,14 @@ class Pinned:
     directory: Path
     manifest_digest: str | None
     board: ProgressBoard | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuLoan:
+    """Memory for one partition on the GPU with this uuid, by the driver's handle, for the store to fill."""
+
+    gpu: str
+    handle: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,25 @@ class StoreLink:
             board=_attached(reply.fd) if message.get("is_loading") else None,
         )
 
+    async def copy_to_gpu(
+        self, checkpoint_id: str, loans: Sequence[GpuLoan], *, chunk_bytes: int
+    ) -> ProgressBoard:
+        """Have a pinned checkpoint copied to `loans`, one a partition; the board tells what has arrived.
+
+        Raises: GpuError when the store cannot, EngineGone.
+        """
+        targets = [{"gpu": loan.gpu, "handle": loan.handle.hex()} for loan in loans]
+        reply = await self._ask({"gpu_copy": checkpoint_id, "chunk_bytes": chunk_bytes, "targets": targets})
+        return _attached(reply.fd)
+
+    # Any: the figures of a JSON object.
+    async def gpu_outcome(self, checkpoint_id: str) -> dict[str, Any]:
+        """Wait for the end of that copy: how the bytes went. The store holds none of the memory then.
+
+        Raises: why it failed, EngineGone.
+        """
+        return (await self._ask({"gpu_outcome": checkpoint_id})).message
+
     async def close(self) -> None:
         self._loop.remove_reader(self._connection)
         self._connection.close()
@@ -125,7 +152,8 @@ class StoreLink:
         message = json.loads(line)
         if not isinstance(message, dict):
             raise ValueError(f"the store sent no JSON object: {line[:80]!r}")
-        return _Reply(message, self._descriptors.popleft() if message.get("is_loading") else None)
+        has_board = bool(message.get("is_loading")) or "gpu_copying" in message
+        return _Reply(message, self._descriptors.popleft() if has_board else None)
 
     def _lose(self) -> None:
         self.is_lost = True

@@ -84,6 +84,7 @@ void bind_device(nb::module_& module) {
                             "Closing it leaves running copies valid; what was made from `pointer` is not.")
         .def_prop_ro("pointer", [](PyGpuMemory& self) { return self.get()->pointer(); })
         .def_prop_ro("size_bytes", [](PyGpuMemory& self) { return self.get()->size_bytes(); })
+        .def_prop_ro("device_index", [](PyGpuMemory& self) { return self.get()->device()->facts().index; })
         .def_prop_ro("__cuda_array_interface__",
                      [](PyGpuMemory& self) {
                          nb::dict description;
