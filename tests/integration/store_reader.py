@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import time
 from typing import Any
 
-from native_loader import ArenaView
+from native_loader import ArenaView, ProgressBoard
 
 
 class Reader:
@@ -27,6 +28,17 @@ class Reader:
         self._socket.sendall(json.dumps(request).encode() + b"\n")
         answer: dict[str, Any] = json.loads(self._lines.readline())
         return answer
+
+    def pin_early(self, checkpoint_id: str) -> tuple[dict[str, Any], ProgressBoard | None]:
+        """Pin while it loads; the load's board, None if it is over."""
+        self._socket.sendall(json.dumps({"pin": checkpoint_id, "while_loading": True}).encode() + b"\n")
+        line, fds, _, _ = socket.recv_fds(self._socket, 65536, 1)
+        answer: dict[str, Any] = json.loads(line)
+        if not answer.get("is_loading"):
+            return answer, None
+        board = ProgressBoard.attach(fds[0])
+        os.close(fds[0])
+        return answer, board
 
     def bytes_of(self, checkpoint_id: str) -> list[bytes]:
         """Pin, and copy every partition out of the arena."""

@@ -121,7 +121,6 @@ async def test_bringing_up_twice_is_bringing_up_once(cluster: LiveCluster, sourc
         assert await engines_of(cluster, plan.instance_id) == [plan.epoch]
         phases = receipts[0].phases
         assert phases.total_s >= phases.load_s + phases.attach_s > 0
-        assert phases.attach_s > 0
 
         stop = StopInstanceInput(plan.instance_id, plan.epoch, 0.0, "test over")
         for _ in range(2):
