@@ -163,8 +163,20 @@ class LoadReport:
     @property
     def seconds(self) -> float: ...
     @property
+    def cpu_seconds(self) -> float:
+        """Of the job's own threads, checksums included."""
+
+    @property
+    def checksum_seconds(self) -> float:
+        """CPU seconds, too."""
+
+    @property
     def io_mode(self) -> str:
         """'direct', 'buffered', or 'mixed'."""
+
+    @property
+    def backend(self) -> str:
+        """'io_uring', 'threads', or 'mixed' when a ring broke on the way."""
 
     @property
     def read_again(self) -> list[int]:
@@ -182,13 +194,22 @@ class LoadJob:
         arena: Arena,
         segments: Sequence[Segment],
         *,
-        threads: int = 4,
+        threads: int | None = None,
         direct: bool = True,
         populate: bool = False,
         board: ProgressBoard | None = None,
+        backend: str = "auto",
+        queue_depth: int = 32,
+        block_bytes: int = 4194304,
+        registered: bool = False,
+        verify: bool = True,
     ) -> None:
         """
         `populate` makes memory resident just before it is read, for an arena that was not prefaulted.
+        `threads` None suits the machine; more are of use where one core cannot sum what the device delivers.
+        `backend` is auto, io_uring or threads: auto is io_uring where the kernel has it and files are read
+        directly. `queue_depth` blocks of `block_bytes` (a multiple of 4096) are asked for at a time;
+        `registered` has the kernel keep the arena's pages at hand; `verify` False skips the checksums.
         `board` has one chunk per segment: marked as each is there and verified, failed if the load fails.
 
         Raises: CheckpointMissing, ReadFailed, InvalidInput (a segment outside of the arena, another board).
@@ -213,6 +234,10 @@ class LoadJob:
         """'direct', 'buffered' where O_DIRECT was refused, or 'mixed'."""
 
     @property
+    def backend(self) -> str:
+        """'io_uring', 'threads', or 'mixed' when a ring broke on the way."""
+
+    @property
     def event_fd(self) -> int:
         """
         Readable once the job has ended. Owned by the job: watch it, neither read nor close it.
@@ -228,6 +253,11 @@ class LoadJob:
 
     def cancel(self) -> None:
         """Stops before the next read; wait() tells when it has."""
+
+    def prioritize(self, first_index: int) -> None:
+        """
+        Segments from this one on are read next, those before it after them. What is under way goes on.
+        """
 
     def result(self, timeout_s: float | None = None) -> LoadReport:
         """
@@ -343,6 +373,8 @@ class GpuMemory:
     def pointer(self) -> int: ...
     @property
     def size_bytes(self) -> int: ...
+    @property
+    def device_index(self) -> int: ...
     @property
     def __cuda_array_interface__(self) -> dict:
         """

@@ -39,18 +39,32 @@ std::uint32_t software_register(std::uint32_t crc, const unsigned char* data, st
     return crc;
 }
 
-detail::ZeroAppendTable make_zero_append_table(std::size_t zero_bytes) {
-    std::array<std::uint32_t, 32> image{};  // of each single bit of the register
-    for (std::uint32_t bit = 0; bit < 32; ++bit) {
-        std::uint32_t crc = std::uint32_t{1} << bit;
-        for (std::size_t i = 0; i < zero_bytes; ++i) crc = step_byte(crc, 0);
-        image[bit] = crc;
+// A register is a polynomial over GF(2), its highest power in the lowest bit; the product is reduced.
+constexpr std::uint32_t multiply(std::uint32_t a, std::uint32_t b) {
+    std::uint32_t product = 0;
+    for (std::uint32_t bit = std::uint32_t{1} << 31; bit != 0; bit >>= 1) {
+        if ((a & bit) != 0) product ^= b;
+        b = (b >> 1) ^ ((b & 1) != 0 ? kPolynomial : 0);
     }
+    return product;
+}
+
+// x^(8 * bytes): multiplying a register by it appends that many zero bytes to its message.
+constexpr std::uint32_t zero_bytes_factor(std::uint64_t bytes) {
+    std::uint32_t factor = std::uint32_t{1} << 31;  // x^0
+    for (std::uint32_t power = std::uint32_t{1} << 23; bytes != 0; bytes >>= 1) {  // from x^8
+        if ((bytes & 1) != 0) factor = multiply(factor, power);
+        power = multiply(power, power);
+    }
+    return factor;
+}
+
+detail::ZeroAppendTable make_zero_append_table(std::size_t zero_bytes) {
+    const std::uint32_t factor = zero_bytes_factor(zero_bytes);
     detail::ZeroAppendTable table{};
     for (std::uint32_t slot = 0; slot < 4; ++slot)
         for (std::uint32_t byte = 0; byte < 256; ++byte)
-            for (std::uint32_t bit = 0; bit < 8; ++bit)
-                if ((byte >> bit & 1) != 0) table.entry[slot][byte] ^= image[slot * 8 + bit];
+            table.entry[slot][byte] = multiply(factor, byte << (8 * slot));
     return table;
 }
 
@@ -71,6 +85,10 @@ std::uint32_t crc32c(const void* data, std::size_t size_bytes, std::uint32_t see
     static const ZeroAppendTables tables;
     return ~detail::crc32c_hardware(~seed, static_cast<const unsigned char*>(data), size_bytes,
                                     tables.long_table, tables.short_table);
+}
+
+std::uint32_t crc32c_joined(std::uint32_t first, std::uint32_t second, std::uint64_t second_bytes) {
+    return multiply(zero_bytes_factor(second_bytes), first) ^ second;
 }
 
 const char* crc32c_implementation() {

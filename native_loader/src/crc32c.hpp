@@ -9,6 +9,10 @@ namespace firstlight {
 // The checksum of `seed`'s bytes followed by these: crc32c(b, crc32c(a)) == crc32c(a + b).
 std::uint32_t crc32c(const void* data, std::size_t size_bytes, std::uint32_t seed = 0);
 
+// The checksum of two pieces from each one's own: crc32c(a + b) from crc32c(a), crc32c(b) and b's length. It lets
+// pieces be summed in the order in which a device delivers them.
+std::uint32_t crc32c_joined(std::uint32_t first, std::uint32_t second, std::uint64_t second_bytes);
+
 // The portable implementation, always present; tests hold the two against each other.
 std::uint32_t crc32c_software(const void* data, std::size_t size_bytes, std::uint32_t seed = 0);
 

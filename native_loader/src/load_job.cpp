@@ -4,181 +4,152 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <limits>
 #include <system_error>
-#include <unordered_map>
 #include <utility>
 
-#include "crc32c.hpp"
+#include "load_worker.hpp"
+#include "ring.hpp"
+#include "thread_time.hpp"
 
 namespace firstlight {
 namespace {
 
-// One read reaches the device's full rate at this size, and its bytes are still cache-hot for the checksum.
-constexpr std::uint64_t kReadBytes = std::uint64_t{4} << 20;
+// Blocking readers sleep most of the time: four keep a device of several GB/s busy whatever the machine.
+constexpr unsigned kCallThreads = 4;
 
-Error invalid(const std::string& message) {
-    return Error{ErrorCode::invalid_argument, message, 0, "", std::nullopt};
+// A ring's thread has nothing to do but to sum, at 10 GB/s and more. Two, so that one which others keep off its
+// core does not hold the load up.
+unsigned ring_threads() { return std::clamp(std::thread::hardware_concurrency() / 4, 2U, 4U); }
+
+// Faulting memory in is the kernel's work and runs in parallel, but the readers need a core too.
+unsigned populating_threads() { return std::clamp(std::thread::hardware_concurrency() / 2, 1U, 4U); }
+
+std::span<std::byte> span_of(const Mapping& memory, const std::vector<Segment>& segments) {
+    std::uint64_t begin = memory.size_bytes();
+    std::uint64_t end = 0;
+    for (const Segment& segment : segments) {
+        begin = std::min(begin, segment.arena_offset);
+        end = std::max(end, segment.arena_offset + segment.length);
+    }
+    if (begin >= end) return {};
+    return {memory.data() + begin, end - begin};
 }
 
 }  // namespace
 
-LoadJob::LoadJob(std::shared_ptr<Mapping> memory, std::vector<Segment> segments, const LoadOptions& options)
-    : memory_(std::move(memory)), segments_(std::move(segments)), populate_(options.populate) {}
+std::string_view name_of(Backend backend) {
+    switch (backend) {
+        case Backend::automatic: return "auto";
+        case Backend::io_uring: return "io_uring";
+        case Backend::threads: return "threads";
+    }
+    return "unknown";
+}
+
+LoadJob::LoadJob(std::unique_ptr<LoadTask> task) : process_(::getpid()), task_(std::move(task)) {}
 
 LoadJob::~LoadJob() {
+    if (::getpid() != process_) {
+        // The threads are not here, so they cannot be joined, and what they hold is the parent's.
+        (void)new std::vector<std::jthread>(std::move(pool_));
+        return;
+    }
     cancel();
-    pool_.clear();
-    if (board_) (void)board_->fail();  // also for a job that never got to start: no watcher waits for ever
 }
 
 Result<std::unique_ptr<LoadJob>> LoadJob::start(std::shared_ptr<Mapping> memory, std::vector<Segment> segments,
                                                 const LoadOptions& options) {
-    std::unique_ptr<LoadJob> job(new LoadJob(std::move(memory), std::move(segments), options));
+    const std::shared_ptr<Mapping> held = memory;
+    Result<std::unique_ptr<LoadTask>> task = LoadTask::create(std::move(memory), std::move(segments), options);
+    if (!task) return task.error();
+    std::unique_ptr<LoadJob> job(new LoadJob(std::move(task.value())));
     if (!job->finished_event_.is_open())
         return system_failure(ErrorCode::out_of_memory, "eventfd", errno);
-    Status status = job->check_segments();
+    Status status = job->open_queues(options, *held);
+    if (status.ok()) status = job->start_threads(options);
     if (!status.ok()) return status.error();
-    for (const Segment& segment : job->segments_) job->bytes_total_ += segment.length;
-    status = job->adopt_board(options.board);
-    if (!status.ok()) return status.error();
-    status = job->open_files(options);
-    if (!status.ok()) return status.error();
-    const std::size_t workers = std::clamp<std::size_t>(job->segments_.size(), 1, std::max(options.threads, 1U));
-    job->workers_left_ = workers;
-    for (std::size_t i = 0; i < workers; ++i) {
-        try {
-            job->pool_.emplace_back([raw = job.get()] { raw->work(); });
-        } catch (const std::system_error& failure) {  // std::jthread can only say so by throwing
-            job->cancel();
-            return system_failure(ErrorCode::out_of_memory, "start a reader thread", failure.code().value());
-        }
-    }
     return job;
 }
 
-Status LoadJob::check_segments() const {
-    if (memory_->access() != Access::read_write) return invalid("the memory is mapped for reading only");
-    const auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
-    for (const Segment& segment : segments_) {
-        if (segment.length == 0) return invalid("a segment of " + segment.path + " is empty");
-        if (segment.file_offset > largest || segment.length > largest - segment.file_offset)
-            return invalid("a segment of " + segment.path + " overflows");
-        if (!memory_->contains(segment.arena_offset, segment.length))
-            return invalid("a segment of " + segment.path + " lies outside of the arena");
+Status LoadJob::open_queues(const LoadOptions& options, const Mapping& memory) {
+    if (options.backend == Backend::threads) return Done{};
+    // Without direct reads a ring would hand each one to a thread of the kernel's.
+    if (options.backend == Backend::automatic && task_->direct_files() == 0) return Done{};
+    const unsigned wanted = options.threads > 0 ? options.threads : ring_threads();
+    const unsigned workers = std::clamp<unsigned>(wanted, 1, options.queue_depth);
+    depth_ = (options.queue_depth + workers - 1) / workers;
+    OpenReadQueue open = options.open_queue;
+    if (!open) {
+        const std::span<std::byte> pinned =
+            options.registered ? span_of(memory, task_->segments()) : std::span<std::byte>();
+        open = [pinned](unsigned depth) { return open_ring(depth, pinned); };
     }
-    return Done{};
-}
-
-Status LoadJob::adopt_board(std::shared_ptr<ProgressBoard> board) {
-    std::vector<std::uint64_t> lengths;
-    for (const Segment& segment : segments_) lengths.push_back(segment.length);
-    if (board == nullptr) {
-        Result<std::shared_ptr<ProgressBoard>> own = ProgressBoard::create(std::move(lengths));
-        if (!own) return own.error();
-        board_ = std::move(own.value());
-        return Done{};
-    }
-    if (board->lengths() != lengths) return invalid("the progress board's chunks are not the job's segments");
-    board_ = std::move(board);
-    return Done{};
-}
-
-Status LoadJob::open_files(const LoadOptions& options) {
-    const PositionalRead read = options.read != nullptr ? options.read : static_cast<PositionalRead>(::pread);
-    std::unordered_map<std::string, std::size_t> known;
-    for (const Segment& segment : segments_) {
-        const auto [entry, is_new] = known.emplace(segment.path, files_.size());
-        if (is_new) {
-            Result<SourceFile> file = SourceFile::open(segment.path, options.direct, read);
-            if (!file) return file.error();
-            files_.push_back(std::move(file.value()));
+    for (unsigned i = 0; i < workers; ++i) {
+        Result<std::unique_ptr<ReadQueue>> queue = open(depth_);
+        if (queue) {
+            queues_.push_back(std::move(queue.value()));
+            continue;
         }
-        file_of_.push_back(entry->second);
+        if (queues_.empty() && options.backend == Backend::io_uring) return queue.error();
+        if (queues_.empty()) why_no_ring_ = queue.error().message;
+        break;
     }
+    has_ring_ = !queues_.empty();
     return Done{};
 }
 
-void LoadJob::work() {
-    while (!stop_.load()) {
-        const std::size_t index = next_.fetch_add(1);
-        if (index >= segments_.size()) break;
-        Status status = load(index);
-        if (!status.ok()) {
-            fail(index, status.error());
-            break;
-        }
-        (void)board_->mark_done(index);  // cannot fail: the index is one of its own
+Status LoadJob::start_threads(const LoadOptions& options) {
+    const std::size_t readers =
+        has_ring_ ? queues_.size() : std::max<std::size_t>(options.threads > 0 ? options.threads : kCallThreads, 1);
+    const std::size_t populating = options.populate ? populating_threads() : 0;
+    workers_left_ = readers + populating;
+    Status status = Done{};
+    for (std::size_t i = 0; i < populating && status.ok(); ++i) status = start_thread([this] { task_->populate(); });
+    for (std::unique_ptr<ReadQueue>& queue : queues_) {
+        if (!status.ok()) break;
+        status = start_thread([this, own = std::shared_ptr<ReadQueue>(std::move(queue))] {
+            if (!read_by_queue(*task_, *own, depth_)) has_lost_ring_.store(true);
+        });
     }
-    leave();
-}
-
-Status LoadJob::load(std::size_t index) {
-    Status status = load_once(index);
-    if (status.ok()) return status;
-    const ErrorCode code = status.error().code;
-    if (code != ErrorCode::checksum_mismatch && code != ErrorCode::read_failed) return status;
-    // A flipped bit on the bus passes the second time; one on the disk does not.
-    status = load_once(index);
-    if (status.ok()) {
-        const std::lock_guard lock(mutex_);
-        report_.read_again.push_back(index);
-    }
+    if (!has_ring_)
+        for (std::size_t i = 0; i < readers && status.ok(); ++i) status = start_thread([this] { read_by_calls(*task_); });
+    queues_.clear();
     return status;
 }
 
-Status LoadJob::load_once(std::size_t index) {
-    const Segment& segment = segments_[index];
-    SourceFile& file = files_[file_of_[index]];
-    std::byte* const into = memory_->data() + segment.arena_offset;
-    if (populate_) {
-        Status status = memory_->populate(segment.arena_offset, segment.length, 1);
-        if (!status.ok()) return status;
+template <class Work>
+Status LoadJob::start_thread(Work work) {
+    try {
+        pool_.emplace_back([this, work = std::move(work)] {
+            const ThreadTime time;
+            work();
+            leave(static_cast<double>(time.elapsed_ns()) * 1e-9);
+        });
+    } catch (const std::system_error& failure) {  // std::jthread can only say so by throwing
+        return system_failure(ErrorCode::out_of_memory, "start a reader thread", failure.code().value());
     }
-    std::uint32_t crc = 0;
-    for (std::uint64_t at = 0; at < segment.length; at += kReadBytes) {
-        if (stop_.load()) return Error{ErrorCode::cancelled, "the load was cancelled", 0, "", std::nullopt};
-        const std::uint64_t length = std::min(kReadBytes, segment.length - at);
-        Status status = file.read(into + at, length, segment.file_offset + at);
-        if (!status.ok()) return status;
-        if (segment.crc32c) crc = crc32c(into + at, length, crc);
-    }
-    if (segment.crc32c && crc != *segment.crc32c)
-        return Error{ErrorCode::checksum_mismatch,
-                     "the bytes of " + segment.path + " from " + std::to_string(segment.file_offset) + " to " +
-                         std::to_string(segment.file_offset + segment.length) + " differ from their checksum",
-                     0, segment.path, std::nullopt};
     return Done{};
 }
 
-void LoadJob::fail(std::size_t index, Error error) {
-    stop_.store(true);
-    error.chunk = index;
+void LoadJob::leave(double cpu_seconds) {
     const std::lock_guard lock(mutex_);
-    // The first real failure is the one to tell; the cancellations it causes elsewhere are not.
-    if (!error_ || (error_->code == ErrorCode::cancelled && error.code != ErrorCode::cancelled))
-        error_ = std::move(error);
-}
-
-void LoadJob::leave() {
-    const std::lock_guard lock(mutex_);
+    report_.cpu_seconds += cpu_seconds;
     if (--workers_left_ > 0) return;
-    if (!error_ && board_->bytes_done() < bytes_total_)
-        error_ = Error{ErrorCode::cancelled, "the load was cancelled", 0, "", std::nullopt};
-    report_.size_bytes = bytes_total_;
+    report_.size_bytes = bytes_total();
     report_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
+    report_.checksum_seconds = task_->checksum_seconds();
     report_.io_mode = io_mode();
-    std::sort(report_.read_again.begin(), report_.read_again.end());
-    if (error_) (void)board_->fail();
+    report_.backend = backend();
+    report_.read_again = task_->read_again();
+    if (task_->outcome()) (void)task_->board().fail();
     finished_ = true;
     finished_event_.set();
     changed_.notify_all();
 }
 
-const char* LoadJob::io_mode() const {
-    const auto direct = std::count_if(files_.begin(), files_.end(), [](const SourceFile& f) { return f.is_direct(); });
-    if (static_cast<std::size_t>(direct) == files_.size()) return "direct";
-    return direct == 0 ? "buffered" : "mixed";
+std::string_view LoadJob::backend() const {
+    if (!has_ring_) return name_of(Backend::threads);
+    return has_lost_ring_.load() ? "mixed" : name_of(Backend::io_uring);
 }
 
 bool LoadJob::is_done() const {
@@ -191,13 +162,9 @@ bool LoadJob::wait_for(std::chrono::nanoseconds timeout) const {
     return changed_.wait_for(lock, timeout, [this] { return finished_; });
 }
 
-bool LoadJob::wait_prefix_for(std::uint64_t bytes, std::chrono::nanoseconds timeout) const {
-    return board_->wait_prefix_for(bytes, timeout);
-}
-
 Result<LoadReport> LoadJob::result() const {
+    if (const std::optional<Error> error = task_->outcome()) return *error;
     const std::lock_guard lock(mutex_);
-    if (error_) return *error_;
     return report_;
 }
 

@@ -5,47 +5,26 @@
 //                                   <- prefix ->        ^ bytes_done counts this one too, prefix waits for seg 1
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "event.hpp"
+#include "load_options.hpp"
+#include "load_task.hpp"
 #include "mapping.hpp"
-#include "progress_board.hpp"
 #include "result.hpp"
-#include "source_file.hpp"
 
 namespace firstlight {
-
-struct Segment {
-    std::string path;
-    std::uint64_t file_offset = 0;
-    std::uint64_t length = 0;
-    std::uint64_t arena_offset = 0;
-    std::optional<std::uint32_t> crc32c;  // not verified when absent
-};
-
-struct LoadOptions {
-    unsigned threads = 4;
-    bool direct = true;     // O_DIRECT where the file system takes it
-    bool populate = false;  // make each segment's memory resident just before it is read
-    std::shared_ptr<ProgressBoard> board;  // to mark, one chunk per segment; the job makes its own when null
-    PositionalRead read = nullptr;  // ::pread when null
-};
-
-struct LoadReport {
-    std::uint64_t size_bytes = 0;
-    double seconds = 0;
-    std::string io_mode;
-    std::vector<std::uint64_t> read_again;  // indices of segments that failed once and passed the second time
-};
 
 class LoadJob {
 public:
@@ -54,51 +33,53 @@ public:
                                                   const LoadOptions& options);
     LoadJob(const LoadJob&) = delete;
     LoadJob& operator=(const LoadJob&) = delete;
-    ~LoadJob();  // cancels and waits for the reads under way
+    // Cancels and waits for the reads under way. In a forked child, which has the object but not its threads,
+    // it does nothing at all.
+    ~LoadJob();
 
-    std::uint64_t bytes_total() const { return bytes_total_; }
-    std::uint64_t bytes_done() const { return board_->bytes_done(); }
-    std::uint64_t prefix_bytes() const { return board_->prefix_bytes(); }  // verified without a hole, counted along the list of segments
+    std::uint64_t bytes_total() const { return task_->board().bytes_total(); }
+    std::uint64_t bytes_done() const { return task_->board().bytes_done(); }
+    std::uint64_t prefix_bytes() const { return task_->board().prefix_bytes(); }
+    std::size_t segments() const { return task_->segments().size(); }
     bool is_done() const;
-    const char* io_mode() const;  // "direct", "buffered" or "mixed"
+    const char* io_mode() const { return task_->io_mode(); }
+    std::string first_buffered() const { return task_->first_buffered(); }
+    std::string_view backend() const;  // "io_uring", "threads", or "mixed" once a ring was lost
+    const std::string& why_no_ring() const { return why_no_ring_; }  // "" unless threads were the second choice
     int event_fd() const { return finished_event_.fd(); }
-    void cancel() { stop_.store(true); }
+    void cancel() { task_->stop(); }
+    void prioritize(std::size_t segment) { task_->prioritize(segment); }
 
-    // True once finished (well or not) within the time; no timeout waits for ever.
+    // True once finished (well or not) within the time.
     bool wait_for(std::chrono::nanoseconds timeout) const;
     // True once the first `bytes` are there; false at the timeout or when the job ended without them.
-    bool wait_prefix_for(std::uint64_t bytes, std::chrono::nanoseconds timeout) const;
+    bool wait_prefix_for(std::uint64_t bytes, std::chrono::nanoseconds timeout) const {
+        return task_->board().wait_prefix_for(bytes, timeout);
+    }
     // Only when is_done().
     Result<LoadReport> result() const;
 
 private:
-    LoadJob(std::shared_ptr<Mapping> memory, std::vector<Segment> segments, const LoadOptions& options);
+    explicit LoadJob(std::unique_ptr<LoadTask> task);
 
-    Status adopt_board(std::shared_ptr<ProgressBoard> board);
-    Status open_files(const LoadOptions& options);
-    Status check_segments() const;
-    void work();
-    Status load(std::size_t index);
-    Status load_once(std::size_t index);
-    void fail(std::size_t index, Error error);
-    void leave();
+    Status open_queues(const LoadOptions& options, const Mapping& memory);
+    Status start_threads(const LoadOptions& options);
+    template <class Work>
+    Status start_thread(Work work);
+    void leave(double cpu_seconds);
 
-    const std::shared_ptr<Mapping> memory_;
-    const std::vector<Segment> segments_;
-    const bool populate_;
-    std::vector<SourceFile> files_;
-    std::vector<std::size_t> file_of_;  // per segment: index into files_
-    std::uint64_t bytes_total_ = 0;
-    std::shared_ptr<ProgressBoard> board_;
-
-    std::atomic<bool> stop_{false};
-    std::atomic<std::size_t> next_{0};
+    const pid_t process_;
+    const std::unique_ptr<LoadTask> task_;
+    std::vector<std::unique_ptr<ReadQueue>> queues_;  // until each is its worker's
+    unsigned depth_ = 0;
+    bool has_ring_ = false;
+    std::string why_no_ring_;
+    std::atomic<bool> has_lost_ring_{false};
 
     mutable std::mutex mutex_;  // guards all below
     mutable std::condition_variable changed_;
     std::size_t workers_left_ = 0;
     bool finished_ = false;
-    std::optional<Error> error_;
     LoadReport report_;
 
     Event finished_event_;

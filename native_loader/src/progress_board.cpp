@@ -83,8 +83,10 @@ Result<std::shared_ptr<ProgressBoard>> ProgressBoard::create(std::vector<std::ui
         ::fcntl(fd.get(), F_ADD_SEALS, kSeals) != 0)
         return system_failure(ErrorCode::out_of_memory, "seal the progress board", errno);
     new (mapping.value().data()) Header{kMagic, lengths.size(), total, 0, 0, lengths.empty() ? complete : running, 0};
-    return std::shared_ptr<ProgressBoard>(
+    std::shared_ptr<ProgressBoard> board(
         new ProgressBoard(std::move(fd), std::move(mapping.value()), std::move(lengths)));
+    board->creator_ = ::getpid();
+    return board;
 }
 
 Result<std::shared_ptr<ProgressBoard>> ProgressBoard::attach(int fd) {
@@ -129,8 +131,15 @@ bool ProgressBoard::is_chunk_done(std::size_t index) const {
     return index < chunks() && std::atomic_ref(flag(index)).load(std::memory_order_acquire) != 0;
 }
 
+Status ProgressBoard::check_writer() const {
+    // A forked child shares the memory but not the load: what it clears up must not fail the parent's.
+    if (creator_ == ::getpid()) return Done{};
+    return invalid("only the creator of a progress board writes to it");
+}
+
 Status ProgressBoard::mark_done(std::size_t index) {
-    if (is_watcher()) return invalid("only the creator of a progress board marks chunks");
+    Status status = check_writer();
+    if (!status.ok()) return status;
     if (index >= lengths_.size()) return invalid("the progress board has no chunk " + std::to_string(index));
     {
         const std::lock_guard lock(mutex_);
@@ -153,7 +162,8 @@ void ProgressBoard::advance_prefix() {
 }
 
 Status ProgressBoard::fail() {
-    if (is_watcher()) return invalid("only the creator of a progress board fails it");
+    Status status = check_writer();
+    if (!status.ok()) return status;
     std::uint32_t expected = running;
     if (header().state.compare_exchange_strong(expected, failed)) announce();
     return Done{};

@@ -5,6 +5,8 @@
 // Every change bumps a futex word and wakes it. A wait is a system call that sleeps, never a loop that looks.
 #pragma once
 
+#include <sys/types.h>
+
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -30,7 +32,7 @@ public:
     // A new descriptor for another process's attach().
     Result<FileDescriptor> read_only_fd() const;
 
-    bool is_watcher() const { return mapping_.access() == Access::read_only; }
+    bool is_watcher() const { return creator_ == 0; }
     const std::vector<std::uint64_t>& lengths() const { return lengths_; }  // empty for a watcher
     std::size_t chunks() const;
     std::uint64_t bytes_total() const;
@@ -40,7 +42,8 @@ public:
     bool has_failed() const;
     bool is_chunk_done(std::size_t index) const;  // false outside of the list
 
-    // Idempotent, from any thread. The chunk's bytes must be in memory before. invalid_argument for a watcher.
+    // Idempotent, from any thread. The chunk's bytes must be in memory before. invalid_argument for a watcher, and
+    // in a process forked from the creator's.
     Status mark_done(std::size_t index);
     // Nothing more will come. No effect once all chunks are done.
     Status fail();
@@ -56,6 +59,7 @@ private:
     ProgressBoard(FileDescriptor fd, Mapping mapping, std::vector<std::uint64_t> lengths)
         : fd_(std::move(fd)), mapping_(std::move(mapping)), lengths_(std::move(lengths)) {}
 
+    Status check_writer() const;
     Header& header() const;
     std::uint8_t& flag(std::size_t index) const;
     void advance_prefix();
@@ -66,6 +70,7 @@ private:
     FileDescriptor fd_;
     Mapping mapping_;
     std::vector<std::uint64_t> lengths_;
+    pid_t creator_ = 0;  // 0: a watcher
     std::mutex mutex_;  // one writer at a time; readers take none
     std::size_t prefix_count_ = 0;
 };

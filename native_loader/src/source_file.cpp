@@ -6,10 +6,12 @@
 #include <cerrno>
 #include <utility>
 
+#include "read_plan.hpp"
+
 namespace firstlight {
 namespace {
 
-bool is_aligned(std::uint64_t value) { return value % SourceFile::kDirectAlignmentBytes == 0; }
+bool is_aligned(std::uint64_t value) { return value % kDirectAlignmentBytes == 0; }
 
 FileDescriptor open_for_reading(const std::string& path, int extra_flags) {
     int fd = -1;
@@ -24,21 +26,21 @@ Error truncated(const std::string& path, std::uint64_t end) {
 
 }  // namespace
 
-SourceFile::SourceFile(std::string path, FileDescriptor direct, FileDescriptor buffered, PositionalRead read)
+SourceFile::SourceFile(std::string path, FileDescriptor direct, FileDescriptor buffered, PositionalRead read_call)
     : path_(std::move(path)),
       direct_fd_(std::move(direct)),
       buffered_fd_(std::move(buffered)),
       direct_(direct_fd_.is_open()),
-      read_(read) {}
+      read_call_(read_call) {}
 
 SourceFile::SourceFile(SourceFile&& other) noexcept
     : path_(std::move(other.path_)),
       direct_fd_(std::move(other.direct_fd_)),
       buffered_fd_(std::move(other.buffered_fd_)),
       direct_(other.direct_.load()),
-      read_(other.read_) {}
+      read_call_(other.read_call_) {}
 
-Result<SourceFile> SourceFile::open(const std::string& path, bool direct, PositionalRead read) {
+Result<SourceFile> SourceFile::open(const std::string& path, bool direct, PositionalRead read_call) {
     // Always opened too: it serves unaligned tails, and takes over if the device refuses direct reads later.
     FileDescriptor buffered = open_for_reading(path, 0);
     if (!buffered.is_open())
@@ -50,13 +52,13 @@ Result<SourceFile> SourceFile::open(const std::string& path, bool direct, Positi
         if (!direct_fd.is_open() && errno != EINVAL)
             return system_failure(ErrorCode::read_failed, "cannot open " + path, errno, path);
     }
-    return SourceFile(path, std::move(direct_fd), std::move(buffered), read);
+    return SourceFile(path, std::move(direct_fd), std::move(buffered), read_call);
 }
 
 Status SourceFile::read_through(int fd, std::byte* into, std::uint64_t length, std::uint64_t offset,
                                 bool is_direct) {
     while (length > 0) {
-        const ssize_t got = read_(fd, into, length, static_cast<off_t>(offset));
+        const ssize_t got = read_call_(fd, into, length, static_cast<off_t>(offset));
         if (got < 0 && errno == EINTR) continue;
         if (got < 0 && errno == EINVAL && is_direct) {
             direct_.store(false, std::memory_order_relaxed);

@@ -28,3 +28,13 @@ TEST(checksums_chain) {
     for (const std::size_t cut : {std::size_t{0}, std::size_t{1}, std::size_t{24'577}, bytes.size()})
         EXPECT(crc32c(bytes.data() + cut, bytes.size() - cut, crc32c(bytes.data(), cut)) == whole);
 }
+
+TEST(checksums_of_pieces_join_in_any_grouping) {
+    const auto bytes = pattern(70'000);
+    const std::uint32_t whole = crc32c(bytes.data(), bytes.size());
+    for (const std::size_t cut : {std::size_t{0}, std::size_t{1}, std::size_t{4096}, std::size_t{69'999}, bytes.size()}) {
+        const std::uint32_t first = crc32c(bytes.data(), cut);
+        const std::uint32_t second = crc32c(bytes.data() + cut, bytes.size() - cut);
+        EXPECT(crc32c_joined(first, second, bytes.size() - cut) == whole);
+    }
+}

@@ -1,4 +1,5 @@
-// Loads through devices that misbehave: the seam is the positional read itself, everything else is real.
+// Loads by blocking reads, through devices that misbehave: the seam is the positional read itself, everything else
+// is real. What a ring makes of the same faults is in test_read_queue.cpp.
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -75,7 +76,8 @@ struct Case {
     }
     Result<std::unique_ptr<LoadJob>> start(PositionalRead read, unsigned threads = 3) {
         LoadOptions options;
-        options.read = read;
+        options.read_call = read;
+        options.backend = Backend::threads;
         options.threads = threads;
         return LoadJob::start(arena.value().mapping(), segments(), options);
     }
