@@ -17,6 +17,7 @@ from native_loader.reader import open_checkpoint
 from native_loader.safetensors_layout import PICKLE_SUFFIXES, kept_files, safetensors_files
 from native_loader.safetensors_loading import open_safetensors
 from native_loader.safetensors_source import SafetensorsFile
+from native_loader.verification import Progress
 from native_loader.writer import CheckpointWriter
 
 if TYPE_CHECKING:
@@ -102,36 +103,46 @@ def save_checkpoint(
     revision: str = "local",
     transformers_version: str | None = None,
     files: Mapping[str, bytes] | None = None,
+    on_progress: Progress | None = None,
 ) -> Manifest:
     """Write a state dict, a module's state, or a directory (or file) of safetensors as a checkpoint.
 
     Tensors of a module or state dict keep their order; those of safetensors, which is alphabetical, are put
-    into execution order. `files` are kept beside them; a directory's own small files are kept too.
+    into execution order, and copied one by one, never in memory as a whole. `files` are kept beside them; a
+    directory's own small files are kept too.
     Raises: DiskFull, CheckpointMismatch, SourceUnsupported (pickle), SourceCorrupt.
     """
+    report = on_progress or (lambda bytes_done, bytes_total: None)
     with CheckpointWriter(
         Path(destination), source=origin, revision=revision, transformers_version=transformers_version
     ) as writer:
         if isinstance(source, str | os.PathLike):
-            _add_safetensors(writer, Path(source))
+            _add_safetensors(writer, Path(source), report)
         else:
-            _add_state_dict(writer, source if isinstance(source, Mapping) else source.state_dict())
+            state = source if isinstance(source, Mapping) else source.state_dict()
+            _add_state_dict(writer, state, report)
         for name, content in (files or {}).items():
             writer.add_file(name, content)
         return writer.commit()
 
 
-def _add_state_dict(writer: CheckpointWriter, state: Mapping[str, torch.Tensor]) -> None:
+def _add_state_dict(
+    writer: CheckpointWriter, state: Mapping[str, torch.Tensor], on_progress: Progress
+) -> None:
     from native_loader.torch_source import group_tensors
 
     groups, aliases = group_tensors(state)
+    total, done = sum(group.size_bytes for group in groups), 0
+    on_progress(done, total)
     for group in groups:
         writer.add_storage(group.memory(), group.members())
+        done += group.size_bytes
+        on_progress(done, total)
     for alias, target in aliases.items():
         writer.add_alias(alias, target)
 
 
-def _add_safetensors(writer: CheckpointWriter, source: Path) -> None:
+def _add_safetensors(writer: CheckpointWriter, source: Path, on_progress: Progress) -> None:
     with ExitStack() as stack:
         owner: dict[str, SafetensorsFile] = {}
         for path in safetensors_files(source):
@@ -140,10 +151,14 @@ def _add_safetensors(writer: CheckpointWriter, source: Path) -> None:
                 if name in owner:
                     raise SourceCorrupt(f"{name!r} stands in two shards of {source}", name=name)
                 owner[name] = shard
+        total, done = sum(file.tensors[name].size_bytes for name, file in owner.items()), 0
+        on_progress(done, total)
         for name in execution_order(owner):
             tensor = owner[name].tensors[name]
             with owner[name].buffer(name) as data:
                 writer.add_tensor(name, data, dtype=tensor.dtype, shape=tensor.shape)
+            done += tensor.size_bytes
+            on_progress(done, total)
     if source.is_dir():
         for path in kept_files(source):
             writer.add_file(path.name, path.read_bytes())

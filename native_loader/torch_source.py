@@ -83,6 +83,10 @@ class StorageGroup:
     def start(self) -> int:
         return min(span.start for span in self.spans)
 
+    @property
+    def size_bytes(self) -> int:
+        return max(span.end for span in self.spans) - self.start
+
     def members(self) -> list[StorageMember]:
         start = self.start
         return [

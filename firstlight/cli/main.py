@@ -12,6 +12,7 @@ import typer
 
 from firstlight.cli import (
     chat,
+    checkpoint,
     deploy,
     fleet,
     logs,
@@ -50,6 +51,7 @@ for module in (
     upgrade_database,
 ):
     module.register(app)
+app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(serve.app, name="serve")
 
 
