@@ -160,7 +160,9 @@ def _reach_warm(report: Report, measured: Measured) -> None:
         return
     report.require("DRAM → bound model, returned", median(model.values()) * 1e3, at_most=10, unit="ms")
     report.notes.append(
-        f"DRAM → bound model: a checkpoint of {measured.size_bytes / GB:.2f} GB; the bound is meant for 2.5"
+        f"DRAM → bound model: a checkpoint of {measured.size_bytes / GB:.2f} GB (the bound is for 2.5), "
+        "by a spare engine: connected, skeleton built and manifest read ahead, as the platform's are; "
+        "'DRAM → state dict' is a fresh reader with nothing at hand"
     )
     _reach_ahead(
         report, measured, "warm", "store-dram-model", _returned, "DRAM → bound model, returned", times=4

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.loader_files import CHECKPOINT_ID, BenchmarkFiles
 from benchmarks.loader_ways import Load, Setting, Tensors, Way
+from native_loader import Checkpoint
 
 
 def _library(setting: Setting) -> Load:
@@ -24,12 +25,13 @@ def _library_into(setting: Setting) -> Load:
 
     from native_loader import load_into
 
-    def load() -> Tensors:
+    # Any: transformers' models are untyped.
+    def load() -> Any:
         config = AutoConfig.from_pretrained(setting.files.checkpoint, local_files_only=True)
         with torch.device("meta"):
             model = LlamaForCausalLM(config)
         load_into(model, setting.files.checkpoint)
-        return model.state_dict()  # type: ignore[no-any-return]
+        return model
 
     return load
 
@@ -70,11 +72,12 @@ def _pool(setting: Setting, *, verify: bool) -> Load:
 
 
 def _store_from_ssd(setting: Setting) -> Load:
+    """As a fresh reader does that asks for the load itself."""
     import grpc
 
     from firstlight.rpc import store_pb2, store_pb2_grpc
 
-    attach, record = _reader(setting), _store_record(setting)
+    reader, record = _Reader(setting), _store_record(setting)
     channel = grpc.insecure_channel(str(record["address"]))
     grpc.channel_ready_future(channel).result(timeout=10)
     stub = store_pb2_grpc.StoreStub(channel)
@@ -82,49 +85,63 @@ def _store_from_ssd(setting: Setting) -> Load:
     def load() -> Tensors:
         for _ in stub.Load(store_pb2.LoadRequest(checkpoint_id=CHECKPOINT_ID)):
             pass
-        return attach()
+        reader.connect()
+        return reader.tensors(reader.manifest())
 
     return load
 
 
 def _store_from_dram(setting: Setting) -> Load:
-    return _reader(setting)
-
-
-def _store_to_model(setting: Setting) -> Load:
-    """As a spare engine does: its skeleton stands, the memory and the weights come."""
-    from gpu_worker.engine.binding import dtype_of
-    from gpu_worker.engine.skeleton import build_skeleton
-    from native_loader import open_checkpoint
-
-    attach = _reader(setting)
-    checkpoint = open_checkpoint(setting.files.checkpoint)
-    skeleton = build_skeleton(checkpoint.path, dtype=dtype_of(checkpoint))
+    """As a fresh reader does: connect, receive the memory and map it, pin, read the manifest, bind."""
+    reader = _Reader(setting)
 
     def load() -> Tensors:
-        skeleton.bind(attach())
-        return skeleton.model.state_dict()  # type: ignore[no-any-return]
+        reader.connect()
+        return reader.tensors(reader.manifest())
 
     return load
 
 
-def _reader(setting: Setting) -> Load:
-    """From the store's socket to tensors: connect, receive the memory, map, pin, read the manifest, bind."""
-    from gpu_worker.engine.binding import open_at, tensors_in_arena
-    from gpu_worker.engine.store_link import StoreLink
+def _store_to_model(setting: Setting) -> Load:
+    """As a spare engine does: it is connected, its skeleton stands, the manifest is read; pin and bind."""
+    from gpu_worker.engine.binding import dtype_of
+    from gpu_worker.engine.skeleton import build_skeleton
 
-    _touch_torch()
-    loop = asyncio.new_event_loop()
-    socket = str(_store_record(setting)["socket"])
-    links = []  # the pin ends with its link
+    reader = _Reader(setting)
+    reader.connect()
+    checkpoint = reader.manifest()
+    skeleton = build_skeleton(setting.files.checkpoint, dtype=dtype_of(checkpoint))
 
-    async def attach() -> Tensors:
-        link = await StoreLink.connect(socket)
-        links.append(link)
-        pinned = await link.pin(CHECKPOINT_ID)
-        return tensors_in_arena(open_at(pinned.directory), pinned, link.view)
+    # Any: transformers' models are untyped.
+    def load() -> Any:
+        skeleton.bind(reader.tensors(checkpoint))
+        return skeleton.model
 
-    return lambda: loop.run_until_complete(attach())
+    return load
+
+
+class _Reader:
+    """An engine's end of the store's socket, by the engine's own code. The pin lasts as long as this."""
+
+    def __init__(self, setting: Setting) -> None:
+        _touch_torch()
+        from gpu_worker.engine import binding, store_link
+
+        self._binding = binding
+        self._loop = asyncio.new_event_loop()
+        self._link_type = store_link.StoreLink
+        self._socket = str(_store_record(setting)["socket"])
+        self._directory = setting.files.checkpoint
+
+    def connect(self) -> None:
+        self._link = self._loop.run_until_complete(self._link_type.connect(self._socket))
+
+    def manifest(self) -> Checkpoint:
+        return self._binding.open_at(self._directory)
+
+    def tensors(self, checkpoint: Checkpoint) -> Tensors:
+        pinned = self._loop.run_until_complete(self._link.pin(CHECKPOINT_ID))
+        return self._binding.tensors_in_arena(checkpoint, pinned, self._link.view)
 
 
 # Any: the JSON that a store publishes.
@@ -154,7 +171,7 @@ def _shards(files: BenchmarkFiles) -> list[Path]:
 WAYS = (
     Way(
         name="store-ssd",
-        label="Firstlight store: SSD → pool → bound",
+        label="Firstlight store: SSD → DRAM → state dict",
         prepare=_store_from_ssd,
         reads=_partition,
         store="ssd",
@@ -200,7 +217,7 @@ WAYS = (
     ),
     Way(
         name="store-dram",
-        label="Firstlight store: DRAM → bound",
+        label="Firstlight store: DRAM → state dict",
         prepare=_store_from_dram,
         reads=_partition,
         store="dram",
@@ -209,7 +226,7 @@ WAYS = (
     ),
     Way(
         name="store-dram-model",
-        label="Firstlight store: DRAM → bound model",
+        label="Firstlight store: DRAM → bound model (spare engine)",
         prepare=_store_to_model,
         reads=_partition,
         store="dram",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.loader_figures import GB, STATES, Measured, paired, spread
 from benchmarks.loader_limit import Limit
+from benchmarks.report import wide_console
 
 TITLES = {
     "cold": "cold: page cache dropped, verified",
@@ -19,7 +19,7 @@ COLUMNS = ("", "returned s", "resident s", "+ checksum s", "CPU-s/GB", "peak MiB
 
 
 def print_tables(measured: Measured, limit: Limit, missing: Sequence[str]) -> None:
-    console = Console()
+    console = wide_console()
     for state in STATES:
         names = (*measured.names(state, ours=True), *measured.names(state, ours=False))
         if not names:

@@ -15,14 +15,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.loader_files import BenchmarkFiles, checksum
 from benchmarks.loader_usage import cpu_s, memory, reset_peak
-from benchmarks.loader_ways import Setting, all_ways
-
-if TYPE_CHECKING:
-    import torch
+from benchmarks.loader_ways import Setting, Tensors, all_ways
 
 PAGE_BYTES = 4096
 
@@ -61,10 +57,13 @@ def main() -> int:
 
     reset_peak()
     cpu_before, began_s = cpu_s(others), time.perf_counter()
-    tensors = load()
+    loaded = load()
     returned_s, returned_cpu = time.perf_counter() - began_s, cpu_s(others) - cpu_before
+    tensors: Tensors = loaded if isinstance(loaded, Mapping) else loaded.state_dict()
+    touching_s, touching_cpu = time.perf_counter(), cpu_s(others)
     touch(tensors)
-    resident_s, resident_cpu = time.perf_counter() - began_s, cpu_s(others) - cpu_before
+    resident_s = returned_s + time.perf_counter() - touching_s
+    resident_cpu = returned_cpu + cpu_s(others) - touching_cpu
     after = memory()
     resumed_s = time.perf_counter()
     sums = {name: checksum(tensor) for name, tensor in tensors.items()}
@@ -86,7 +85,7 @@ def main() -> int:
     os._exit(0)
 
 
-def touch(tensors: Mapping[str, torch.Tensor]) -> int:
+def touch(tensors: Tensors) -> int:
     """Read one byte of every page of every tensor."""
     import torch
 

@@ -1,7 +1,7 @@
 """Every way of loading the same weights that is measured: ours, and the peers'.
 
 A way is prepared (imports, and what a waiting process would have at hand) and then called once, timed, in a
-process of its own. The call answers the tensors by name; who made them must keep them readable.
+process of its own. The call answers the tensors by name, or the model that has them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 from benchmarks.loader_files import BenchmarkFiles
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 Tensors = Mapping[str, "torch.Tensor"]
-Load = Callable[[], Tensors]
+# A state dict, or a module, whose state dict is made once the clock has stopped.
+Loaded = Union[Tensors, "torch.nn.Module"]
+Load = Callable[[], Loaded]
 
 
 @dataclass(frozen=True, slots=True)

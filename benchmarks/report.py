@@ -100,7 +100,7 @@ class Report:
         self.print_reach()
 
     def print_rows(self) -> None:
-        console = Console()
+        console = wide_console()
         table = Table(title=f"{self.benchmark} · {machine()['cpu']} · {os.cpu_count()} cores")
         for column in ("measured", "n", "p50", "p99", "min", "max", "unit"):
             table.add_column(column, justify="left" if column in ("measured", "unit") else "right")
@@ -110,7 +110,7 @@ class Report:
         console.print(table)
 
     def print_reach(self) -> None:
-        console = Console()
+        console = wide_console()
         reach = Table(title="reach")
         for column in ("figure", "value", "bound", "holds"):
             reach.add_column(column)
@@ -135,6 +135,12 @@ class Report:
             **({"trials": self.trials} if self.trials else {}),
         }
         file.write_text(json.dumps(body, indent=2) + "\n")
+
+
+def wide_console() -> Console:
+    """The terminal's width; where output goes to a file, wide enough that no table is folded."""
+    console = Console()
+    return console if console.is_terminal else Console(width=180)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
