@@ -2,8 +2,9 @@
 
 load on a host = q + Σ overhead + max over pipelined edges of n/b (ServerlessLLM, OSDI'24, §5.1:
 q + n/b; pipelined tiers count only the slowest). Here remote→ssd converts the whole checkpoint before it
-is read, so it is a stage of its own; peer→dram brings it as it is; ssd→dram and dram→gpu pipeline on GPU hosts and are
-sequential where "gpu" is the same memory (its bandwidth term is then zero cost: a binding, not a copy).
+is read, so it is a stage of its own; peer→dram brings it as it is; ssd→dram and dram→gpu pipeline on GPU
+hosts and are sequential where "gpu" is the same memory (its bandwidth term is then zero cost: a binding,
+not a copy).
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def givers_of(model: Model, snapshot: FleetSnapshot) -> tuple[Host, ...]:
     givers = [
         host
         for host in snapshot.hosts
-        if host.peer_endpoint and host.state is not HostState.LOST and model.checkpoint_id in host.tiers
+        if host.peer_endpoint
+        and host.state is not HostState.LOST
+        and host.tiers.get(model.checkpoint_id) in (Tier.SSD, Tier.DRAM)
     ]
 
     def wait_s(host: Host) -> tuple[bool, float, str]:

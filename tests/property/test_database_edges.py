@@ -71,6 +71,7 @@ def test_what_is_left_shrinks_with_time_and_never_below_nothing(
         set(whole)
         == {
             Tier.REMOTE: {Edge.REMOTE_TO_SSD, Edge.SSD_TO_DRAM},
+            Tier.PEER: {Edge.PEER_TO_DRAM},
             Tier.SSD: {Edge.SSD_TO_DRAM},
             Tier.DRAM: set(),
         }[tier]

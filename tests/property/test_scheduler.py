@@ -45,7 +45,7 @@ def hosts(draw: st.DrawFn, index: int) -> Host:
         state=draw(st.sampled_from(list(HostState))),
         gpus=tuple(gpus),
         edges=edges,
-        tiers={CHECKPOINT: draw(st.sampled_from(list(Tier)))},
+        tiers={CHECKPOINT: draw(st.sampled_from([Tier.REMOTE, Tier.SSD, Tier.DRAM]))},
         queued_bytes={edge: draw(st.integers(0, 100 * GIB)) for edge in Edge if draw(st.booleans())},
         dram_capacity_bytes=draw(st.sampled_from([0, 4 * GIB, 64 * GIB])),
         ssd_capacity_bytes=draw(st.sampled_from([0, 4 * GIB, 64 * GIB])),
