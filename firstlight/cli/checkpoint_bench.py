@@ -46,11 +46,11 @@ def bench(
     The plain direct read fills memory that is ready, and verifies nothing: what the disk can give. A load
     takes fresh memory, verifies every byte and binds every tensor.
     """
-    import torch  # noqa: F401  # two seconds that are no part of any load
-
     from native_loader import open_checkpoint
 
     opened = open_checkpoint(checkpoint)
+    import torch  # noqa: F401  # two seconds that are no part of any load
+
     ways: dict[str, Callable[[], Timing]] = {
         PLAIN: lambda: _plain_read(opened, threads),
         COLD: lambda: _load(opened.path, threads),
