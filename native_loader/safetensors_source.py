@@ -62,7 +62,12 @@ def parse_header(header: bytes, *, file_bytes: int) -> SafetensorsHeader:
         raise SourceCorrupt("the safetensors header does not begin with '{'")
     try:
         text = header.decode("utf-8")
-        record = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+        record = json.loads(
+            text,
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_refuse_constant,
+            parse_int=_whole_number if "-0" in text else None,
+        )
         _check_names(record)
     except (ValueError, RecursionError) as error:
         raise SourceCorrupt(f"unreadable safetensors header: {error}") from error
@@ -79,6 +84,13 @@ def parse_header(header: bytes, *, file_bytes: int) -> SafetensorsHeader:
 
 def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a number of JSON")
+
+
+def _whole_number(text: str) -> int:
+    """Zero has no sign where it counts something; the format's own library refuses it too."""
+    if text == "-0":
+        raise ValueError("a count of -0")
+    return int(text)
 
 
 def _check_names(record: Mapping[str, object]) -> None:

@@ -8,6 +8,7 @@ digest, and never reach the laws.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import sys
@@ -97,11 +98,11 @@ def change_somewhere(value: Any, chance: random.Random) -> None:
             case 0 if isinstance(inner, int):
                 value[key] = inner + chance.choice([-4096, -256, -1, 1, 256, 4096])
             case 1 if isinstance(value, list):
-                value.insert(key, inner)
+                value.insert(key, copy.deepcopy(inner))
             case 2:
                 del value[key]
             case _:
-                value[key] = chance.choice(VALUES)
+                value[key] = copy.deepcopy(chance.choice(VALUES))
         return
 
 

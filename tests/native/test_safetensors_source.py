@@ -113,6 +113,7 @@ MALICIOUS = {
     "not a number": raw(b'{"a":{"dtype":"U8","shape":[NaN],"data_offsets":[0,0]}}'),
     "a number of a million digits": raw(b'{"a":' + b"9" * (1 << 20) + b"}"),
     "a shape whose product has a million digits": raw(entry(shape=[2**62] * 20_000), bytes(8)),
+    "minus zero": raw(b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[-0,0]}}'),
     "a fraction": raw(entry(shape=[2.0]), bytes(8)),
     "shape of 2^63": raw(entry(shape=[2**63]), bytes(8)),
     "offsets of 2^63": raw(entry(data_offsets=[2**63 - 8, 2**63]), bytes(8)),
