@@ -1,6 +1,7 @@
 """A checkpoint from a rate-limited S3 server into DRAM and onto the SSD, converted on its way.
 
-    python -m benchmarks.loader_remote [--size-gib N] [--mib-per-s N] [--rounds N] [--directory DIR] [--json FILE]
+    python -m benchmarks.loader_remote [--size-gib N] [--mib-per-s N] [--rounds N] [--json FILE]
+                                       [--directory DIR]
 
 A Hugging Face layout of random bf16 weights lies on a real S3 server behind a link of a known rate. A store
 with a warm planner is asked to download it into DRAM. Timed from the request, on the store's ProgressBoard as

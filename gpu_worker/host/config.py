@@ -13,6 +13,9 @@ from firstlight.domain.names import host_id
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.config_json import build, decode_object
 
+# Not while everything of a host is starting.
+PLANNER_WARM_AFTER_S = 20.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildConfig:
@@ -79,7 +82,7 @@ class HostConfig:
             bind_address=self.bind_address,
             port=self.store_port,
             load_threads=self.load_threads,
-            planner_warm=True,
+            planner_warm_after_s=PLANNER_WARM_AFTER_S,
             peer_port=self.peer_port,
             peer_secret_file=self.peer_secret_file,
         )

@@ -26,8 +26,8 @@ class StoreConfig:
     `cuda_library` is the CUDA driver's, empty on a host without GPUs.
     At `peer_port` other stores fetch from this one, if they show the secret in `peer_secret_file`; without
     one that is open on loopback and closed elsewhere.
-    `planner_warm` keeps a planner of conversions ready: a few hundred megabytes, for seconds less before the
-    first byte of a download.
+    `planner_warm_after_s` has a planner of conversions ready so long after the start, and keeps it: a few
+    hundred megabytes, for seconds less before the first layer of a download. None: started when needed.
     `arena_prefault` False leaves pages to their first use (tests; a slow first load in exchange).
     """
 
@@ -41,7 +41,7 @@ class StoreConfig:
     load_threads: int = 2
     fetch_parallelism: int = 8
     arena_prefault: bool = True
-    planner_warm: bool = False
+    planner_warm_after_s: float | None = None
     peer_port: int = 0
     peer_secret_file: str | None = None
     cuda_library: str = ""

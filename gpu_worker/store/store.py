@@ -53,8 +53,8 @@ class Store:
         self.loads = Loads(
             cache=self.cache, pool=self.pool, memory=memory, ssd_read_bytes_per_s=ssd_read_bytes_per_s
         )
-        self._keeps_planner = config.planner_warm
-        self.planner = Planner(idle_s=None) if config.planner_warm else Planner()
+        self._planner_warm_after_s = config.planner_warm_after_s
+        self.planner = Planner() if config.planner_warm_after_s is None else Planner(idle_s=None)
         secret = read_secret(config.peer_secret_file)
         self.peers = PeerClient(secret=secret)
         self.peer_endpoint = ""
@@ -71,6 +71,7 @@ class Store:
         self._handover = Handover(
             pool=self.pool,
             cache=self.cache,
+            streams=self.loads.streams,
             reach=self.reach,
             gpu=self.gpu,
             arena_fd=self._arena_fd,
@@ -82,6 +83,8 @@ class Store:
         """Neither on its way to DRAM nor read there: its files are what a reader of it looks at too."""
         if self.loads.is_running(checkpoint_id) or self.pool.is_loading(checkpoint_id):
             return False
+        if self.loads.streams.is_read(checkpoint_id):
+            return False
         return self.pool.pins(checkpoint_id) == 0
 
     def start(self, *, socket_path: Path, prefault: bool) -> None:
@@ -89,8 +92,8 @@ class Store:
         if self._peer_server is not None:
             self.peer_endpoint = self._peer_server.start()
         self.gpu.start()
-        if self._keeps_planner:
-            self.planner.warm_later()
+        if self._planner_warm_after_s is not None:
+            self.planner.warm_later(self._planner_warm_after_s)
         # A daemon, not a pool's thread: a stop must not wait until a large arena has been touched.
         Thread(target=self._make_ready, args=(prefault,), name="prefault", daemon=True).start()
 

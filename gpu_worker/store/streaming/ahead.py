@@ -16,7 +16,7 @@ from gpu_worker.store.streaming.headers import weight_files
 from native_loader.execution_order import execution_order
 from native_loader.safetensors_source import SafetensorsFile, SourceTensor
 
-BLOCK_BYTES = 2 * 2**20
+BLOCK_BYTES = 2**20
 # Held in memory until the plan says where they go.
 MOST_BYTES = 512 * 2**20
 

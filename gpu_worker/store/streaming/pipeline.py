@@ -52,6 +52,7 @@ class Stream:
         disk: PartitionFiles,
         journal: ChunkJournal,
         parallelism: int,
+        latency_s: float = 0.0,
         ahead: ReadAhead | None = None,
         on_progress: Callable[[StreamProgress], None] = lambda _: None,
     ) -> None:
@@ -64,7 +65,7 @@ class Stream:
         self._parallelism = parallelism
         self._ahead = ahead
         self._on_progress = on_progress
-        self._pace = Pace(parallelism=parallelism)
+        self._pace = Pace(parallelism=parallelism, latency_s=latency_s)
         self._remote_bytes = 0
         self._summed_bytes = 0
         self._ssd_bytes = 0

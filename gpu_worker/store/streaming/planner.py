@@ -19,7 +19,8 @@ log = logging.getLogger("store.plan")
 PLANNER = (sys.executable, "-m", "gpu_worker.convert", "--serve-plans")
 # It holds a few hundred megabytes; the next question after this long pays for a new start.
 IDLE_S = 600.0
-WARM_AFTER_S = 20.0
+# Of one that nobody waits for yet.
+NICENESS = 5
 
 
 class Planner:
@@ -42,9 +43,9 @@ class Planner:
         if self._warming is None or self._warming.done():
             self._warming = asyncio.get_running_loop().create_task(self._warm(niceness))
 
-    def warm_later(self) -> None:
+    def warm_later(self, after_s: float) -> None:
         """Have it ready before anybody asks, but not while everything else is starting."""
-        self._later = asyncio.get_running_loop().call_later(WARM_AFTER_S, lambda: self.warm(niceness=5))
+        self._later = asyncio.get_running_loop().call_later(after_s, lambda: self.warm(niceness=NICENESS))
 
     async def plan(self, folder: Path, output: Path, *, dtype: str, model: str, revision: str) -> str | None:
         """Have the plan written to `output`; None when it was, else why this model is converted whole."""

@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,7 @@ class Session:
         self._reserve = reserve
         self._on_progress = on_progress
         self._ahead = ReadAhead(source, description, parallelism=parallelism)
+        self._latency_s = 0.0
         self._past_first_layer = asyncio.Event()
 
     async def run(self) -> Path:
@@ -126,7 +128,10 @@ class Session:
             await asyncio.to_thread(write_plan, plan, kept)
             return plan
         headers = self._staging / "headers"
+        began = time.monotonic()
         await fetch_headers(self._source, self._description, headers)
+        # Two requests one after the other, with little to bring.
+        self._latency_s = (time.monotonic() - began) / 2
         self._ahead.start(headers)
         model, revision = parse_checkpoint_id(self._order.checkpoint_id)
         reason = await self._planner.plan(
@@ -135,7 +140,14 @@ class Session:
         if reason is not None:
             raise ConvertWhole(reason)
         await self._ahead.stop()
-        return await asyncio.to_thread(read_plan, kept, file_sizes=sizes)
+        plan = await asyncio.to_thread(read_plan, kept, file_sizes=sizes)
+        log.info(
+            "planned checkpoint=%s pieces=%d in_s=%.3f",
+            self._order.checkpoint_id,
+            len(plan.pieces),
+            time.monotonic() - began,
+        )
+        return plan
 
     def _settle_staging(self) -> None:
         """Empty it of what belongs to other bytes than those that are described now."""
@@ -209,6 +221,7 @@ class Session:
             disk=disk,
             journal=journal,
             parallelism=self._parallelism,
+            latency_s=self._latency_s,
             ahead=None if self._description.layout is Layout.CHECKPOINT else self._ahead,
             on_progress=told,
         )
