@@ -69,6 +69,7 @@ class AttachReply(_message.Message):
     TOTAL_S_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     PARAMETER_BYTES_FIELD_NUMBER: _builtins.int
+    STREAM_S_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
     """host:port of the engine's Inference service"""
     wait_spare_s: _builtins.float
@@ -81,6 +82,8 @@ class AttachReply(_message.Message):
     total_s: _builtins.float
     context_length: _builtins.int
     parameter_bytes: _builtins.int
+    stream_s: _builtins.float
+    """brought a checkpoint larger than the pool into the engine's own memory"""
     def __init__(
         self,
         *,
@@ -92,10 +95,11 @@ class AttachReply(_message.Message):
         total_s: _builtins.float = ...,
         context_length: _builtins.int = ...,
         parameter_bytes: _builtins.int = ...,
+        stream_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_s", b"bind_s", "context_length", b"context_length", "endpoint", b"endpoint", "map_s", b"map_s", "parameter_bytes", b"parameter_bytes", "skeleton_s", b"skeleton_s", "total_s", b"total_s", "wait_spare_s", b"wait_spare_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_s", b"bind_s", "context_length", b"context_length", "endpoint", b"endpoint", "map_s", b"map_s", "parameter_bytes", b"parameter_bytes", "skeleton_s", b"skeleton_s", "stream_s", b"stream_s", "total_s", b"total_s", "wait_spare_s", b"wait_spare_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -212,24 +216,58 @@ class ListEnginesReply(_message.Message):
     ENGINES_FIELD_NUMBER: _builtins.int
     HOST_ID_FIELD_NUMBER: _builtins.int
     GPU_COUNT_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     gpu_count: _builtins.int
     @_builtins.property
     def engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineProcess]: ...
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gpu]:
+        """what the driver says of them; none on a host without"""
+
     def __init__(
         self,
         *,
         engines: _abc.Iterable[Global___EngineProcess] | None = ...,
         host_id: _builtins.str = ...,
         gpu_count: _builtins.int = ...,
+        gpus: _abc.Iterable[Global___Gpu] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "gpu_count", b"gpu_count", "host_id", b"host_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "gpu_count", b"gpu_count", "gpus", b"gpus", "host_id", b"host_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEnginesReply: _TypeAlias = ListEnginesReply  # noqa: Y015
+
+@_typing.final
+class Gpu(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    UUID_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    name: _builtins.str
+    memory_bytes: _builtins.int
+    uuid: _builtins.str
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        name: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        uuid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "memory_bytes", b"memory_bytes", "name", b"name", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gpu: _TypeAlias = Gpu  # noqa: Y015
 
 @_typing.final
 class PrepareEngineRequest(_message.Message):
