@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from firstlight.database.decision_json import estimate_from_json
 from firstlight.database.edges import edges_from_json, remaining_bytes
 from firstlight.domain.errors import UnknownModel
-from firstlight.domain.estimator import PRIOR_CONTROL_S, learned_seconds
+from firstlight.domain.estimator import PRIOR_CONTROL_S, learned_overhead_s
 from firstlight.domain.fleet import Edge, EdgeModel, FleetSnapshot, Gpu, Host, Model, StartUnderWay, Tier
 from firstlight.domain.lifecycle import HostState, InstanceState, ModelState
 from firstlight.domain.names import CheckpointId, HostId, InstanceId, ModelName
@@ -166,7 +166,7 @@ def _snapshot(row: _Row, *, now_unix_s: float) -> FleetSnapshot:
             for host in row["hosts"] or []
         ),
         starts=tuple(_start(start) for start in starts),
-        control_s=learned_seconds(row["control"] or [], PRIOR_CONTROL_S),
+        control_s=learned_overhead_s(row["control"] or [], PRIOR_CONTROL_S),
     )
 
 

@@ -14,6 +14,7 @@ from firstlight.database.decision_json import estimate_from_json
 from firstlight.database.housekeeping import (
     finish_deletes,
     forget_old_refusals,
+    forget_old_starts,
     forget_unused_checkpoints,
 )
 from firstlight.database.instance_closing import close_instance, lock_instances
@@ -57,6 +58,7 @@ async def mend_host(
         *(f"model {name} was deleted: nothing of it runs" for name in await finish_deletes(session)),
     ]
     await forget_old_refusals(session)
+    await forget_old_starts(session)
     return MendReceipt(mended=mended, orphans=await _orphans(session, report))
 
 

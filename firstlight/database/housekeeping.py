@@ -12,6 +12,8 @@ from firstlight.domain.lifecycle import ModelState
 
 # Decisions that started nothing say little after a week, and a busy fleet makes many.
 KEEP_REFUSALS = timedelta(days=7)
+# Nobody asks after so long why a start took what it took. What was learned of it is kept with its host.
+KEEP_STARTS = timedelta(days=30)
 FORGOTTEN_AT_ONCE = 1000
 
 
@@ -66,3 +68,28 @@ async def forget_old_refusals(session: AsyncSession) -> None:
         .limit(FORGOTTEN_AT_ONCE)
     )
     await session.execute(delete(DecisionRow).where(DecisionRow.decision_id.in_(old)))
+
+
+async def forget_old_starts(session: AsyncSession) -> int:
+    """Remove instances that ended long ago with their decisions and figures, a bounded number at a time.
+
+    Returns how many; those in somebody's hands are left to the next time.
+    """
+    old = (
+        await session.scalars(
+            select(InstanceRow.instance_id)
+            .where(
+                ~InstanceRow.is_live,
+                InstanceRow.ended_at < func.now() - KEEP_STARTS,
+                # Says nothing new, except to the index that is sorted by it.
+                InstanceRow.created_at < func.now() - KEEP_STARTS,
+            )
+            .order_by(InstanceRow.created_at)
+            .limit(FORGOTTEN_AT_ONCE)
+            .with_for_update(skip_locked=True)
+        )
+    ).all()
+    if old:
+        await session.execute(delete(DecisionRow).where(DecisionRow.instance_id.in_(old)))
+        await session.execute(delete(InstanceRow).where(InstanceRow.instance_id.in_(old)))
+    return len(old)

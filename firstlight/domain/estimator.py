@@ -28,6 +28,8 @@ PRIORS: Mapping[Edge, EdgeModel] = {
 }
 PRIOR_ATTACH_S = 0.08
 PRIOR_CONTROL_S = 0.05
+# An overhead of so many times the usual one is no overhead, but recovery from something.
+MISHAP_FACTOR = 10.0
 # Each candidate host is looked at with each of these.
 GIVERS_AT_MOST = 8
 
@@ -217,3 +219,15 @@ def learned_seconds(observed_s: Iterable[float], prior_s: float) -> float:
     """Median of the last observations; the prior stands until there is one."""
     rows = [seconds for seconds in observed_s if seconds >= 0]
     return median(rows) if rows else prior_s
+
+
+def learned_overhead_s(observed_s: Iterable[float], prior_s: float) -> float:
+    """As `learned_seconds`, without what only a mishap explains: a worker killed midway adds seconds.
+
+    A mishap only ever adds, so the quicker quarter says what is usual. The prior is one voice among them.
+    """
+    rows = sorted(seconds for seconds in observed_s if seconds >= 0)
+    voices = sorted([*rows, prior_s])
+    usual_s = voices[(len(voices) - 1) // 4]
+    kept = [seconds for seconds in rows if seconds <= MISHAP_FACTOR * usual_s]
+    return median(kept) if kept else usual_s

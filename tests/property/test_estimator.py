@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from firstlight.domain.estimator import (
     PRIORS,
     TransferObservation,
     fit_edge,
+    learned_overhead_s,
     learned_seconds,
     transfer_seconds,
 )
@@ -71,3 +74,25 @@ def test_no_observation_leaves_the_prior() -> None:
 def test_an_estimate_without_meaning_is_refused(edge: EdgeModel, size_bytes: int) -> None:
     with pytest.raises(InvalidEstimate):
         transfer_seconds(edge, size_bytes)
+
+
+@given(
+    st.floats(0.001, 0.4),
+    st.lists(st.floats(0.8, 1.25), min_size=9, max_size=40),
+    st.lists(st.floats(3.0, 1000.0), max_size=3),
+    st.randoms(use_true_random=False),
+)
+def test_recoveries_from_crashes_do_not_change_what_control_work_usually_takes(
+    usual_s: float, spread: list[float], mishaps: list[float], chance: Random
+) -> None:
+    seen = [usual_s * factor for factor in spread] + [max(one, 20 * usual_s) for one in mishaps]
+    chance.shuffle(seen)
+    assert 0.8 * usual_s <= learned_overhead_s(seen, 0.05) <= 1.25 * usual_s
+
+
+def test_one_start_that_survived_a_crash_is_not_believed() -> None:
+    assert learned_overhead_s([], 0.05) == 0.05
+    assert learned_overhead_s([8.0], 0.05) == 0.05
+    assert learned_overhead_s([8.0, 0.04, 9.0, 0.06], 0.05) == pytest.approx(0.05)
+    # A slow control plane is believed once it has been seen often enough.
+    assert learned_overhead_s([2.0] * 8, 0.05) == 2.0
