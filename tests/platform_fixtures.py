@@ -26,8 +26,8 @@ def running_platform(directory: Path, **env: str) -> Iterator[Platform]:
         yield platform
 
 
-def tiny_source(directory: Path, *, seed: int = 0) -> Path:
-    """A Hugging Face directory of a random llama with a real tokenizer and chat template."""
+def tiny_source(directory: Path, *, seed: int = 0, context: int = 512) -> Path:
+    """A Hugging Face directory of a random llama with a real tokenizer and chat template. It never stops."""
     directory.mkdir(parents=True)
     files = text_files()
     vocabulary = Tokenizer.from_str(files["tokenizer.json"].decode()).get_vocab_size()
@@ -39,7 +39,7 @@ def tiny_source(directory: Path, *, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=context,
         eos_token_id=None,
         bos_token_id=None,
         pad_token_id=None,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from firstlight.launcher.backing import check_backing_ports
 from firstlight.launcher.cluster import Cluster
 from firstlight.launcher.down import end_leftovers
 from firstlight.launcher.gpu_host import host_ids
+from firstlight.launcher.lasting_output import LastingOutput
 from firstlight.launcher.machine_checks import check_disk, check_port, free_port, prepare_state_dir
 from firstlight.launcher.run_file import RunRecord, hold_lock, read_run, run_path
 from firstlight.settings import Settings
@@ -26,6 +28,9 @@ def run_until_stopped(settings: Settings, *, console: Console, use: Use) -> None
 
     Raises: FirstlightError when something cannot be started, and whatever `use` raises.
     """
+    # Any: rich asks for no more than what a text file has.
+    lasting: Any = LastingOutput(console.file)
+    console.file = lasting
     asyncio.run(_run(settings, console, use))
 
 
@@ -78,8 +83,8 @@ def _stop_on_signals(work: asyncio.Future[None], console: Console) -> Iterator[N
 
     def stop(number: int) -> None:
         if not asked:
-            console.print("\nstopping …")
             work.cancel()
+            console.print("\nstopping …")
         asked.append(number)
 
     for number in _STOP_SIGNALS:
