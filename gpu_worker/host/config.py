@@ -31,6 +31,7 @@ class HostConfig:
     """Settings of one GPU host. Ports of 0 are chosen by the kernel and published in `host.json`.
 
     `device` is "cpu", "cuda" or "auto"; on "cpu" a GPU is a slot that an engine may run in.
+    `cuda_library` is the CUDA driver's, found where the machine keeps it.
     `spares` engines stand ready beyond the bound ones. `ssd_dir` None puts the cache under `state_dir`.
     A child's argv and env may name `{host_address}`, `{store_address}` and `{store_socket}`.
     """
@@ -41,6 +42,7 @@ class HostConfig:
     dram_capacity_bytes: int
     gpu_count: int = 1
     device: str = "auto"
+    cuda_library: str = "libcuda.so.1"
     spares: int = 1
     ssd_dir: str | None = None
     bind_address: str = "127.0.0.1"

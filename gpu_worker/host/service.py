@@ -13,6 +13,7 @@ from firstlight.rpc import host_pb2 as wire
 from firstlight.rpc.host_pb2_grpc import HostServicer
 from firstlight.rpc.status import answering
 from gpu_worker.engine.control import AttachCommand, PrepareCommand
+from gpu_worker.host.devices import Gpu
 from gpu_worker.host.engines import AttachOutcome, BoundEngine, Engines
 from gpu_worker.host.spares import Spare, Spares
 
@@ -24,8 +25,16 @@ class HostService(HostServicer):
     """See host.proto for what each call promises."""
 
     def __init__(
-        self, *, host_id: str, gpu_count: int, engines: Engines, spares: Spares, checkpoints: Path
+        self,
+        *,
+        host_id: str,
+        gpu_count: int,
+        gpus: tuple[Gpu, ...],
+        engines: Engines,
+        spares: Spares,
+        checkpoints: Path,
     ) -> None:
+        self._gpus = gpus
         self._host_id = host_id
         self._gpu_count = gpu_count
         self._engines = engines
@@ -50,7 +59,15 @@ class HostService(HostServicer):
     async def ListEngines(self, request: wire.ListEnginesRequest, context: Context) -> wire.ListEnginesReply:
         bound = [*self._engines.bound, *self._engines.take_exited()]
         rows = [*map(_bound_row, bound), *map(_spare_row, self._spares.all)]
-        return wire.ListEnginesReply(engines=rows, host_id=self._host_id, gpu_count=self._gpu_count)
+        return wire.ListEnginesReply(
+            engines=rows,
+            host_id=self._host_id,
+            gpu_count=self._gpu_count,
+            gpus=[
+                wire.Gpu(index=gpu.index, name=gpu.name, memory_bytes=gpu.memory_bytes, uuid=gpu.uuid)
+                for gpu in self._gpus
+            ],
+        )
 
     async def PrepareEngine(
         self, request: wire.PrepareEngineRequest, context: Context

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -15,7 +16,7 @@ from firstlight.rpc.host_pb2_grpc import add_HostServicer_to_server
 from firstlight.rpc.server import bind, new_server
 from gpu_worker.engine.control import EngineConfig, PrepareCommand
 from gpu_worker.host.config import ChildConfig, HostConfig
-from gpu_worker.host.devices import devices, resolve_device
+from gpu_worker.host.devices import Gpu, devices, gpus_of_host, resolve_device
 from gpu_worker.host.engines import Engines
 from gpu_worker.host.fences import Fences
 from gpu_worker.host.kept_process import KeptProcess
@@ -38,7 +39,8 @@ class Supervisor:
     def __init__(self, config: HostConfig) -> None:
         self._config = config
         self._kind = resolve_device(config.device)
-        store_config = config.store_config()
+        has_gpus = self._kind != "cpu"
+        store_config = replace(config.store_config(), cuda_library=config.cuda_library if has_gpus else "")
         self._checkpoints = store_config.ssd_root.absolute() / "checkpoints"
         self._socket_dir = store_config.socket_path.parent
         self._store_socket = str(store_config.socket_path)
@@ -57,18 +59,23 @@ class Supervisor:
             device_kind=self._kind,
             gpu_count=config.gpu_count,
         )
+        self._gpus: tuple[Gpu, ...] = ()
         self._children: list[KeptProcess] = []
         self._server: grpc.aio.Server | None = None
         self._channels = Channels()
         self._skeletons: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Raises: InvalidSettings when the port is taken."""
+        """Raises: InvalidSettings when the port is taken or GPUs are missing, GpuUnavailable."""
         self._config.address_file.unlink(missing_ok=True)
         self._config.store_config().make_socket_dir()
         self.zygote.start()
         self.store.start()
         self.spares.start()
+        # While the others start: a driver takes its time, too.
+        self._gpus = await gpus_of_host(
+            self._kind, gpu_count=self._config.gpu_count, library=self._config.cuda_library
+        )
         host_address = await self._serve()
         await self.store.ready.wait()
         self._publish(host_address)
@@ -92,13 +99,17 @@ class Supervisor:
 
     def _engine_config(self, device: str) -> EngineConfig:
         return EngineConfig(
-            store_socket=self._store_socket, device=device, bind_address=self._config.bind_address
+            store_socket=self._store_socket,
+            device=device,
+            bind_address=self._config.bind_address,
+            cuda_library=self._config.cuda_library,
         )
 
     async def _serve(self) -> str:
         service = HostService(
             host_id=self._config.host_id,
             gpu_count=self._config.gpu_count,
+            gpus=self._gpus,
             engines=self.engines,
             spares=self.spares,
             checkpoints=self._checkpoints,
