@@ -69,7 +69,7 @@ class Loading:
     (ChecksumMismatch, ReadFailed, ManifestInvalid, Cancelled) from every wait.
     """
 
-    def __init__(self, plan: LoadPlan, *, threads: int) -> None:
+    def __init__(self, plan: LoadPlan, *, threads: int | None) -> None:
         self._plan = plan
         check_memory(plan.memory_bytes)
         # Anonymous memory: private to this process and its forks, and made of huge pages where it can be.

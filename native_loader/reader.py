@@ -66,7 +66,7 @@ class Checkpoint:
 
         return bind_tensors(self.manifest, buffers)
 
-    def begin(self, *, threads: int = 4) -> Loading:
+    def begin(self, *, threads: int | None = None) -> Loading:
         """Start reading into private memory, and answer at once with the tensors bound over it."""
         return Loading(_CheckpointPlan(self), threads=threads)
 

@@ -82,7 +82,7 @@ class SafetensorsModel(LoadPlan):
     def memory_bytes(self) -> int:
         return self._memory_bytes
 
-    def begin(self, *, threads: int = 4) -> Loading:
+    def begin(self, *, threads: int | None = None) -> Loading:
         """Start reading into private memory, and answer at once with the tensors bound over it."""
         return Loading(self, threads=threads)
 
@@ -151,7 +151,7 @@ def open_safetensors(source: StrPath) -> SafetensorsModel:
     return SafetensorsModel(source)
 
 
-def load_safetensors(source: StrPath, *, threads: int = 4) -> dict[str, torch.Tensor]:
+def load_safetensors(source: StrPath, *, threads: int | None = None) -> dict[str, torch.Tensor]:
     """All tensors of a model directory or a file, in private writable memory, in execution order.
 
     Raises: SourceUnreachable, SourceUnsupported, SourceCorrupt, ReadFailed, PoolFull, AttachFailed.

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-def begin_load(path: StrPath, *, threads: int = 4) -> Loading:
+def begin_load(path: StrPath, *, threads: int | None = None) -> Loading:
     """Start loading a checkpoint, or a file or directory of safetensors; the tensors are bound at once.
 
     Raises: CheckpointMissing, ManifestInvalid; SourceUnreachable, SourceUnsupported, SourceCorrupt for
@@ -52,7 +52,7 @@ def is_safetensors(path: Path) -> bool:
     return path.is_file()
 
 
-def load_state_dict(path: StrPath, *, threads: int = 4) -> dict[str, torch.Tensor]:
+def load_state_dict(path: StrPath, *, threads: int | None = None) -> dict[str, torch.Tensor]:
     """Read a checkpoint (or safetensors) into private memory. The tensors are writable.
 
     Every byte of a checkpoint is verified; safetensors have no checksums.
@@ -61,7 +61,7 @@ def load_state_dict(path: StrPath, *, threads: int = 4) -> dict[str, torch.Tenso
     return begin_load(path, threads=threads).result()
 
 
-def load_into(module: torch.nn.Module, path: StrPath, *, threads: int = 4) -> None:
+def load_into(module: torch.nn.Module, path: StrPath, *, threads: int | None = None) -> None:
     """Give a module (which may be on the meta device) the tensors of a checkpoint or of safetensors.
 
     Nothing is copied: the module's parameters are what was loaded. Ties stay ties, and a tied name may be

@@ -44,7 +44,7 @@ class Damage:
         )
 
 
-def verify(path: StrPath, *, threads: int = 4, on_progress: Progress | None = None) -> None:
+def verify(path: StrPath, *, threads: int | None = None, on_progress: Progress | None = None) -> None:
     """Raises: ChecksumMismatch for the first damage found, or what `open_checkpoint` and reading raise."""
     checkpoint = open_checkpoint(path)
     for damage in find_damage(checkpoint, threads=threads, on_progress=on_progress):
@@ -52,7 +52,7 @@ def verify(path: StrPath, *, threads: int = 4, on_progress: Progress | None = No
 
 
 def find_damage(
-    checkpoint: Checkpoint, *, threads: int = 4, on_progress: Progress | None = None
+    checkpoint: Checkpoint, *, threads: int | None = None, on_progress: Progress | None = None
 ) -> Iterator[Damage]:
     """Everything that is damaged, small files first, then chunks in the order of a load.
 
@@ -69,7 +69,7 @@ def _damaged_files(checkpoint: Checkpoint) -> Iterator[Damage]:
             yield Damage(entry.name, None, 0, entry.size_bytes, ())
 
 
-def _damaged_chunks(checkpoint: Checkpoint, threads: int, on_progress: Progress) -> Iterator[Damage]:
+def _damaged_chunks(checkpoint: Checkpoint, threads: int | None, on_progress: Progress) -> Iterator[Damage]:
     manifest = checkpoint.manifest
     chunks = iter(chunks_in_order([p.size_bytes for p in manifest.partitions], manifest.chunk_bytes))
     done = 0
@@ -84,7 +84,9 @@ def _damaged_chunks(checkpoint: Checkpoint, threads: int, on_progress: Progress)
             on_progress(done, manifest.size_bytes)
 
 
-def _damaged_of(window: list[Chunk], checkpoint: Checkpoint, arena: Arena, threads: int) -> Iterator[Chunk]:
+def _damaged_of(
+    window: list[Chunk], checkpoint: Checkpoint, arena: Arena, threads: int | None
+) -> Iterator[Chunk]:
     """A job ends at the first damage it meets; what is left of the window is read again without it."""
     left = window
     while left:

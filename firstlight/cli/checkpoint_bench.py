@@ -17,9 +17,10 @@ from firstlight.cli.output import console, print_json, seconds, size, table
 from firstlight.cli.progress_bar import progress_of
 
 if TYPE_CHECKING:
-    from native_loader import Checkpoint, Segment
+    from native_loader import Checkpoint
 
 PLAIN, COLD, CACHED, POOLED = "plain direct read", "load, cold disk", "buffered, page cache", "bind from DRAM"
+PREFAULT_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,9 @@ def register(app: typer.Typer) -> None:
 def bench(
     checkpoint: CheckpointPath,
     rounds: Annotated[int, typer.Option(min=1, help="Each way is timed so often, in turn.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="Threads that read.")] = 4,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads that read; unset: what suits this machine.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time loading this checkpoint here. Nothing is written; memory for it is needed.
@@ -120,34 +123,25 @@ def _evict(checkpoint: Checkpoint) -> None:
             os.close(fd)
 
 
-def _unverified(checkpoint: Checkpoint, offsets: tuple[int, ...]) -> list[Segment]:
-    from native_loader import Segment
-
-    return [
-        Segment(path=s.path, file_offset=s.file_offset, length=s.length, arena_offset=s.arena_offset)
-        for s in checkpoint.segments(offsets)
-    ]
-
-
-def _plain_read(checkpoint: Checkpoint, threads: int) -> Timing:
+def _plain_read(checkpoint: Checkpoint, threads: int | None) -> Timing:
     from native_loader import Arena, LoadJob
 
     offsets, total_bytes = checkpoint.manifest.arena_offsets()
     with Arena(total_bytes) as arena:
-        arena.prefault(threads=threads)
-        segments = _unverified(checkpoint, offsets)
+        arena.prefault(threads=PREFAULT_THREADS)
+        segments = checkpoint.segments(offsets)
         _evict(checkpoint)
-        return _timed(lambda: LoadJob(arena, segments, threads=threads).result())
+        return _timed(lambda: LoadJob(arena, segments, threads=threads, verify=False).result())
 
 
-def _load(path: Path, threads: int) -> Timing:
+def _load(path: Path, threads: int | None) -> Timing:
     from native_loader import load_state_dict, open_checkpoint
 
     _evict(open_checkpoint(path))
     return _timed(lambda: load_state_dict(path, threads=threads))
 
 
-def _cached_read(checkpoint: Checkpoint, threads: int) -> Timing:
+def _cached_read(checkpoint: Checkpoint, threads: int | None) -> Timing:
     """The second of two reads through the page cache; the first one fills it."""
     from native_loader import Arena, LoadJob
 
@@ -160,7 +154,7 @@ def _cached_read(checkpoint: Checkpoint, threads: int) -> Timing:
     return timing
 
 
-def _bind(checkpoint: Checkpoint, threads: int) -> Timing:
+def _bind(checkpoint: Checkpoint, threads: int | None) -> Timing:
     """What an engine does with a pool that another process filled: map, make resident, bind."""
     import os
 
@@ -174,7 +168,7 @@ def _bind(checkpoint: Checkpoint, threads: int) -> Timing:
         def bind() -> object:
             opened = open_checkpoint(checkpoint.path)
             with ArenaView(fd, arena.size_bytes) as view:
-                view.populate(threads=threads)
+                view.populate(threads=PREFAULT_THREADS)
                 places = zip(offsets, opened.manifest.partitions, strict=True)
                 return opened.bind([view.buffer(at, entry.size_bytes) for at, entry in places])
 
