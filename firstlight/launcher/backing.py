@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from firstlight.domain.errors import DatabaseUnavailable, FirstlightError, LaunchError
+from firstlight.domain.errors import DatabaseUnavailable, FirstlightError, LaunchError, StorageError
 from firstlight.launcher.embedded.postgres import EmbeddedPostgres
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
-from firstlight.launcher.machine_checks import check_port, free_port
+from firstlight.launcher.machine_checks import check_port, disk_full, free_port, is_about_space
 from firstlight.launcher.process_marks import ProcessMark, mark
 from firstlight.launcher.processes import FIRST_BACKOFF_S, LONGEST_BACKOFF_S
 from firstlight.launcher.progress import Steps
@@ -120,11 +120,16 @@ class BackingServices:
         with steps.step("database schema"):
             try:
                 await asyncio.to_thread(upgrade, url)
-            except DatabaseUnavailable as failure:
-                raise LaunchError(
-                    f"{failure.message}; start it, or mend FIRSTLIGHT_DATABASE_URL"
-                ) from failure
+            except (DatabaseUnavailable, StorageError) as failure:
+                raise self._not_migrated(failure) from failure
         return url
+
+    def _not_migrated(self, failure: FirstlightError) -> FirstlightError:
+        if is_about_space(failure.message):
+            return disk_full("the database's disk is full")
+        if self._settings.database_url is None:
+            return failure
+        return LaunchError(f"{failure.message}; start it, or mend FIRSTLIGHT_DATABASE_URL")
 
     async def _temporal(self, steps: Steps) -> str:
         settings = self._settings

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from firstlight.domain.errors import DiskFull, LaunchError, PortTaken
 
+# Databases and logs, and room for a first small model; later starts find theirs on the disk already.
 NEEDED_FREE_BYTES = 2 << 30
+NEEDED_AGAIN_BYTES = 256 << 20
 
 
 def prepare_state_dir(state_dir: Path) -> None:
@@ -23,14 +25,25 @@ def prepare_state_dir(state_dir: Path) -> None:
         ) from failure
 
 
-def check_disk(state_dir: Path, *, needed_bytes: int = NEEDED_FREE_BYTES) -> None:
+def check_disk(state_dir: Path, *, needed_bytes: int | None = None) -> None:
     """Raises: DiskFull."""
+    if needed_bytes is None:
+        needed_bytes = NEEDED_AGAIN_BYTES if (state_dir / "hosts").is_dir() else NEEDED_FREE_BYTES
     free_bytes = shutil.disk_usage(state_dir).free
     if free_bytes < needed_bytes:
-        raise DiskFull(
-            f"{free_bytes / 1e9:.1f} GB are free under {state_dir}, and {needed_bytes / 1e9:.1f} GB are "
-            "needed; make room or set FIRSTLIGHT_STATE_DIR to another disk"
+        raise disk_full(
+            f"{free_bytes / 1e9:.2f} GB are free under {state_dir}, and {needed_bytes / 1e9:.2f} are needed"
         )
+
+
+def disk_full(what: str) -> DiskFull:
+    """`what` with the next step behind it."""
+    return DiskFull(f"{what}; make room, or set FIRSTLIGHT_STATE_DIR to another disk")
+
+
+def is_about_space(told: str) -> bool:
+    """Whether a program's last words are about a full disk."""
+    return "No space left" in told or "Check free disk space" in told or "disk is full" in told
 
 
 def check_port(host: str, port: int, *, setting: str) -> None:

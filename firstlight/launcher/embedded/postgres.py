@@ -19,12 +19,13 @@ from urllib.parse import quote
 
 import psycopg
 
-from firstlight.domain.errors import DiskFull, LaunchError
+from firstlight.domain.errors import DiskFull, FirstlightError, LaunchError
 from firstlight.launcher.embedded.postgres_binaries import PostgresBinaries, find_binaries
 from firstlight.launcher.embedded.postmaster import drop_stale_files, running_postmaster
 from firstlight.launcher.embedded.process_exit import wait_for_exit
 from firstlight.launcher.embedded.server_account import ServerAccount, account_for
 from firstlight.launcher.embedded.socket_directory import remove_if_empty, runtime_directory, socket_directory
+from firstlight.launcher.machine_checks import disk_full, is_about_space
 
 DATABASE = "firstlight"
 MAX_CONNECTIONS = 200
@@ -60,12 +61,17 @@ class EmbeddedPostgres:
         """
         with self._locked():
             server = self._server()
-            if not self._data.exists():
-                server.create_data()
-            server.check_version()
-            if not server.is_serving():
-                server.start()
-            _create_database(server.sockets)
+            try:
+                if not self._data.exists():
+                    server.create_data()
+                server.check_version()
+                if not server.is_serving():
+                    server.start()
+                _create_database(server.sockets)
+            except FirstlightError:
+                if self.pid is None:
+                    remove_if_empty(server.sockets.parent)
+                raise
         return database_url(server.sockets)
 
     def stop(self) -> None:
@@ -122,7 +128,7 @@ class _Server:
         """initdb under another name, renamed when whole: a crash halfway leaves nothing that looks usable."""
         folder = self._data.parent
         if shutil.disk_usage(folder).free < NEEDED_BYTES:
-            raise DiskFull(f"Postgres needs {NEEDED_BYTES >> 20} MB in {folder}, which has less")
+            raise disk_full(f"Postgres needs {NEEDED_BYTES >> 20} MB in {folder}, which has less")
         self._account.own(folder)
         folder.chmod(0o700)
         unfinished = folder / "data.new"
@@ -134,6 +140,7 @@ class _Server:
             "--locale=C", "--no-instructions", directory=unfinished,
         )  # fmt: skip
         if done.returncode != 0:
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise self._failure("Postgres could not create its data directory", done.stderr or done.stdout)
         unfinished.rename(self._data)
 
@@ -221,8 +228,8 @@ class _Server:
             return ""
 
     def _failure(self, what: str, told: str) -> LaunchError | DiskFull:
-        if "No space left" in told:
-            return DiskFull(f"{what}: the disk of {self._data.parent} is full")
+        if is_about_space(told):
+            return disk_full(f"{what}: the disk of {self._data.parent} is full")
         return LaunchError(f"{what} (see {self._log}):\n{told.strip()}")
 
 
@@ -240,4 +247,7 @@ def _create_database(sockets: Path) -> None:
             if found is None:
                 connection.execute(f'CREATE DATABASE "{DATABASE}"')
     except psycopg.Error as error:
-        raise LaunchError(f"the embedded Postgres does not take commands: {error}") from error
+        if isinstance(error, psycopg.errors.DiskFull) or is_about_space(str(error)):
+            raise disk_full("the disk of the embedded Postgres is full") from error
+        sentence = str(error).strip().partition("\n")[0]
+        raise LaunchError(f"the embedded Postgres does not take commands: {sentence}") from error

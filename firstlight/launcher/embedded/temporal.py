@@ -17,10 +17,10 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNa
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from firstlight.domain.errors import LaunchError, PortTaken
+from firstlight.domain.errors import DiskFull, LaunchError, PortTaken
 from firstlight.launcher.embedded.temporal_command import ADDRESS, command, find_program
 from firstlight.launcher.log_files import open_log, tail
-from firstlight.launcher.machine_checks import check_port, free_port
+from firstlight.launcher.machine_checks import check_port, disk_full, free_port, is_about_space
 from firstlight.launcher.parent_death import die_with_parent
 
 START_TIMEOUT_S = 60.0
@@ -139,13 +139,15 @@ class EmbeddedTemporal:
         client = await _connect(self.address, self._namespace)
         await _extend_retention(client, self._namespace)
 
-    def _failure(self, what: str) -> LaunchError:
+    def _failure(self, what: str) -> LaunchError | DiskFull:
         told = tail(self.log_path, 8)
         if "address already in use" in told:
             return PortTaken(
                 f"another program took port {self._port} or {self._ui_port} while Temporal started: set "
                 "FIRSTLIGHT_TEMPORAL_PORT and FIRSTLIGHT_TEMPORAL_UI_PORT to free ports"
             )
+        if is_about_space(told):
+            return disk_full(f"the disk of {self._folder} is full")
         return LaunchError(f"the embedded Temporal {what} (see {self.log_path}):\n{told}")
 
 
