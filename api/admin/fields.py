@@ -174,6 +174,7 @@ class InstanceList(BaseModel):
 class GpuAnswer(BaseModel):
     gpu_index: int
     memory_bytes: int
+    name: str
     instance_id: str | None
     model: str | None
     instance_state: str | None

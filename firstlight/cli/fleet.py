@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.text import Text
 
 from firstlight.cli.client import ApiClient
@@ -72,7 +73,9 @@ def _print_host(host: Mapping[str, Any]) -> None:
     for gpu in host["gpus"]:
         holder = gpu.get("instance_id")
         name = f"gpu {gpu['gpu_index']}"
-        console.print(f"  {name:6} {bar(1.0 if holder else 0.0)} {gpu.get('model') or holder or 'free'}")
+        what = f"{gpu['name'] or 'slot'}, {size(gpu['memory_bytes'])}"
+        held_by = gpu.get("model") or holder or "free"
+        console.print(f"  {name:6} {bar(1.0 if holder else 0.0)} {held_by}  [dim]{escape(what)}[/]")
     for tier in ("dram", "ssd"):
         used, capacity = host[f"{tier}_used_bytes"], host[f"{tier}_capacity_bytes"]
         share = used / capacity if capacity else 0.0

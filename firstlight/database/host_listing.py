@@ -44,6 +44,7 @@ async def _gpus(session: AsyncSession) -> dict[str, list[GpuRecord]]:
             GpuRecord(
                 gpu_index=gpu.gpu_index,
                 memory_bytes=gpu.memory_bytes,
+                name=gpu.name,
                 instance_id=instance_id,
                 model=model,
                 instance_state=InstanceState(state) if state else None,

@@ -58,6 +58,8 @@ class GpuRow(Base):
     host_id: Mapped[str] = mapped_column(ForeignKey("hosts.host_id", ondelete="CASCADE"), primary_key=True)
     gpu_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     memory_bytes: Mapped[int]
+    # As its driver says it; "": a slot on a host without GPUs.
+    name: Mapped[str] = mapped_column(server_default=text("''"))
 
 
 class PlacementRow(Base):

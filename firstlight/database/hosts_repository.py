@@ -19,7 +19,7 @@ from firstlight.database.instance_closing import close_instance, lock_instances
 from firstlight.database.keys_repository import audit
 from firstlight.database.locks import lock_fleet, lock_placements
 from firstlight.database.placements import record_checkpoint, remove_placement, write_placement
-from firstlight.database.records import HostRecord, HostRegistration
+from firstlight.database.records import GpuDescription, HostRecord, HostRegistration
 from firstlight.database.tables import GpuRow, HostRow, InstanceRow, PlacementRow, ReservationRow
 from firstlight.domain.errors import UnknownHost
 from firstlight.domain.fleet import Edge, Tier
@@ -202,6 +202,11 @@ def _seeded(document: dict[str, Any], ssd_read_bytes_per_s: float) -> dict[str, 
     return edges_to_json(edges)
 
 
+def _described(registration: HostRegistration) -> tuple[GpuDescription, ...]:
+    slot = GpuDescription(name="", memory_bytes=registration.gpu_memory_bytes)
+    return registration.gpus or (slot,) * registration.gpu_count
+
+
 async def _write_gpus(session: AsyncSession, registration: HostRegistration) -> None:
     """One row per GPU; a GPU that is no longer there goes, unless an instance still holds it."""
     if registration.gpu_count:
@@ -209,15 +214,16 @@ async def _write_gpus(session: AsyncSession, registration: HostRegistration) -> 
             {
                 "host_id": registration.host_id,
                 "gpu_index": index,
-                "memory_bytes": registration.gpu_memory_bytes,
+                "memory_bytes": gpu.memory_bytes,
+                "name": gpu.name,
             }
-            for index in range(registration.gpu_count)
+            for index, gpu in enumerate(_described(registration))
         ]
         statement = insert(GpuRow).values(rows)
         await session.execute(
             statement.on_conflict_do_update(
                 index_elements=["host_id", "gpu_index"],
-                set_={"memory_bytes": statement.excluded.memory_bytes},
+                set_={"memory_bytes": statement.excluded.memory_bytes, "name": statement.excluded.name},
             )
         )
     is_held = (

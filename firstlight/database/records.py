@@ -138,6 +138,14 @@ class StartRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuDescription:
+    """What a driver says of one GPU."""
+
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostRegistration:
     """What a host agent says of its machine when it joins. `host_class` groups like machines ("cpu-2c")."""
 
@@ -146,7 +154,7 @@ class HostRegistration:
     host_address: str
     store_address: str
     gpu_count: int
-    # Of one GPU.
+    # Of one slot of a host without GPUs.
     gpu_memory_bytes: int
     ssd_capacity_bytes: int
     dram_capacity_bytes: int
@@ -154,12 +162,15 @@ class HostRegistration:
     ssd_read_bytes_per_s: float = 0.0
     # Where other stores may fetch from; empty: they may not.
     peer_endpoint: str = ""
+    # By index; empty on a host without, which has `gpu_count` slots instead.
+    gpus: tuple[GpuDescription, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuRecord:
     gpu_index: int
     memory_bytes: int
+    name: str = ""
     instance_id: str | None = None
     model: str | None = None
     instance_state: InstanceState | None = None

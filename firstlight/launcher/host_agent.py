@@ -9,6 +9,8 @@ import asyncio
 import json
 import logging
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,7 +21,7 @@ from activities.host import GpuHost
 from firstlight.contracts.activities import HostActivities
 from firstlight.contracts.naming import host_queue
 from firstlight.database.connection import Database
-from firstlight.database.records import HostRegistration
+from firstlight.database.records import GpuDescription, HostRegistration
 from firstlight.domain.errors import EngineGone, InvalidSettings, StartTimeout
 from firstlight.domain.names import HostId
 from firstlight.launcher.control_worker import GRACEFUL_SHUTDOWN, database_url
@@ -145,12 +147,14 @@ async def _describe(host_id: HostId, at: Addresses, channels: Channels) -> HostR
                 log.warning("waiting for %s: %s", host_id, failure.message)
             is_told = True
         await asyncio.sleep(0.2)
+    gpus = tuple(GpuDescription(name=gpu.name, memory_bytes=gpu.memory_bytes) for gpu in engines.gpus)
     return HostRegistration(
         host_id=host_id,
-        host_class=f"cpu-{os.cpu_count()}c",
+        host_class=_host_class(gpus),
         host_address=at.host,
         store_address=at.store,
         gpu_count=engines.gpu_count,
+        gpus=gpus,
         # Without GPUs an engine's share of the machine's memory stands for one.
         gpu_memory_bytes=_memory_bytes() // max(1, engines.gpu_count),
         ssd_capacity_bytes=stored.ssd_capacity_bytes,
@@ -158,6 +162,14 @@ async def _describe(host_id: HostId, at: Addresses, channels: Channels) -> HostR
         ssd_read_bytes_per_s=stored.ssd_read_bytes_per_s,
         peer_endpoint=stored.peer_endpoint,
     )
+
+
+def _host_class(gpus: Sequence[GpuDescription]) -> str:
+    """Like machines get like names: `nvidia-h200-x8`, `cpu-2c`."""
+    if not gpus:
+        return f"cpu-{os.cpu_count()}c"
+    name = re.sub(r"[^a-z0-9]+", "-", gpus[0].name.lower()).strip("-")
+    return f"{name}-x{len(gpus)}"
 
 
 def _memory_bytes() -> int:

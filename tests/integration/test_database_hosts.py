@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from fleets import DIGEST, add_host, add_model, placed, plan, publish, running
@@ -20,7 +21,7 @@ from firstlight.contracts.hosts import (
 from firstlight.contracts.starts import StartPlan
 from firstlight.database import hosts_repository, instances_repository, models_repository
 from firstlight.database.connection import Database
-from firstlight.database.records import HostRecord
+from firstlight.database.records import GpuDescription, HostRecord, HostRegistration
 from firstlight.domain.errors import UnknownCheckpoint, UnknownHost
 from firstlight.domain.fleet import Edge, Tier
 from firstlight.domain.lifecycle import HostState, InstanceState, PlacementState
@@ -305,3 +306,29 @@ async def test_decisions_that_started_nothing_are_forgotten_after_a_week(databas
     async with database.session() as session:
         kinds = (await session.scalars(text("SELECT kind FROM decisions ORDER BY kind"))).all()
     assert kinds == ["place", "wait"]
+
+
+async def test_gpus_are_recorded_as_their_driver_describes_them(database: Database) -> None:
+    described = tuple(
+        GpuDescription(name="NVIDIA H200", memory_bytes=size_bytes) for size_bytes in (143 << 30, 71 << 30)
+    )
+    registration = HostRegistration(
+        host_id="gpu-1",
+        host_class="nvidia-h200-x2",
+        host_address="127.0.0.1:7000",
+        store_address="127.0.0.1:7001",
+        gpu_count=2,
+        gpu_memory_bytes=8 << 30,
+        ssd_capacity_bytes=100 << 30,
+        dram_capacity_bytes=16 << 30,
+        gpus=described,
+    )
+    async with database.transaction() as session:
+        await hosts_repository.register_host(session, registration, lease_s=60.0)
+        slots = replace(registration, gpus=(), host_id="cpu-1")
+        await hosts_repository.register_host(session, slots, lease_s=60.0)
+    found = {host_id: host.gpus for host_id, host in (await hosts(database)).items()}
+    assert [(gpu.name, gpu.memory_bytes) for gpu in found["gpu-1"]] == [
+        (one.name, one.memory_bytes) for one in described
+    ]
+    assert [(gpu.name, gpu.memory_bytes) for gpu in found["cpu-1"]] == [("", 8 << 30)] * 2
