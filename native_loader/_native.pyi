@@ -31,6 +31,10 @@ class Arena:
         """What the machine granted: hugetlb, tmpfs, memfd or anonymous."""
 
     @property
+    def has_huge_pages(self) -> bool:
+        """Whether readers map it 2 MiB at a time, once it is prefaulted."""
+
+    @property
     def size_bytes(self) -> int: ...
     def read_only_fd(self) -> int:
         """

@@ -77,7 +77,10 @@ Result<Arena> Arena::over(FileDescriptor fd, std::uint64_t size_bytes, ArenaKind
     // For hugetlb this is where missing pages show: the mapping reserves them or fails.
     Result<Mapping> mapping = Mapping::of_file(fd.get(), size_bytes, Access::read_write);
     if (!mapping) return mapping.error();
-    if (kind == ArenaKind::memfd) (void)::madvise(mapping.value().data(), size_bytes, MADV_HUGEPAGE);
+    if (kind == ArenaKind::memfd) {
+        (void)::madvise(mapping.value().data(), size_bytes, MADV_HUGEPAGE);  // heard where shmem_enabled is "advise"
+        mapping.value().prefer_huge_pages();
+    }
     // Our own mapping stays writable; nobody can make another one, or cut the file under a reader. A tmpfs
     // file takes no seals: there only the read-only descriptor protects it.
     if (kind != ArenaKind::tmpfs &&
@@ -107,6 +110,11 @@ Result<Arena> Arena::create(std::uint64_t size_bytes, ArenaKind kind) {
         if (arena) return arena;
     }
     return create(rounded, ArenaKind::memfd);
+}
+
+bool Arena::has_huge_pages() const {
+    if (kind_ == ArenaKind::memfd) return can_collapse();
+    return kind_ == ArenaKind::hugetlb || kind_ == ArenaKind::tmpfs;
 }
 
 Result<FileDescriptor> Arena::read_only_fd() const {

@@ -15,7 +15,7 @@ enum class ArenaKind {
     automatic,  // the first of the next three that this machine grants
     hugetlb,    // memfd of reserved 2 MiB pages
     tmpfs,      // file on a detached tmpfs of our own, mounted huge=always
-    memfd,      // memfd of the machine's default pages
+    memfd,      // memfd; prefaulting makes its pages huge where the kernel can (6.1)
     anonymous,  // no descriptor: memory of this process alone
 };
 
@@ -28,6 +28,9 @@ public:
 
     ArenaKind kind() const { return kind_; }
     std::uint64_t size_bytes() const { return mapping_->size_bytes(); }
+    // Once populated, and as far as memory is not too fragmented. False for anonymous memory, of which the kernel
+    // promises nothing.
+    bool has_huge_pages() const;
     // Shared, so that a load under way or an exported buffer keeps the memory when the arena is closed.
     const std::shared_ptr<Mapping>& mapping() const { return mapping_; }
     // A new descriptor through which the memory can be mapped for reading only.

@@ -99,6 +99,8 @@ void bind_arena(nb::module_& module) {
             "Raises: PoolFull if the machine does not grant it, InvalidInput.")
         .def_prop_ro("kind", [](PyArena& self) { return std::string(name_of(self.get().kind())); },
                      "What the machine granted: hugetlb, tmpfs, memfd or anonymous.")
+        .def_prop_ro("has_huge_pages", [](PyArena& self) { return self.get().has_huge_pages(); },
+                     "Whether readers map it 2 MiB at a time, once it is prefaulted.")
         .def_prop_ro("size_bytes", [](PyArena& self) { return self.get().size_bytes(); })
         .def(
             "read_only_fd",
