@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from activities.heartbeat import Heart, Progress
 from firstlight.contracts.starts import CheckpointRef
+from firstlight.domain.errors import LargerThanPool
 from firstlight.rpc.clients import StoreClient
 
 # Shows that the checkpoint's bytes themselves did not move in this start.
@@ -27,6 +28,8 @@ class Arrived:
     bytes_moved: int
     moving_at_unix_s: float
     ended_s: float
+    # Larger than the pool: the engine brings it into its own memory as it attaches.
+    is_streamed: bool = False
 
 
 class Arriving:
@@ -83,15 +86,18 @@ class Arriving:
     async def _load(self, earlier: Progress | None) -> Arrived:
         heart, began_unix_s = self._heart, time.time()
         heart.note(phase="load", bytes_total=self._checkpoint.size_bytes)
-        async for message in self._store.load(self._checkpoint.checkpoint_id):
-            heart.note(
-                bytes_done=message.bytes_done,
-                bytes_total=message.bytes_total,
-                queue_s=message.queue_s,
-                load_s=message.elapsed_s,
-                tier=message.from_tier,
-                moving_at_unix_s=message.moving_at_unix_s,
-            )
+        try:
+            async for message in self._store.load(self._checkpoint.checkpoint_id):
+                heart.note(
+                    bytes_done=message.bytes_done,
+                    bytes_total=message.bytes_total,
+                    queue_s=message.queue_s,
+                    load_s=message.elapsed_s,
+                    tier=message.from_tier,
+                    moving_at_unix_s=message.moving_at_unix_s,
+                )
+        except LargerThanPool:
+            return self._to_be_streamed(began_unix_s)
         if heart.progress.tier == RESIDENT and earlier is not None and earlier.tier not in ("", RESIDENT):
             # The bytes came while a dead attempt waited for them: its figures are the true ones.
             heart.note(
@@ -101,6 +107,19 @@ class Arriving:
                 moving_at_unix_s=earlier.moving_at_unix_s,
             )
         return self._arrived(heart.progress, began_unix_s)
+
+    def _to_be_streamed(self, began_unix_s: float) -> Arrived:
+        fetched_s = time.time() - began_unix_s if self._fetched_from else 0.0
+        return Arrived(
+            queue_s=0.0,
+            download_s=fetched_s,
+            load_s=0.0,
+            tier=self._fetched_from or "ssd",
+            bytes_moved=self._checkpoint.size_bytes,
+            moving_at_unix_s=time.time(),
+            ended_s=time.monotonic(),
+            is_streamed=True,
+        )
 
     def _arrived(self, done: Progress, began_unix_s: float) -> Arrived:
         has_landed = done.tier in LANDED

@@ -38,6 +38,7 @@ class _Attached:
     began_s: float
     ended_s: float
     own_s: float  # what the supervisor and the engine say they took, this attempt or an earlier one
+    stream_s: float  # of it, of bringing what is larger than the pool into the engine's memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,11 @@ class BringUp:
         )
         # A repeat is answered at once with the first outcome, whose seconds are in the reply.
         return _Attached(
-            endpoint=reply.endpoint, began_s=began_s, ended_s=time.monotonic(), own_s=reply.total_s
+            endpoint=reply.endpoint,
+            began_s=began_s,
+            ended_s=time.monotonic(),
+            own_s=reply.total_s,
+            stream_s=reply.stream_s,
         )
 
     async def _publish(self, request: BringUpInput, endpoint: str) -> None:
@@ -169,12 +174,14 @@ async def _end(*tasks: asyncio.Task[Arrived] | asyncio.Task[_Attached]) -> None:
 def _phases(request: BringUpInput, arrived: Arrived, attached: _Attached) -> PhaseSeconds:
     """Attaching counts as far as the bytes' way did not hide it: phases follow each other and add up."""
     beside_s = max(0.0, arrived.ended_s - attached.began_s) if arrived.bytes_moved else 0.0
+    if arrived.is_streamed:
+        beside_s = attached.stream_s
     attach_s = max(0.0, max(attached.own_s, attached.ended_s - attached.began_s) - beside_s)
     download_s = request.download_s + arrived.download_s
     measured = PhaseSeconds(
         queue_s=arrived.queue_s,
         download_s=download_s,
-        load_s=arrived.load_s,
+        load_s=attached.stream_s if arrived.is_streamed else arrived.load_s,
         attach_s=attach_s,
         tier="remote" if request.download_s > 0 else arrived.tier,
         bytes_moved=arrived.bytes_moved,

@@ -37,8 +37,9 @@ FirstlightError
 ├── StorageError                  this host's disk or memory
 │   ├── DiskFull                  the SSD cache cannot make room
 │   ├── PoolFull                  the DRAM pool cannot make room
+│   │   └── LargerThanPool        it never could: such a checkpoint is streamed to its reader
 │   └── ReadFailed                the device answered with an error
-├── GpuError                      the GPU's driver answered with an error (field `driver_error` is its name for it)
+├── GpuError                      the GPU's driver answered with an error (`driver_error` is its name for it)
 │   ├── GpuUnavailable            no driver, no such device, or one that does not start
 │   └── GpuMemoryFull             the GPU has not the memory that was asked for
 ├── EngineError
@@ -226,6 +227,11 @@ class DiskFull(StorageError):
 class PoolFull(StorageError):
     code = "pool_full"
     is_retryable = True
+
+
+class LargerThanPool(PoolFull):
+    code = "larger_than_pool"
+    is_retryable = False
 
 
 class ReadFailed(StorageError):

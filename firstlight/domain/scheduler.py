@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from firstlight.domain.estimator import StartEstimate, estimate_start, givers_of
-from firstlight.domain.fleet import FleetSnapshot, Host, StartRequest
+from firstlight.domain.fleet import FleetSnapshot, Host, Model, StartRequest
 from firstlight.domain.lifecycle import HostState
 from firstlight.domain.names import HostId, InstanceId
 
@@ -110,11 +110,17 @@ def _obstacle(request: StartRequest, host: Host) -> str | None:
         return "failed this start already"
     if host.state is not HostState.READY:
         return f"host is {host.state}"
-    if 0 < host.dram_capacity_bytes < model.size_bytes:
-        return "checkpoint is larger than the DRAM pool"
+    if 0 < host.dram_capacity_bytes < model.size_bytes and not _fits_gpus(model, host):
+        return "checkpoint is larger than the DRAM pool and than its GPUs' memory"
     if 0 < host.ssd_capacity_bytes < model.size_bytes:
         return "checkpoint is larger than the SSD cache"
     return None
+
+
+def _fits_gpus(model: Model, host: Host) -> bool:
+    """What does not fit the pool goes through it, in chunks, to where it is computed with."""
+    largest = sorted((gpu.memory_bytes for gpu in host.gpus), reverse=True)[: model.gpu_count]
+    return sum(largest) >= model.size_bytes
 
 
 def _preference(candidate: Candidate) -> tuple[float, int, str]:

@@ -23,6 +23,7 @@ from firstlight.domain.errors import (
     EngineBusy,
     EngineGone,
     FirstlightError,
+    LargerThanPool,
     StaleEpoch,
 )
 from gpu_worker.engine.binding import dtype_of, open_at, tensors_in_arena
@@ -33,7 +34,8 @@ from gpu_worker.engine.loop import DecodeLoop
 from gpu_worker.engine.skeleton import Skeleton, build_skeleton
 from gpu_worker.engine.state import EngineState
 from gpu_worker.engine.step_plan import chunk_tokens_for
-from gpu_worker.engine.store_link import Pinned, StoreLink
+from gpu_worker.engine.store_link import Pinned, StoreLink, Streaming
+from gpu_worker.engine.streamed import stream_in
 from gpu_worker.engine.weights_gate import WeightsGate
 from native_loader import Checkpoint, ProgressBoard
 
@@ -99,7 +101,7 @@ class Attacher:
     async def _attach(self, command: AttachCommand) -> Attached:
         begun_s = time.monotonic()
         try:
-            pinned = await self._link.pin(command.checkpoint_id, while_loading=True)
+            pinned = await self._pin(command.checkpoint_id)
         except FirstlightError:
             # Nothing is touched yet: it can still serve another.
             self._state.name, self._state.attachment = "spare", None
@@ -109,10 +111,11 @@ class Attacher:
             prepared, was_ready = await self._skeleton_of(command.checkpoint_id, pinned)
         except CheckpointMissing:
             # What had landed was put in its place on SSD meanwhile, so that its folder has another name.
-            pinned = await self._link.pin(command.checkpoint_id, while_loading=True)
+            pinned = await self._pin(command.checkpoint_id)
             prepared, was_ready = await self._skeleton_of(command.checkpoint_id, pinned)
         ready_s = time.monotonic()
         tensors, board = await self._tensors(command, prepared, pinned)
+        bound_s = time.monotonic() if isinstance(pinned, Streaming) else ready_s
         if board is not None:
             self._follow(board, prepared)
         parameter_bytes = self._bind(prepared, tensors)
@@ -125,16 +128,27 @@ class Attacher:
             endpoint=self._endpoint,
             map_s=pinned_s - begun_s,
             skeleton_s=0.0 if was_ready else ready_s - pinned_s,
-            bind_s=done_s - ready_s,
+            bind_s=done_s - bound_s,
+            stream_s=bound_s - ready_s if isinstance(pinned, Streaming) else 0.0,
             total_s=done_s - begun_s,
             context_length=context_length,
             parameter_bytes=parameter_bytes,
         )
 
+    async def _pin(self, checkpoint_id: str) -> Pinned | Streaming:
+        try:
+            return await self._link.pin(checkpoint_id, while_loading=True)
+        except LargerThanPool:
+            if self._gpu is not None:
+                raise
+            return await self._link.stream(checkpoint_id)
+
     async def _tensors(
-        self, command: AttachCommand, prepared: Prepared, pinned: Pinned
+        self, command: AttachCommand, prepared: Prepared, pinned: Pinned | Streaming
     ) -> tuple[Mapping[str, torch.Tensor], ProgressBoard | None]:
         """Where the model computes from, and what of it is there; None when all is."""
+        if isinstance(pinned, Streaming):
+            return await stream_in(prepared.checkpoint, pinned, self._link), None
         if self._gpu is None:
             return tensors_in_arena(prepared.checkpoint, pinned, self._link.view), pinned.board
         name = command.checkpoint_id
@@ -188,7 +202,7 @@ class Attacher:
         """From the decode loop's thread."""
         self._home.call_soon_threadsafe(self._on_weights_lost, why)
 
-    async def _skeleton_of(self, checkpoint_id: str, pinned: Pinned) -> tuple[Prepared, bool]:
+    async def _skeleton_of(self, checkpoint_id: str, pinned: Pinned | Streaming) -> tuple[Prepared, bool]:
         """The skeleton that fits what is pinned, and whether it stood ready."""
         known = self._prepared.get(checkpoint_id)
         was_ready = known is not None and known.done()

@@ -50,7 +50,10 @@ class AttachCommand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attached:
-    """What an attach gave and took. `skeleton_s` is 0 when it was prepared ahead."""
+    """What an attach gave and took. `skeleton_s` is 0 when it was prepared ahead.
+
+    `stream_s`: of bringing a checkpoint that is larger than the store's pool into the engine's own memory.
+    """
 
     endpoint: str
     map_s: float
@@ -59,6 +62,7 @@ class Attached:
     total_s: float
     context_length: int
     parameter_bytes: int
+    stream_s: float = 0.0
 
 
 # Any: a decoded JSON object is a wire boundary.

@@ -41,6 +41,18 @@ class GpuLoan:
     handle: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streaming:
+    """What comes through a ring of the arena: chunk i is in slot i modulo `slots` once `board` says so."""
+
+    offset: int
+    slots: int
+    slot_bytes: int
+    directory: Path
+    manifest_digest: str | None
+    board: ProgressBoard
+
+
 @dataclass(frozen=True, slots=True)
 class _Reply:
     # Any: a decoded JSON object.
@@ -89,6 +101,26 @@ class StoreLink:
             manifest_digest=message.get("manifest_digest"),
             board=_attached(reply.fd) if message.get("is_loading") else None,
         )
+
+    async def stream(self, checkpoint_id: str) -> Streaming:
+        """Have a checkpoint that is larger than the arena sent through it; `taken` makes it go on.
+
+        Raises: UnknownCheckpoint, PoolFull, CheckpointError, EngineGone.
+        """
+        reply = await self._ask({"stream": checkpoint_id})
+        ring = reply.message["ring"]
+        return Streaming(
+            offset=int(ring["offset"]),
+            slots=int(ring["slots"]),
+            slot_bytes=int(ring["slot_bytes"]),
+            directory=Path(reply.message["directory"]),
+            manifest_digest=reply.message.get("manifest_digest"),
+            board=_attached(reply.fd),
+        )
+
+    async def taken(self, chunks: int) -> None:
+        """The first `chunks` of the stream were copied. Raises: what ended the stream, EngineGone."""
+        await self._ask({"taken": chunks})
 
     async def copy_to_gpu(
         self, checkpoint_id: str, loans: Sequence[GpuLoan], *, chunk_bytes: int
@@ -152,7 +184,7 @@ class StoreLink:
         message = json.loads(line)
         if not isinstance(message, dict):
             raise ValueError(f"the store sent no JSON object: {line[:80]!r}")
-        has_board = bool(message.get("is_loading")) or "gpu_copying" in message
+        has_board = bool(message.get("is_loading")) or "gpu_copying" in message or "streaming" in message
         return _Reply(message, self._descriptors.popleft() if has_board else None)
 
     def _lose(self) -> None:

@@ -106,6 +106,7 @@ def _attach_reply(outcome: AttachOutcome) -> wire.AttachReply:
         total_s=outcome.total_s,
         context_length=attached.context_length,
         parameter_bytes=attached.parameter_bytes,
+        stream_s=attached.stream_s,
     )
 
 

@@ -8,6 +8,9 @@ JSON lines over a Unix socket. On connect the store sends, with the read-only ar
                             do, with the descriptor of the load's ProgressBoard attached
     -> {"unpin": "m@r"}  <- {"unpinned": "m@r"}
     -> {"gpu_copy": …}, {"gpu_outcome": …}           see gpu_handover.py
+    -> {"stream": "m@r"} <- {"streaming": "m@r", "ring": {"offset", "slots", "slot_bytes"}, "directory", …}
+                            and a board, for what is larger than the arena: chunk i is in slot i modulo slots
+    -> {"taken": n}      <- {"noted": n}: the first n chunks were copied, their slots may be filled anew
     any refusal          <- {"error": code, "message": sentence}
 Lookup and pin are one step, so nothing a reader was told of can be evicted before it maps it. The pins of a
 connection end with it: a reader that is killed leaves nothing behind.
@@ -26,12 +29,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from firstlight.domain.errors import FirstlightError, InvalidInput, UnknownCheckpoint
+from firstlight.domain.errors import Conflict, FirstlightError, InvalidInput, UnknownCheckpoint
 from gpu_worker.store.gpu_handover import GpuHandover
 from gpu_worker.store.landing import Arrival
 from gpu_worker.store.pool import Pool
 from gpu_worker.store.reach import Reach
 from gpu_worker.store.ssd_cache import SsdCache
+from gpu_worker.store.streams import Stream, Streams
 
 log = logging.getLogger("store.handover")
 
@@ -64,6 +68,7 @@ class Handover:
         *,
         pool: Pool,
         cache: SsdCache,
+        streams: Streams,
         reach: Reach,
         gpu: GpuHandover,
         arena_fd: int,
@@ -74,6 +79,8 @@ class Handover:
         self._pool = pool
         self._cache = cache
         self._reach = reach
+        self._streams = streams
+        self._streaming: dict[str, Stream] = {}
         self._arena_fd = arena_fd
         self._hello = json.dumps({"arena_bytes": arena_bytes, "kind": kind}).encode() + b"\n"
         self._readers = count(1)
@@ -125,6 +132,8 @@ class Handover:
             # A reader that was killed, or one that talks nonsense: either way it is gone.
             log.info("reader=%s left: %s", reader, failure)
         finally:
+            if (stream := self._streaming.pop(reader, None)) is not None:
+                stream.ring.leave()
             # Before its pins go: a copy still reads what they hold.
             await self._gpu.drop_reader(reader)
             if held := self._pool.drop_reader(reader):
@@ -158,6 +167,10 @@ class Handover:
                 case {"unpin": str(checkpoint_id)}:
                     self._pool.unpin(checkpoint_id, reader)
                     return _Answer({"unpinned": checkpoint_id})
+                case {"stream": str(checkpoint_id)}:
+                    return await self._stream(checkpoint_id, reader)
+                case {"taken": int(chunks)}:
+                    return await self._taken(chunks, reader)
                 case {"gpu_copy": _} | {"gpu_outcome": _} as request:
                     answer = self._gpu.answer(request, reader=reader, pool=self._pool, reach=self._reach)
                     return _Answer(*await answer)
@@ -184,6 +197,31 @@ class Handover:
         if arrival is None:
             return _Answer(reply)
         return _Answer({**reply, "is_loading": True}, (arrival.board.read_only_fd(),))
+
+    async def _stream(self, checkpoint_id: str, reader: str) -> _Answer:
+        if reader in self._streaming:
+            raise Conflict("this reader has a stream already")
+        stream = await self._streams.begin(checkpoint_id)
+        self._streaming[reader] = stream
+        ring = stream.ring
+        reply = {
+            "streaming": checkpoint_id,
+            "ring": {"offset": ring.extent.offset, "slots": ring.slots, "slot_bytes": ring.slot_bytes},
+            "directory": str(stream.cached.directory.absolute()),
+            "manifest_digest": stream.cached.manifest_digest or None,
+        }
+        return _Answer(reply, (ring.board.read_only_fd(),))
+
+    async def _taken(self, chunks: int, reader: str) -> _Answer:
+        """Raises: what ended the stream; Conflict without one."""
+        if (stream := self._streaming.get(reader)) is None:
+            raise Conflict("this reader has no stream")
+        ring = stream.ring
+        ring.take(chunks)
+        if ring.board.has_failed or chunks >= ring.board.chunks:
+            del self._streaming[reader]
+            await stream.task
+        return _Answer({"noted": chunks})
 
     def _whereabouts(self, checkpoint_id: str, arrival: Arrival | None) -> tuple[Path, str]:
         """Where its small files are, and its digest when that is known. Raises: UnknownCheckpoint."""

@@ -20,6 +20,7 @@ from gpu_worker.store.memory import Memory, Transfer
 from gpu_worker.store.pool import Pool
 from gpu_worker.store.shared_work import SharedWork
 from gpu_worker.store.ssd_cache import CachedCheckpoint, SsdCache
+from gpu_worker.store.streams import Streams
 from native_loader import ProgressBoard
 
 __all__ = ["LoadState", "Loads"]
@@ -65,6 +66,9 @@ class Loads:
         self._landed: dict[str, Arrival] = {}
         # asyncio.Lock wakes its waiters in the order they came: that is the queue.
         self._turn = asyncio.Lock()
+        self.streams = Streams(
+            cache=cache, pool=pool, memory=memory, turn=lambda: self._turn, condemn=self._quarantine
+        )
 
     @property
     def queued_bytes(self) -> int:
@@ -138,6 +142,7 @@ class Loads:
             await self._begun.wait()
 
     async def close(self) -> None:
+        await self.streams.close()
         tasks = [load.work.task for load in self._running.values()]
         for task in tasks:
             task.cancel()

@@ -39,6 +39,15 @@ class Readable(ABC):
     def partition_sizes(self) -> tuple[int, ...]:
         """Bytes of each partition."""
 
+    @property
+    @abstractmethod
+    def chunk_lengths(self) -> tuple[int, ...]:
+        """Bytes of each chunk, in the order in which they are read."""
+
+    @abstractmethod
+    def begin_chunks(self, first: int, arena_offsets: Sequence[int]) -> Transfer:
+        """Begin to read chunks from `first` on, one to each offset. Raises: as `begin`."""
+
     @abstractmethod
     def begin(self, extents: Sequence[Extent]) -> Transfer:
         """Begin to read it into `extents`, one a partition. Raises: CheckpointMissing, ReadFailed."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from gpu_worker.store.extents import Extent
 from gpu_worker.store.memory import Memory, Readable, Transfer
-from native_loader import Arena, Checkpoint, LoadJob, ProgressBoard, open_checkpoint
+from native_loader import Arena, Checkpoint, LoadJob, ProgressBoard, Segment, open_checkpoint
 from native_loader.manifest import MANIFEST_NAME
 
 
@@ -56,8 +57,33 @@ class NativeReadable(Readable):
     def partition_sizes(self) -> tuple[int, ...]:
         return tuple(partition.size_bytes for partition in self._checkpoint.manifest.partitions)
 
+    @cached_property
+    def chunk_lengths(self) -> tuple[int, ...]:
+        return tuple(segment.length for segment in self._chunks)
+
+    def begin_chunks(self, first: int, arena_offsets: Sequence[int]) -> NativeTransfer:
+        chunks = self._chunks[first : first + len(arena_offsets)]
+        return self._begin(
+            [
+                Segment(
+                    path=chunk.path,
+                    file_offset=chunk.file_offset,
+                    length=chunk.length,
+                    arena_offset=offset,
+                    crc32c=chunk.crc32c,
+                )
+                for chunk, offset in zip(chunks, arena_offsets, strict=True)
+            ]
+        )
+
+    @cached_property
+    def _chunks(self) -> list[Segment]:
+        return self._checkpoint.segments([0] * len(self._checkpoint.manifest.partitions))
+
     def begin(self, extents: Sequence[Extent]) -> NativeTransfer:
-        segments = self._checkpoint.segments([extent.offset for extent in extents])
+        return self._begin(self._checkpoint.segments([extent.offset for extent in extents]))
+
+    def _begin(self, segments: Sequence[Segment]) -> NativeTransfer:
         board = ProgressBoard([segment.length for segment in segments])
         job = LoadJob(self._arena, segments, threads=self._threads, populate=self._populate, board=board)
         return NativeTransfer(job, board)

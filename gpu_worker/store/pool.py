@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from firstlight.domain.errors import Conflict, PoolFull, UnknownCheckpoint
+from firstlight.domain.errors import Conflict, LargerThanPool, PoolFull, UnknownCheckpoint
 from gpu_worker.store.eviction import EvictionOrder
 from gpu_worker.store.extents import Extent, FreeSpace
 
@@ -94,7 +94,8 @@ class Pool:
     def reserve(self, checkpoint_id: str, sizes: Sequence[int], *, cost_s: float) -> Reservation:
         """Make room for partitions of `sizes` bytes, evicting by cost-aware LRU; the entry is `loading`.
 
-        Raises: PoolFull when not even evicting everything that may go makes room; nothing is evicted then.
+        Raises: PoolFull when not even evicting everything that may go makes room (LargerThanPool: nor ever
+        would); nothing is evicted then.
         """
         if checkpoint_id in self._entries:
             raise Conflict(f"{checkpoint_id} has room in the pool already", checkpoint_id=checkpoint_id)
@@ -238,12 +239,13 @@ class Pool:
                 entry.reserved_bytes for name, entry in self._entries.items() if not self.is_evictable(name)
             ),
         )
+        never = need > self.capacity_bytes
         why = (
             "it is larger than the pool"
-            if need > self.capacity_bytes
+            if never
             else f"{held} bytes are being read or loaded and what is left is too little or too scattered"
         )
-        return PoolFull(
+        return (LargerThanPool if never else PoolFull)(
             f"{checkpoint_id} needs {need} bytes of the DRAM pool's {self.capacity_bytes}, but {why}",
             checkpoint_id=checkpoint_id,
             need_bytes=need,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,6 +30,7 @@ from tests.integration.engine_fixtures import (
     smollm2_checkpoint,
     tokens_of,
 )
+from tests.integration.store_damage import flip_a_byte
 from tests.integration.store_reader import Reader
 from tests.integration.test_store_process import RunningStore, running_store
 
@@ -139,14 +139,7 @@ async def test_a_store_that_only_stood_still_ends_in_the_very_answer(
 async def test_a_flipped_byte_reaches_nobody(nursery: Nursery, config: StoreConfig) -> None:
     """In the last chunk: the engine is bound, and has computed with the others, before it is read."""
     path = config.ssd_root / "checkpoints" / SMOLLM2 / "partition-0.bin"
-    copy = path.with_suffix(".copy")
-    shutil.copy(path, copy)  # it was a link to the one that all tests share
-    copy.replace(path)
-    with path.open("r+b") as file:
-        file.seek(-5000, os.SEEK_END)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 4]))
+    flip_a_byte(path, at=-5000)
     async with Channels() as channels, running_store(config) as store, prepared(nursery, store) as engine:
         try:
             attached = await engine.attach(attach_command())

@@ -20,7 +20,10 @@ MANIFEST = b'{"digest": "d1"}'
 class HeldTransfer(Transfer):
     """Ends when the test calls `finish` or `fail`."""
 
-    def __init__(self, memory: HeldMemory, directory: Path, extents: Sequence[Extent]) -> None:
+    def __init__(
+        self, memory: HeldMemory, directory: Path, extents: Sequence[Extent], *, first: int = 0
+    ) -> None:
+        self._first = first
         self._memory = memory
         self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.directory = directory
@@ -36,9 +39,9 @@ class HeldTransfer(Transfer):
 
     def finish(self) -> None:
         for index, extent in enumerate(self.extents):
-            data = (self.directory / f"partition-{index}.bin").read_bytes()
+            data = (self.directory / f"partition-{self._first + index}.bin").read_bytes()
             os.pwrite(self._memory.fd, data, extent.offset)
-            self.board.mark_done(index)
+            self.board.mark_done(self._first + index)
         self._outcome.set_result(None)
 
     def fail(self, error: FirstlightError) -> None:
@@ -53,6 +56,15 @@ class HeldReadable(Readable):
     @property
     def partition_sizes(self) -> tuple[int, ...]:
         return tuple(path.stat().st_size for path in _partitions(self._directory))
+
+    @property
+    def chunk_lengths(self) -> tuple[int, ...]:
+        return self.partition_sizes
+
+    def begin_chunks(self, first: int, arena_offsets: Sequence[int]) -> HeldTransfer:
+        lengths = self.chunk_lengths[first:]
+        extents = [Extent(offset, length) for offset, length in zip(arena_offsets, lengths, strict=False)]
+        return self._memory.begun(HeldTransfer(self._memory, self._directory, extents, first=first))
 
     def begin(self, extents: Sequence[Extent]) -> HeldTransfer:
         return self._memory.begun(HeldTransfer(self._memory, self._directory, extents))
