@@ -9,6 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from firstlight.domain.errors import StorageError
@@ -30,7 +31,7 @@ def create_temporary(destination: Path) -> tuple[Path, int]:
     """A locked hidden sibling of `destination`, and the descriptor that holds its lock."""
     parent = destination.parent
     with storage_errors(destination):
-        parent.mkdir(parents=True, exist_ok=True)
+        _make_durable(parent)
         for _ in range(8):
             directory = parent / f".{destination.name}{TEMPORARY_MARK}{secrets.token_hex(6)}"
             directory.mkdir()
@@ -38,7 +39,18 @@ def create_temporary(destination: Path) -> tuple[Path, int]:
             fd = _try_lock(directory)
             if fd is not None:
                 return directory, fd
+            with suppress(OSError):
+                directory.rmdir()
     raise StorageError(f"cannot keep a temporary directory beside {destination}", path=str(destination))
+
+
+def _make_durable(directory: Path) -> None:
+    """Makes it and its parents where they are missing, each with a name that survives a loss of power."""
+    if directory.is_dir():
+        return
+    _make_durable(directory.parent)
+    directory.mkdir(exist_ok=True)
+    fsync_directory(directory.parent)
 
 
 def _try_lock(directory: Path) -> int | None:
