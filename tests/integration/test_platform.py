@@ -177,6 +177,31 @@ def test_a_minimum_of_instances_is_kept_without_any_request(platform: Platform, 
     platform.wait_for(lambda: not ready(), what="scale to zero", deadline_s=60)
 
 
+def test_a_second_host_fetches_from_the_first_ones_store(platform: Platform, tmp_path: Path) -> None:
+    """More instances than one host has places: the other host finds the bytes at its neighbour's."""
+    source = tiny_source(tmp_path / "spread", seed=7).as_uri()
+    assert deploy(platform, "spread", source, max_instances=3, min_instances=3).status_code == 201
+
+    def begun() -> list[dict[str, Any]]:
+        starts = platform.get("/admin/v1/starts?model=spread")["starts"]
+        return [row for row in starts if row["actual"]]
+
+    platform.wait_for(lambda: len(begun()) >= 3, what="three starts", deadline_s=120)
+    (first,) = [row for row in begun() if row["tier"] == "remote"]
+    (from_peer,) = [row for row in begun() if row["host_id"] != first["host_id"]][-1:]
+    assert from_peer["predicted"]["tier"] == "peer"
+    assert from_peer["predicted"]["peer_host_id"] == first["host_id"]
+    # So small that the hint may have brought all of it before the start itself asked.
+    assert from_peer["tier"] in ("peer", "dram")
+    platform.post("/admin/v1/models/spread/scale", {"min_instances": 0, "keep_alive_s": 0.1})
+    live = ("starting", "ready", "draining")
+    platform.wait_for(
+        lambda: not [row for row in instances(platform, "spread") if row["state"] in live],
+        what="scale to zero",
+        deadline_s=60,
+    )
+
+
 # Any: protobuf rows.
 def _engines(host_address: str) -> list[Any]:
     import grpc
