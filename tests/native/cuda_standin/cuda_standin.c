@@ -69,6 +69,7 @@ static struct CUctx_st contexts[SLOTS];
 static struct allocation allocations[SLOTS];
 static struct range registered[SLOTS];
 static size_t used_bytes[SLOTS];
+static int loses_copies;
 static int live_streams, live_events, sticky, busy_copies, most_busy_copies;
 static uint64_t next_id = 1;
 static unsigned seeds;
@@ -90,6 +91,9 @@ EXPORT void standin_fail(const char* call, int after, int result, int is_sticky)
     sticky = 0;
     pthread_mutex_unlock(&lock);
 }
+
+/* Copies are said to be done, and move nothing. */
+EXPORT void standin_lose_copies(int loses) { __atomic_store_n(&loses_copies, loses, __ATOMIC_SEQ_CST); }
 
 static int count_live(void) {
     int found = live_streams + live_events;
@@ -371,6 +375,17 @@ EXPORT CUresult cuMemHostUnregister(void* data) {
     return answer;
 }
 
+EXPORT CUresult cuMemHostAlloc(void** data, size_t bytes, unsigned flags) {
+    (void)flags;
+    if (posix_memalign(data, 4096, bytes) != 0) return CUDA_ERROR_OUT_OF_MEMORY;
+    return cuMemHostRegister_v2(*data, bytes, 1);
+}
+EXPORT CUresult cuMemFreeHost(void* data) {
+    CUresult answer = cuMemHostUnregister(data);
+    free(data);
+    return answer;
+}
+
 static void note_copy(int change) {
     pthread_mutex_lock(&lock);
     busy_copies += change;
@@ -403,7 +418,7 @@ static void* run_stream(void* argument) {
         if (next->to != NULL) {
             note_copy(1);
             if (delay_us > 0) usleep((useconds_t)(rand_r(&stream->seed) % delay_us));
-            memcpy(next->to, next->from, next->bytes);
+            if (!__atomic_load_n(&loses_copies, __ATOMIC_SEQ_CST)) memcpy(next->to, next->from, next->bytes);
             if (next->owns_from) free(next->from);
             note_copy(-1);
         }

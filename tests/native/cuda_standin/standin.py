@@ -59,6 +59,15 @@ class Standin:
         return int(self._library.standin_most_copies())
 
     @contextmanager
+    def losing_copies(self) -> Iterator[None]:
+        """Copies are said to be done, and move nothing."""
+        self._library.standin_lose_copies(1)
+        try:
+            yield
+        finally:
+            self._library.standin_lose_copies(0)
+
+    @contextmanager
     def failing(self, call: str, result: int, *, after: int = 0, is_sticky: bool = False) -> Iterator[None]:
         """`call` answers `result` at its `after`-th time: once, or every call from then on."""
         self._library.standin_fail(call.encode(), after, result, int(is_sticky))
