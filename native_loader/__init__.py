@@ -31,8 +31,9 @@ from native_loader.execution_order import execution_order
 from native_loader.loading import Loading
 from native_loader.manifest import FileEntry, Manifest, PartitionEntry, TensorEntry, parse_manifest
 from native_loader.reader import Checkpoint, open_checkpoint
+from native_loader.safetensors_header import SafetensorsHeader, SourceTensor, parse_header
 from native_loader.safetensors_loading import SafetensorsModel, load_safetensors, open_safetensors
-from native_loader.safetensors_source import SafetensorsFile, SafetensorsHeader, SourceTensor, parse_header
+from native_loader.safetensors_source import SafetensorsFile
 from native_loader.standalone import begin_load, load_into, load_state_dict, save_checkpoint
 from native_loader.temporary_directory import remove_leftovers
 from native_loader.verification import Damage, find_damage, verify

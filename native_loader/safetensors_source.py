@@ -1,148 +1,26 @@
-"""Reads safetensors files as they are: header validated, tensors as views of the mapped file. No torch.
-
-|8 bytes: N, little endian|N bytes: JSON header|tensor data, without holes ... |
-"""
+"""Reads safetensors files as they are: header validated, tensors in pieces. No torch."""
 
 from __future__ import annotations
 
-import json
-import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import NoReturn
+from types import TracebackType
 
 from firstlight.domain.errors import SourceCorrupt, SourceUnreachable
-from native_loader.dtypes import BITS, SAFETENSORS
-from native_loader.manifest import LONGEST_NAME, MOST_DIMENSIONS
+from native_loader.safetensors_header import (
+    LENGTH_BYTES,
+    SafetensorsHeader,
+    SourceTensor,
+    header_length,
+    parse_header,
+)
 
-LENGTH_BYTES = 8
-LARGEST_HEADER_BYTES = 100_000_000
+__all__ = ["LENGTH_BYTES", "SafetensorsFile", "SourceTensor", "header_length", "read_header"]
 
-
-@dataclass(frozen=True, slots=True)
-class SourceTensor:
-    """`offset` counts from the beginning of the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class SafetensorsHeader:
-    tensors: Mapping[str, SourceTensor]
-    metadata: Mapping[str, str]
-
-
-def header_length(prefix: bytes, *, file_bytes: int) -> int:
-    """Bytes of the JSON header, from a file's first eight. Raises: SourceCorrupt."""
-    if len(prefix) < LENGTH_BYTES or file_bytes < LENGTH_BYTES:
-        raise SourceCorrupt("not a safetensors file: shorter than 8 bytes")
-    length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
-    if not 0 < length <= min(LARGEST_HEADER_BYTES, file_bytes - LENGTH_BYTES):
-        raise SourceCorrupt(f"not a safetensors file: a header of {length} bytes in a file of {file_bytes}")
-    return length
-
-
-def parse_header(header: bytes, *, file_bytes: int) -> SafetensorsHeader:
-    """Validate the JSON header of a file of `file_bytes`; `header` excludes the eight length bytes.
-
-    Raises: SourceCorrupt if it is not JSON of the format, or its tensors do not cover the file exactly.
-    """
-    # Given bytes, json would take UTF-16 and UTF-32 too; given text, white space in front and NaN.
-    if not header.startswith(b"{"):
-        raise SourceCorrupt("the safetensors header does not begin with '{'")
-    try:
-        text = header.decode("utf-8")
-        record = json.loads(
-            text,
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_refuse_constant,
-            parse_int=_whole_number if "-0" in text else None,
-        )
-        _check_names(record)
-    except (ValueError, RecursionError) as error:
-        raise SourceCorrupt(f"unreadable safetensors header: {error}") from error
-    metadata = record.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise SourceCorrupt("the safetensors metadata is not a map of strings")
-    start = LENGTH_BYTES + len(header)
-    tensors = sorted((_tensor(name, value, start) for name, value in record.items()), key=_by_place)
-    _check_cover(tensors, start=start, file_bytes=file_bytes)
-    return SafetensorsHeader(
-        MappingProxyType({tensor.name: tensor for tensor in tensors}), MappingProxyType(metadata)
-    )
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number of JSON")
-
-
-def _whole_number(text: str) -> int:
-    """Zero has no sign where it counts something; the format's own library refuses it too."""
-    if text == "-0":
-        raise ValueError("a count of -0")
-    return int(text)
-
-
-def _check_names(record: Mapping[str, object]) -> None:
-    """Raises: ValueError for a name that is half a surrogate pair (no UTF-8 can say it) or endless."""
-    for name in record:
-        name.encode("utf-8")
-        if len(name) > LONGEST_NAME:
-            raise ValueError(f"a tensor's name has {len(name)} characters")
-
-
-def _by_place(tensor: SourceTensor) -> tuple[int, int]:
-    return tensor.offset, tensor.size_bytes
-
-
-def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise SourceCorrupt("a name stands twice in a safetensors header")
-    return record
-
-
-def _is_count_list(value: object) -> bool:
-    """Natural numbers below 2^63, and few enough that their product is no number of a million digits."""
-    return (
-        isinstance(value, list)
-        and len(value) <= MOST_DIMENSIONS
-        and all(type(item) is int and 0 <= item < 2**63 for item in value)
-    )
-
-
-def _tensor(name: str, value: object, data_start: int) -> SourceTensor:
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise SourceCorrupt(f"{name!r} is not described as safetensors has it", name=name)
-    dtype, shape, span = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in SAFETENSORS:
-        raise SourceCorrupt(f"{name!r} is of unknown dtype {str(dtype)[:40]!r}", name=name)
-    if not _is_count_list(shape) or not _is_count_list(span) or len(span) != 2 or span[0] > span[1]:
-        raise SourceCorrupt(f"the shape or offsets of {name!r} make no sense", name=name)
-    size_bytes = span[1] - span[0]
-    if prod(shape) * BITS[dtype] != size_bytes * 8:
-        raise SourceCorrupt(f"{name!r} has {size_bytes} bytes, which its shape contradicts", name=name)
-    return SourceTensor(name, dtype, tuple(shape), data_start + span[0], size_bytes)
-
-
-def _check_cover(tensors: list[SourceTensor], *, start: int, file_bytes: int) -> None:
-    end = start
-    for tensor in tensors:
-        if tensor.offset != end:
-            raise SourceCorrupt(f"{tensor.name!r} overlaps or leaves a hole", name=tensor.name)
-        end += tensor.size_bytes
-    if end != file_bytes:
-        raise SourceCorrupt(f"tensors end at byte {end} of a file of {file_bytes}")
+PIECE_BYTES = 8 << 20
 
 
 def read_header(path: Path) -> tuple[SafetensorsHeader, int]:
@@ -184,28 +62,43 @@ def _read_header(path: Path, fd: int) -> tuple[SafetensorsHeader, int]:
 
 
 class SafetensorsFile:
-    """A local file, mapped. Views from `buffer` must be released before `close`.
+    """A local file, its header valid. Nothing is mapped: a file cut short meanwhile is an error, not a crash.
 
     Raises: SourceUnreachable if it cannot be opened, SourceCorrupt.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         with _opened(path) as fd:
-            header, file_bytes = _read_header(path, fd)
-            # Only now: nothing is mapped of a file whose header lies.
-            self._map = mmap.mmap(fd, file_bytes, access=mmap.ACCESS_READ)
-        self._view = memoryview(self._map)
+            header, _ = _read_header(path, fd)
+            self._file = os.fdopen(os.dup(fd), "rb", buffering=0)
         self.tensors = header.tensors
         self.metadata = header.metadata
 
-    def buffer(self, name: str) -> memoryview:
-        """The tensor's bytes, not copied. Raises: KeyError."""
+    def pieces(self, name: str) -> Iterator[memoryview]:
+        """The tensor's bytes in order; each piece is good until the next one is asked for.
+
+        Raises: KeyError, SourceCorrupt (cut short), SourceUnreachable.
+        """
         tensor = self.tensors[name]
-        return self._view[tensor.offset : tensor.offset + tensor.size_bytes]
+        buffer = memoryview(bytearray(min(tensor.size_bytes, PIECE_BYTES)))
+        at, end = tensor.offset, tensor.offset + tensor.size_bytes
+        while at < end:
+            got = self._read(buffer[: end - at], at)
+            at += got.nbytes
+            yield got
+
+    def _read(self, into: memoryview, offset: int) -> memoryview:
+        try:
+            count = os.preadv(self._file.fileno(), [into], offset)
+        except OSError as error:
+            raise SourceUnreachable(f"cannot read {self._path}: {error.strerror}") from error
+        if count == 0:
+            raise SourceCorrupt(f"{self._path.name} was cut short while it was read", path=str(self._path))
+        return into[:count]
 
     def close(self) -> None:
-        self._view.release()
-        self._map.close()
+        self._file.close()
 
     def __enter__(self) -> SafetensorsFile:
         return self

@@ -155,8 +155,7 @@ def _add_safetensors(writer: CheckpointWriter, source: Path, on_progress: Progre
         on_progress(done, total)
         for name in execution_order(owner):
             tensor = owner[name].tensors[name]
-            with owner[name].buffer(name) as data:
-                writer.add_tensor(name, data, dtype=tensor.dtype, shape=tensor.shape)
+            writer.add_pieces(name, owner[name].pieces(name), dtype=tensor.dtype, shape=tensor.shape)
             done += tensor.size_bytes
             on_progress(done, total)
     if source.is_dir():

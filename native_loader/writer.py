@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -118,6 +118,25 @@ class CheckpointWriter:
         strides = contiguous_stride(tuple(shape)) if stride is None else tuple(stride)
         self.add_storage(data, [StorageMember(name, 0, dtype, tuple(shape), strides)], partition=partition)
 
+    def add_pieces(
+        self, name: str, pieces: Iterable[Buffer], *, dtype: str, shape: Sequence[int], partition: int = 0
+    ) -> None:
+        """Append one contiguous tensor whose bytes come piece by piece; it is never in memory whole.
+
+        Raises: InvalidInput if they are too many or too few for the shape. The writer is of no use then.
+        """
+        member = StorageMember(name, 0, dtype, tuple(shape), contiguous_stride(tuple(shape)))
+        expected = _extent(member)
+        writer = self._partitions[partition]
+        writer.pad_to(TENSOR_ALIGNMENT_BYTES)
+        start = writer.position
+        for piece in pieces:
+            writer.append(piece)
+        if writer.position - start != expected:
+            raise InvalidInput(f"{name!r} takes {expected} bytes, {writer.position - start} given", name=name)
+        self._tensors.append(_entry(member, partition=partition, start=start, first=member))
+        self._bytes_by_dtype[dtype] += expected
+
     def add_storage(self, data: Buffer, members: Sequence[StorageMember], *, partition: int = 0) -> None:
         """Append bytes that several overlapping tensors view. The first member names the storage."""
         size_bytes = memoryview(data).nbytes
@@ -216,14 +235,19 @@ class CheckpointWriter:
 
 
 def _check_member(member: StorageMember, size_bytes: int) -> None:
+    extent = _extent(member)
+    if member.offset + extent > size_bytes:
+        raise InvalidInput(f"{member.name!r} takes {extent} bytes, {size_bytes} given", name=member.name)
+
+
+def _extent(member: StorageMember) -> int:
+    """Raises: InvalidInput for a dtype, shape or stride the format does not know."""
     if member.dtype not in BITS:
         raise InvalidInput(f"{member.name!r}: unknown dtype {member.dtype!r}", name=member.name)
     try:
-        extent = extent_bytes(dtype=member.dtype, shape=member.shape, stride=member.stride)
+        return extent_bytes(dtype=member.dtype, shape=member.shape, stride=member.stride)
     except ValueError as error:
         raise InvalidInput(f"{member.name!r}: {error}", name=member.name) from error
-    if member.offset + extent > size_bytes:
-        raise InvalidInput(f"{member.name!r} takes {extent} bytes, {size_bytes} given", name=member.name)
 
 
 def _entry(member: StorageMember, *, partition: int, start: int, first: StorageMember) -> TensorEntry:

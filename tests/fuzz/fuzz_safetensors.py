@@ -14,8 +14,8 @@ import safetensors
 from instrumentation import instrument
 
 from firstlight.domain.errors import SourceCorrupt
-from native_loader import safetensors_source
-from native_loader.safetensors_source import header_length, parse_header
+from native_loader import safetensors_header
+from native_loader.safetensors_header import header_length, parse_header
 
 LARGEST_FILE_BYTES = 1 << 20
 
@@ -53,6 +53,6 @@ def asked_for(header: bytes) -> int:
 
 
 if __name__ == "__main__":
-    instrument(safetensors_source)
+    instrument(safetensors_header)
     atheris.Setup(sys.argv, test_one_input)
     atheris.Fuzz()

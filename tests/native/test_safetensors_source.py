@@ -49,10 +49,10 @@ def test_a_real_file_is_read_as_it_is(tmp_path: Path) -> None:
     with SafetensorsFile(tmp_path / "m.safetensors") as file:
         assert set(file.tensors) == set(STATE)
         assert file.metadata == {"format": "pt"}
-        with file.buffer("model.layers.10.w") as view:
-            assert bytes(view) == STATE["model.layers.10.w"].numpy().tobytes()
+        assert b"".join(file.pieces("model.layers.10.w")) == STATE["model.layers.10.w"].numpy().tobytes()
+        assert list(file.pieces("lm_head.weight")) == []
         with pytest.raises(KeyError):
-            file.buffer("unknown")
+            next(file.pieces("unknown"))
 
 
 def test_a_model_directory_becomes_a_checkpoint_in_execution_order(tmp_path: Path) -> None:
@@ -167,6 +167,28 @@ def test_a_header_that_claims_100_megabytes_allocates_what_is_there(tmp_path: Pa
     path.write_bytes((99_000_000).to_bytes(8, "little") + b"{}")
     with pytest.raises(SourceCorrupt):
         load_safetensors(path)
+
+
+def test_a_large_tensor_comes_in_pieces(tmp_path: Path) -> None:
+    tensor = torch.arange(3_000_001, dtype=torch.float64)
+    save_file({"a": tensor[:5].clone(), "b": tensor}, tmp_path / "m.safetensors")
+    with SafetensorsFile(tmp_path / "m.safetensors") as file:
+        sizes = [len(piece) for piece in file.pieces("b")]
+    assert sum(sizes) == tensor.nbytes and len(sizes) == 3
+    save_checkpoint(tmp_path, tmp_path / "c")
+    assert torch.equal(load_state_dict(tmp_path / "c")["b"], tensor)
+
+
+def test_a_source_cut_short_while_it_is_copied_is_corrupt(tmp_path: Path) -> None:
+    """Not the end of the process, as it would be of a mapped file."""
+    path = tmp_path / "m.safetensors"
+    save_file({"a": torch.zeros(4 << 20)}, path)
+    with SafetensorsFile(path) as file:
+        pieces = file.pieces("a")
+        assert len(next(pieces)) == 8 << 20
+        os.truncate(path, 10 << 20)
+        with pytest.raises(SourceCorrupt, match="cut short"):
+            list(pieces)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])

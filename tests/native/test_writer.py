@@ -88,6 +88,22 @@ def test_bytes_that_do_not_fit_their_shape_are_refused(
         writer.add_tensor("a", bytes(size_bytes), dtype=dtype, shape=shape, stride=stride)
 
 
+def test_a_tensor_may_come_in_pieces(tmp_path: Path) -> None:
+    whole = torch.arange(1000, dtype=torch.int32)
+    content = whole.numpy().tobytes()
+    with writer_at(tmp_path / "c") as writer:
+        writer.add_pieces(
+            "a", (content[at : at + 7] for at in range(0, 4000, 7)), dtype="I32", shape=[10, 100]
+        )
+        writer.add_pieces("none", [], dtype="I32", shape=[0])
+        writer.commit()
+    assert torch.equal(load_state_dict(tmp_path / "c")["a"], whole.reshape(10, 100))
+    for pieces in ([], [content, b"x"], [content[:-1]]):
+        with writer_at(tmp_path / "d") as writer, pytest.raises(InvalidInput):
+            writer.add_pieces("a", pieces, dtype="I32", shape=[1000])
+    assert os.listdir(tmp_path) == ["c"]
+
+
 def test_views_of_given_bytes_share_them(tmp_path: Path) -> None:
     with writer_at(tmp_path / "c") as writer:
         rows = StorageMember("rows", 0, "I32", (2, 3), (3, 1))
