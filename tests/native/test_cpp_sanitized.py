@@ -27,7 +27,7 @@ def test_core_is_clean(sanitizer: str, tmp_path: Path) -> None:
     build = tmp_path / "build"
     configure = [
         "cmake", "-S", str(ROOT / "native_loader"), "-B", str(build), "-G", "Ninja",
-        "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_UNITY_BUILD=ON", "-DFIRSTLIGHT_NATIVE_TESTS=ON",
+        "-DCMAKE_BUILD_TYPE=Debug", "-DFIRSTLIGHT_NATIVE_TESTS=ON",
         f"-DFIRSTLIGHT_SANITIZE={sanitizer}",
     ]  # fmt: skip
     run(configure, cwd=tmp_path, environment=environment)
