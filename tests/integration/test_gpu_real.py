@@ -1,4 +1,4 @@
-"""The path to a GPU on a real one. Skipped where there is none: there it only meets a stand-in of the driver."""
+"""The path to a GPU, on a real one; skipped where there is none. There only a stand-in of the driver is met."""
 
 from __future__ import annotations
 
