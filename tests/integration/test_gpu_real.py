@@ -1,4 +1,4 @@
-"""The path to a GPU, on a real one; skipped where there is none. There only a stand-in of the driver is met."""
+"""The path to a GPU, on a real one; skipped where there is none and only a stand-in of the driver is met."""
 
 from __future__ import annotations
 
