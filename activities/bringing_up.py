@@ -12,6 +12,7 @@ The epoch fences off an attempt whose plan was replaced meanwhile.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,13 +22,18 @@ from activities.heartbeat import Heart, Progress
 from activities.patience import until_database_answers
 from firstlight.contracts.starts import BringUpInput, BringUpReceipt, PhaseSeconds, StartPlan
 from firstlight.database.connection import Database
+from firstlight.database.keys_repository import audit
 from firstlight.database.starts_repository import publish_route, withdraw_route
-from firstlight.domain.errors import FirstlightError, ModelBeingDeleted, StaleEpoch
+from firstlight.domain.errors import CheckpointError, FirstlightError, ModelBeingDeleted, StaleEpoch
 from firstlight.domain.fleet import Tier
 from firstlight.rpc.clients import HostClient, StoreClient
 
+log = logging.getLogger("start")
+
 # An attach may wait for a load's turn, or for a download: the activity's own time-out bounds it.
 ATTACH_AT_MOST_S = 6 * 3600.0
+# A hint may go out so long before the decision, by clocks of two machines.
+HINT_AHEAD_S = 0.5
 # So long an engine's failure waits for the word of what made it fail.
 CAUSE_WITHIN_S = 1.0
 
@@ -52,7 +58,13 @@ class BringUp:
         plan = request.plan
         # Best effort and not waited for: attach joins whatever it has prepared.
         hint = asyncio.create_task(self._prepare_engine(plan))
-        bytes_ = Arriving(self.store, plan.checkpoint, heart=heart, fetch=request.fetch)
+        bytes_ = Arriving(
+            self.store,
+            plan.checkpoint,
+            heart=heart,
+            fetch=request.fetch,
+            since_unix_s=plan.decided_at_unix_s - HINT_AHEAD_S,
+        )
         arriving = asyncio.create_task(bytes_.run(earlier))
         serving = asyncio.create_task(self._serve(request, bytes_))
         try:
@@ -60,6 +72,8 @@ class BringUp:
             arrived = await arriving
         except FirstlightError as failure:
             await _end(serving)
+            if isinstance(failure, CheckpointError):
+                await self._record_damage(plan, failure)
             if serving.cancelled() or serving.exception() is None:
                 # A route may have been published: it leads to an engine that will never be whole.
                 await self._take_back(plan, failure)
@@ -137,6 +151,27 @@ class BringUp:
 
         await until_database_answers(write)
         await self._stop(plan, f"its bytes do not come: {failure.message}")
+
+    async def _record_damage(self, plan: StartPlan, failure: CheckpointError) -> None:
+        """For whoever looks after the host: a disk that does this once does it again."""
+        log.error("host=%s checkpoint=%s: %s", plan.host_id, plan.checkpoint.checkpoint_id, failure.message)
+
+        async def write() -> None:
+            async with self.database.transaction() as session:
+                await audit(
+                    session,
+                    actor=f"host/{plan.host_id}",
+                    act="checkpoint quarantined",
+                    subject=f"checkpoint/{plan.checkpoint.checkpoint_id}",
+                    detail={
+                        "code": failure.code,
+                        "message": failure.message,
+                        "instance_id": plan.instance_id,
+                        "epoch": plan.epoch,
+                    },
+                )
+
+        await until_database_answers(write)
 
     async def _stop(self, plan: StartPlan, reason: str) -> None:
         with suppress(FirstlightError):

@@ -20,14 +20,17 @@ from activities.host import GpuHost
 from firstlight.contracts.instances import StopInstanceInput, StopSignal
 from firstlight.contracts.naming import cold_start_id, instance_workflow_id
 from firstlight.contracts.starting import stop_instance
-from firstlight.contracts.starts import AbandonInput, BringUpInput, DownloadInput, StartPlan
+from firstlight.contracts.starts import AbandonInput, BringUpInput, ColdStartResult, DownloadInput, StartPlan
+from firstlight.database.keys_repository import list_audit
 from firstlight.database.starts_repository import abandon_start, list_starts
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 from firstlight.rpc.channels import Channels
-from firstlight.rpc.clients import HostClient, InferenceClient
+from firstlight.rpc.clients import HostClient, InferenceClient, StoreClient
+from firstlight.rpc.store_pb2 import StoredCheckpoint
 from tests.integration.conftest import fresh_database
 from tests.integration.live_cluster import LiveCluster, live_cluster, until
+from tests.integration.store_damage import flip_a_byte
 from tests.integration.tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -104,6 +107,64 @@ async def test_an_engine_that_is_killed_is_noticed(cluster: LiveCluster, source:
     os.kill(pid, signal.SIGKILL)
     ended = await cluster.until_state(plan.instance_id, *ENDED, within_s=20)
     assert (ended.state, ended.failure_code) == (InstanceState.FAILED, "engine_gone")
+
+
+async def test_a_byte_that_flipped_on_the_ssd_is_fetched_anew(cluster: LiveCluster, source: Path) -> None:
+    """Nobody has to do anything: the copy is condemned, downloaded again, and the start succeeds."""
+    await cluster.add_model("flipped", source)
+    first = await cluster.start("flipped")
+    await result_of(cluster, "flipped", first)
+    name = first.checkpoint.checkpoint_id
+    [path] = await until_there(cluster, name)
+    await stop(cluster, first.instance_id)
+    [host] = await cluster.hosts()
+    async with Channels() as channels:
+        store = StoreClient(channels, host.store_address)
+        async with asyncio.timeout(10):
+            while (await row_of(store, name)).pins:  # noqa: ASYNC110 - another process's state
+                await asyncio.sleep(0.02)
+        await store.remove(name, only_dram=True)
+        intact = path.read_bytes()
+        flip_a_byte(path, at=-5000)
+        second = await cluster.start("flipped")
+        assert second.estimate.tier != "remote"
+        receipt = await result_of(cluster, "flipped", second)
+        assert receipt.plans_tried == 1
+        ready = await cluster.until_state(second.instance_id, InstanceState.READY, within_s=1)
+        assert ready.endpoint is not None
+        assert (await InferenceClient(channels, ready.endpoint).status()).state == "ready"
+    assert path.read_bytes() == intact
+    async with cluster.database.session() as session:
+        [event] = await list_audit(session, subject=f"checkpoint/{name}")
+    assert (event.act, event.actor) == ("checkpoint quarantined", f"host/{host.host_id}")
+    assert event.detail["code"] == "checksum_mismatch"
+    await stop(cluster, second.instance_id)
+
+
+async def result_of(cluster: LiveCluster, model: str, plan: StartPlan) -> ColdStartResult:
+    handle = cluster.client.get_workflow_handle(
+        cold_start_id(model, plan.instance_id), result_type=ColdStartResult
+    )
+    async with asyncio.timeout(60):
+        result: ColdStartResult = await handle.result()
+    return result
+
+
+async def row_of(store: StoreClient, checkpoint_id: str) -> StoredCheckpoint:
+    rows = (await store.inventory()).checkpoints
+    return next(row for row in rows if row.checkpoint_id == checkpoint_id)
+
+
+async def until_there(cluster: LiveCluster, checkpoint_id: str) -> list[Path]:
+    """Its partitions, once its download has put them in their place."""
+
+    def found() -> list[Path]:
+        return list(
+            Path(cluster.env["FIRSTLIGHT_STATE_DIR"]).glob(f"**/checkpoints/{checkpoint_id}/partition-*.bin")
+        )
+
+    await until(lambda: bool(found()), within_s=20)
+    return found()
 
 
 async def test_bringing_up_twice_is_bringing_up_once(cluster: LiveCluster, source: Path) -> None:
