@@ -13,16 +13,12 @@ transformers is imported before the first question, so that the answer does not 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
 from firstlight.domain.errors import FirstlightError, InvalidInput
-
-# Mappings are collected in the thread that follows them.
-os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
 
 
 def serve(questions: TextIO, answers: TextIO) -> None:

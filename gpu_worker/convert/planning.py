@@ -6,8 +6,10 @@ keys, fused experts, ties and types kept in float32 are its own, not guessed aga
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -41,6 +43,7 @@ from native_loader.manifest import (
 from native_loader.safetensors_source import SafetensorsFile, SourceTensor
 from native_loader.standalone import safetensors_files
 
+_NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 _UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, SafetensorError)
 
 
@@ -122,7 +125,7 @@ def _loaded(
         for name, origin in origins.items()
     }
     try:
-        with following:
+        with _in_this_thread(), following:
             model, report = kind.from_pretrained(
                 None,
                 config=config,
@@ -136,6 +139,20 @@ def _loaded(
         raise SourceCorrupt(f"the weights cannot be read: {failure}") from failure
     require_complete(report)
     return model.eval()
+
+
+@contextmanager
+def _in_this_thread() -> Iterator[None]:
+    """transformers casts weights in threads of its own, where nobody would follow them."""
+    before = os.environ.get(_NO_THREADS)
+    os.environ[_NO_THREADS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_THREADS]
+        else:
+            os.environ[_NO_THREADS] = before
 
 
 # Any: transformers' models are untyped.

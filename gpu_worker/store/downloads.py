@@ -64,11 +64,15 @@ class Downloads:
         work.start(self._run(order, work))
         return work
 
-    async def close(self) -> None:
+    async def end(self) -> None:
+        """Stop every download where it is."""
         tasks = [work.task for _, work in self._running.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        await self.end()
         if self._parts.planner is not None:
             await self._parts.planner.close()
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 SMALLEST_BYTES = 256 * 2**10
 LARGEST_BYTES = 16 * 2**20
 FIRST_BYTES = 2**20
-# All that is under way takes this long on the link, and twice as long as an answer takes to begin: what stands
-# first in the order is late by no more, and the link never waits for a request.
+# All that is under way takes this long on the link, and twice as long as an answer takes to begin: what
+# stands first in the order is late by no more, and the link never waits for a request.
 IN_FLIGHT_S = 0.04
 MOST_IN_FLIGHT_S = 0.5
 WINDOW_S = 1.0

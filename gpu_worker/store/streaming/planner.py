@@ -42,6 +42,8 @@ class Planner:
         """Have it ready soon; answers at once. A positive niceness is kept for its life."""
         if self._warming is None or self._warming.done():
             self._warming = asyncio.get_running_loop().create_task(self._warm(niceness))
+            # A failure is met again by whoever asks; here it is only looked at.
+            self._warming.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def warm_later(self, after_s: float) -> None:
         """Have it ready before anybody asks, but not while everything else is starting."""

@@ -1,0 +1,147 @@
+"""Laws of a streamed download's pure parts: casts are torch's, and every byte is asked for once, in order."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpu_worker.convert.stream_plan import Piece, StreamPlan, check_plan
+from gpu_worker.store.streaming.casting import cast_into
+from gpu_worker.store.streaming.chunk_book import ChunkBook
+from gpu_worker.store.streaming.pace import LARGEST_BYTES, SMALLEST_BYTES, Pace
+from gpu_worker.store.streaming.request_queue import WINDOW_CHUNKS, Request, RequestQueue
+from native_loader.manifest import Manifest, PartitionEntry
+
+TORCH = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+CHUNK = 8192
+
+
+def _is_torchs(bits: torch.Tensor, kind: str, wanted: str) -> None:
+    source = bits.view(TORCH[kind])
+    expected = source.to(TORCH[wanted])
+    made = bytearray(expected.nbytes)
+    cast_into(memoryview(made), memoryview(bits.numpy()).cast("B"), (kind, wanted))
+    whole = torch.int16 if wanted != "F32" else torch.int32
+    found = torch.frombuffer(made, dtype=whole)
+    # NaN stays NaN; its payload is nobody's business.
+    is_nan = expected.isnan()
+    assert torch.equal(found[~is_nan], expected.view(whole)[~is_nan])
+    assert bool(torch.frombuffer(made, dtype=TORCH[wanted])[is_nan].isnan().all())
+
+
+def test_every_value_of_two_bytes_is_cast_as_torch_does() -> None:
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    for kind, wanted in (("BF16", "F32"), ("F16", "F32"), ("BF16", "F16"), ("F16", "BF16")):
+        _is_torchs(bits, kind, wanted)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_float32_is_rounded_as_torch_does(seed: int) -> None:
+    random = np.random.default_rng(seed).integers(0, 2**32, 100_000, dtype=np.uint32)
+    # Halfway between two neighbours, where rounding is decided.
+    random[::3] = (random[::3] & np.uint32(0xFFFF0000)) | np.uint32(0x8000)
+    for wanted in ("BF16", "F16"):
+        _is_torchs(torch.from_numpy(random.view(np.int32)), "F32", wanted)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> StreamPlan:
+    """Pieces of a few files in any order of the source, copied or widened, with gaps between some."""
+    start, pieces = 0, []
+    offsets = {"a": 0, "b": 0}
+    sizes = draw(st.lists(st.integers(1, 5000), min_size=1, max_size=12))
+    for size in sizes:
+        file = draw(st.sampled_from(["a", "b"]))
+        widened = draw(st.booleans())
+        size_bytes = size * 4
+        source_bytes = size * 2 if widened else size_bytes
+        pieces.append(
+            Piece(0, start, size_bytes, file, offsets[file], source_bytes, ("BF16", "F32") if widened else ())
+        )
+        offsets[file] += source_bytes
+        start = -(-(start + size_bytes) // 256) * 256
+    total = -(-start // 4096) * 4096
+    partition = PartitionEntry("partition-0.bin", total, (0,) * -(-total // CHUNK))
+    manifest = Manifest(
+        format_version=1,
+        source="m",
+        revision="r",
+        dtype="F32",
+        transformers_version=None,
+        chunk_bytes=CHUNK,
+        partitions=(partition,),
+        tensors=(),
+        aliases=MappingProxyType({}),
+        files=(),
+        digest="",
+    )
+    made = StreamPlan(manifest, tuple(pieces))
+    check_plan(made, file_sizes=offsets)
+    return made
+
+
+def _all_of(queue: RequestQueue, sizes: list[int]) -> list[Request]:
+    found = []
+    while (request := queue.take(sizes[len(found) % len(sizes)])) is not None:
+        found.append(request)
+    return found
+
+
+@given(
+    plans(),
+    st.lists(st.integers(1, 20_000), min_size=1, max_size=5),
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 20_000).map(lambda at: at * 4)), max_size=4
+    ),
+)
+@settings(max_examples=200, deadline=None)
+def test_every_byte_is_asked_for_once_and_windows_in_order(
+    made: StreamPlan, sizes: list[int], seams: list[tuple[str, int]]
+) -> None:
+    book = ChunkBook(made)
+    requests = _all_of(RequestQueue(book.entries, seams=seams), sizes)
+    covered: list[tuple[int, int]] = []
+    window = 0
+    for request in requests:
+        at = request.start
+        for part in request.parts:
+            assert part.piece.source_start == at, "a request reads one run of a file"
+            at += part.piece.source_bytes
+            covered.append((part.piece.start, part.piece.end))
+            assert book.entries[part.chunk].chunk.start <= part.piece.start
+            assert part.piece.end <= book.entries[part.chunk].end
+            assert part.chunk // WINDOW_CHUNKS >= window
+            window = max(window, part.chunk // WINDOW_CHUNKS)
+            book.arrived(part.chunk, part.piece.size_bytes)
+        assert at == request.start + request.size_bytes
+        assert not any(file == request.file and request.start < seam < at for file, seam in seams)
+    covered.sort()
+    assert all(before[1] <= after[0] for before, after in pairwise(covered))
+    assert sum(end - start for start, end in covered) == sum(piece.size_bytes for piece in made.pieces)
+    assert all(entry.missing_bytes == 0 for entry in book.entries)
+
+
+@given(plans())
+def test_gaps_and_pieces_are_the_whole_of_a_chunk(made: StreamPlan) -> None:
+    for entry in ChunkBook(made).entries:
+        gaps = sum(end - start for start, end in entry.gaps())
+        assert gaps + sum(piece.size_bytes for piece in entry.pieces) == entry.chunk.length
+
+
+def test_requests_grow_with_the_link_and_stay_within_bounds() -> None:
+    now = 0.0
+    pace = Pace(parallelism=4, latency_s=0.03, clock=lambda: now)
+    seen = []
+    for bytes_per_s in (1e6, 1e8, 1e9, 1e11):
+        for _ in range(200):
+            now += 0.01
+            pace.note(int(bytes_per_s * 0.01))
+        seen.append(pace.request_bytes)
+    assert seen == sorted(seen) and len(set(seen)) > 2
+    assert min(seen) >= SMALLEST_BYTES and max(seen) == LARGEST_BYTES
