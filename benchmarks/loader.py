@@ -17,10 +17,13 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from benchmarks.loader_ablation import WAYS as ABLATION
+from benchmarks.loader_ablation import report_ablation
+from benchmarks.loader_elsewhere import measure_elsewhere
 from benchmarks.loader_figures import Measured, absent, summarise
 from benchmarks.loader_files import BenchmarkFiles, prepare_files, remove_files
 from benchmarks.loader_huge_pages import huge_pages
-from benchmarks.loader_limit import FIO_BYTES, find_limit
+from benchmarks.loader_limit import Limit, find_limit
 from benchmarks.loader_plot import draw
 from benchmarks.loader_pressure import KINDS, pressure
 from benchmarks.loader_rounds import Bench, cold_round, warm_round
@@ -35,22 +38,24 @@ QUICK_ROUNDS = 2
 
 def main() -> int:
     arguments = _arguments()
-    rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
     report = Report("loader")
-    files = prepare_files(arguments.directory.resolve(), int(arguments.size_gib * GIB))
-    ways = _chosen(arguments.only)
-    measured = Measured(ways, files.size_bytes, files.partition.stat().st_size)
+    directory = arguments.directory.resolve()
+    files = prepare_files(directory, int(arguments.size_gib * GIB))
+    measured = Measured(_chosen(arguments.only), files.size_bytes, files.partition.stat().st_size)
+    slowdowns: list[tuple[str, list[float]]] = []
     try:
-        # Twice the pool: the store's, and that of a process which loads into one of its own.
-        with huge_pages(FIO_BYTES + 2 * pool_bytes(files)) as why_not:
-            _measure(report, measured, files, rounds, arguments.pressure, why_not)
+        # Twice the pool: the store's, and that of a process that loads into one of its own.
+        with huge_pages(2 * pool_bytes(files)) as why_not:
+            _measure(report, measured, files, arguments, why_not)
+            if arguments.ablation:
+                slowdowns = _ablation(report, files, arguments)
     finally:
         if not arguments.keep:
             remove_files(files)
-    report.print_reach()
-    if arguments.plot and (why := draw(measured, arguments.plot)):
+    measure_elsewhere(report, directory, rounds=_rounds(arguments), is_quick=arguments.quick)
+    if arguments.plot and (why := draw(measured, slowdowns, arguments.plot)):
         report.notes.append(why)
-        print(why)
+    report.print_reach()
     if arguments.json:
         report.write(arguments.json)
     return 1 if report.has_failed else 0
@@ -90,15 +95,19 @@ def _chosen(only: str | None) -> dict[str, Way]:
     return {name: ways[name] for name in only.split(",")}
 
 
+def _rounds(arguments: argparse.Namespace) -> int:
+    return min(QUICK_ROUNDS, arguments.rounds) if arguments.quick else int(arguments.rounds)
+
+
 def _measure(
     report: Report,
     measured: Measured,
     files: BenchmarkFiles,
-    rounds: int,
-    pressure_kind: str,
+    arguments: argparse.Namespace,
     why_no_huge_pages: str | None,
 ) -> None:
-    limit = find_limit(files.partition, has_huge_pages=why_no_huge_pages is None)
+    rounds = _rounds(arguments)
+    limit = find_limit(files.partition)
     report.notes += [why for why in (why_no_huge_pages, limit.why) if why]
     present = [way for way in measured.ways.values() if not way.missing]
     missing = absent(measured.ways.values())
@@ -107,9 +116,9 @@ def _measure(
         bench = Bench(files, store, limit)
         _cold(bench, measured, [way for way in present if way.is_cold], rounds)
         _warm(bench, measured, [way for way in present if way.is_warm], rounds)
-        _pressed(bench, measured, [way for way in present if way.is_warm], rounds, pressure_kind)
+        _pressed(bench, measured, [way for way in present if way.is_warm], rounds, arguments.pressure)
     report.notes += missing
-    report.notes.append(f"memory pressure: {pressure_kind}")
+    report.notes.append(f"memory pressure: {arguments.pressure}")
     summarise(report, measured, limit)
     print_tables(measured, limit, missing)
 
@@ -142,6 +151,7 @@ def _pressed(bench: Bench, measured: Measured, ways: Sequence[Way], rounds: int,
     chosen = [way for way in ways if way.store == "dram" or (not way.is_ours and way.name in _MAPPING)]
     if not any(way.store == "dram" for way in chosen):
         return
+    assert bench.store is not None, "the pool is a store's"
     bench.store.make_resident()
     with Progress(transient=True) as progress:
         task = progress.add_task("under memory pressure", total=rounds * len(chosen))
@@ -152,6 +162,22 @@ def _pressed(bench: Bench, measured: Measured, ways: Sequence[Way], rounds: int,
                     trial = bench.trial(way, "pressed", number, lambda _: None)
                 measured.trials.append(trial)
                 progress.advance(task)
+
+
+def _ablation(
+    report: Report, files: BenchmarkFiles, arguments: argparse.Namespace
+) -> list[tuple[str, list[float]]]:
+    """After the store has ended: every load has memory of its own."""
+    trials = []
+    rounds = _rounds(arguments)
+    bench = Bench(files, None, Limit(None))
+    with Progress(transient=True) as progress:
+        task = progress.add_task("ablation", total=rounds * len(ABLATION))
+        for number in range(rounds):
+            for trial, _ in cold_round(bench, ABLATION, number):
+                trials.append(trial)
+                progress.advance(task)
+    return report_ablation(report, trials)
 
 
 # The peers that are fast for being mapped from the page cache: what pressure takes away is theirs.

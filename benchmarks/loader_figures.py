@@ -39,6 +39,9 @@ class Measured:
         measured = {trial.way for trial in self.trials if trial.state == state}
         return [name for name, way in self.ways.items() if name in measured and way.is_ours == ours]
 
+    def of_state(self, state: str) -> list[Trial]:
+        return [trial for trial in self.trials if trial.state == state]
+
     def limit_s(self, number: int) -> float:
         """What the limit took for the same file in that round."""
         return self.read_bytes / next(one.bytes_per_s for one in self.limits if one.round == number)
@@ -63,7 +66,7 @@ def summarise(report: Report, measured: Measured, limit: Limit) -> None:
     _reach_cold(report, measured, limit)
     _reach_warm(report, measured)
     _reach_pressed(report, measured)
-    report.trials = [trial.record() for trial in measured.trials]
+    report.trials += [trial.record() for trial in measured.trials]
     report.trials += [
         {"way": LIMIT, "state": "cold", "round": one.round, "bytes_per_s": one.bytes_per_s}
         for one in measured.limits
@@ -128,6 +131,19 @@ def _reach_cpu(report: Report, measured: Measured) -> None:
         report.require("cold SSD → returned, CPU besides checksums", median(rest), at_most=0.02, unit="s/GB")
 
 
+def _compare(
+    report: Report, measured: Measured, state: str, ours: str, value: Callable[[Taken], float], what: str
+) -> dict[str, list[float]]:
+    """Every peer's time over ours, paired: rows, and the ratios by peer."""
+    own = measured.values(ours, state, value)
+    ratios = {
+        peer: paired(measured.values(peer, state, value), own) for peer in measured.names(state, ours=False)
+    }
+    for peer, found in ratios.items():
+        report.add(f"{what}: {measured.ways[peer].title} / ours, paired", found, unit="×")
+    return {peer: found for peer, found in ratios.items() if found}
+
+
 def _reach_ahead(
     report: Report,
     measured: Measured,
@@ -139,15 +155,9 @@ def _reach_ahead(
     times: float = 1.0,
 ) -> None:
     """The nearest peer's time over ours must be at least `times`."""
-    own = measured.values(ours, state, value)
-    ratios = {
-        peer: paired(measured.values(peer, state, value), own) for peer in measured.names(state, ours=False)
-    }
-    ratios = {peer: found for peer, found in ratios.items() if found}
-    for peer, found in ratios.items():
-        report.add(f"{what}: {measured.ways[peer].title} / ours, paired", found, unit="×")
-    if not own or not ratios:
-        report.not_measured(f"{what}: nearest peer / ours", bound=f">= {times:g} ×", why="no peer installed")
+    ratios = _compare(report, measured, state, ours, value, what)
+    if not ratios:
+        report.not_measured(f"{what}: nearest peer / ours", bound=f">= {times:g} ×", why="no peer measured")
         return
     nearest = min(ratios, key=lambda peer: median(ratios[peer]))
     label = measured.ways[nearest].label
@@ -167,7 +177,7 @@ def _reach_warm(report: Report, measured: Measured) -> None:
     _reach_ahead(
         report, measured, "warm", "store-dram-model", _returned, "DRAM → bound model, returned", times=4
     )
-    _reach_ahead(report, measured, "warm", "store-dram", _returned, "DRAM → state dict, returned", times=4)
+    _compare(report, measured, "warm", "store-dram", _returned, "DRAM → state dict, returned")
     _reach_ahead(report, measured, "warm", "store-dram-model", _checked, "DRAM → bound model, checksummed")
 
 

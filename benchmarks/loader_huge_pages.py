@@ -17,8 +17,10 @@ def huge_pages(size_bytes: int) -> Iterator[str | None]:
     wanted = -(-size_bytes // HUGE_PAGE_BYTES)
     try:
         before = int(RESERVED.read_text())
-        COMPACT.write_text("1")  # huge pages are made of neighbours, and an aged memory has few
         RESERVED.write_text(str(before + wanted))
+        if int(RESERVED.read_text()) < before + wanted:
+            COMPACT.write_text("1")  # huge pages are made of neighbours, and an aged memory has few
+            RESERVED.write_text(str(before + wanted))
         granted = int(RESERVED.read_text()) - before
     except OSError as refusal:
         yield f"huge pages cannot be reserved ({refusal.strerror}): run as root"

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from benchmarks.loader_huge_pages import huge_pages
+
 BLOCK_BYTES = 4 << 20
 DEPTH = 32
 # Huge pages for fio's buffers, and a few for its own rounding.
@@ -68,15 +70,17 @@ class Limit:
         return str(self.fio) if self.fio else FALLBACK
 
     def read(self, file: Path) -> LimitReading:
+        """Raises: FioRefused."""
         return _fio(file, self.fio) if self.fio else _read_directly(file)
 
 
-def find_limit(file: Path, *, has_huge_pages: bool, passes: int = 3) -> Limit:
+def find_limit(file: Path, *, passes: int = 3) -> Limit:
     """The fastest of fio's settings that work here, else the fallback with the reason."""
     if shutil.which("fio") is None:
         return Limit(None, "fio is not installed (Debian: apt-get install fio)")
-    if not has_huge_pages:
-        return Limit(None, "fio has no huge pages, and its default buffers under-report the device")
+    with huge_pages(FIO_BYTES) as why:
+        if why is not None:
+            return Limit(None, f"fio's default buffers under-report the device, and {why}")
     seconds: dict[FioSetting, float] = {}
     refusal = ""
     for setting in SETTINGS:
@@ -90,7 +94,14 @@ def find_limit(file: Path, *, has_huge_pages: bool, passes: int = 3) -> Limit:
 
 
 def _fio(file: Path, setting: FioSetting) -> LimitReading:
-    """Raises: FioRefused."""
+    # Reserved for this run alone: whatever else is free, another process may take.
+    with huge_pages(FIO_BYTES) as why:
+        if why is not None:
+            raise FioRefused(why)
+        return _run_fio(file, setting)
+
+
+def _run_fio(file: Path, setting: FioSetting) -> LimitReading:
     command = [
         "fio",
         "--name=limit",

@@ -45,7 +45,7 @@ def _safetensors(setting: Setting) -> Load:
 
 def _pool(setting: Setting, *, verify: bool) -> Load:
     """What the store does with bytes, in this process; what checksums cost is the difference of the two."""
-    from native_loader import Arena, LoadJob, Segment, open_checkpoint
+    from native_loader import Arena, LoadJob, open_checkpoint
 
     _touch_torch()
     offsets, total_bytes = open_checkpoint(setting.files.checkpoint).manifest.arena_offsets()
@@ -54,17 +54,7 @@ def _pool(setting: Setting, *, verify: bool) -> Load:
 
     def load() -> Tensors:
         checkpoint = open_checkpoint(setting.files.checkpoint)
-        segments = [
-            Segment(
-                path=one.path,
-                file_offset=one.file_offset,
-                length=one.length,
-                arena_offset=one.arena_offset,
-                crc32c=one.crc32c if verify else None,
-            )
-            for one in checkpoint.segments(offsets)
-        ]
-        LoadJob(arena, segments, threads=2).result()
+        LoadJob(arena, checkpoint.segments(offsets), verify=verify).result()
         sizes = [partition.size_bytes for partition in checkpoint.manifest.partitions]
         return checkpoint.bind([arena.buffer(at, size) for at, size in zip(offsets, sizes, strict=True)])
 

@@ -51,18 +51,18 @@ class LimitTrial:
 
 @dataclass(slots=True)
 class Bench:
-    """What trials run with."""
+    """What trials run with; without a store, only ways that need none."""
 
     files: BenchmarkFiles
-    store: BenchmarkStore
+    store: BenchmarkStore | None
     limit: Limit
 
     def trial(self, way: Way, state: str, number: int, settle: Callable[[Way], None]) -> Trial:
         """Start the process, put the caches into their state by `settle`, load. Raises: TrialFailed."""
         with _waiting(way, self) as process:
-            if way.store == "ssd":
+            if self.store and way.store == "ssd":
                 self.store.make_cold()
-            elif way.store == "dram":
+            elif self.store and way.store == "dram":
                 self.store.make_resident()
             settle(way)
             output, complaint = process.communicate("go\n", timeout=PATIENCE_S)
@@ -95,9 +95,12 @@ def rotated(ways: Sequence[Way], number: int) -> list[Way]:
 
 
 def cold_round(
-    bench: Bench, ways: Sequence[Way], number: int, beside: Way
+    bench: Bench, ways: Sequence[Way], number: int, beside: Way | None = None
 ) -> Iterator[tuple[Trial, LimitTrial | None]]:
-    """The limit is read right before and right after `beside`: a device's rate drifts within minutes."""
+    """The limit is read right before and right after `beside`: a device's rate drifts within minutes.
+
+    Without `beside` it is not read.
+    """
     for way in rotated(ways, number):
         if way is not beside:
             yield bench.trial(way, "cold", number, bench.drop), None
@@ -118,7 +121,8 @@ def warm_round(bench: Bench, ways: Sequence[Way], number: int) -> Iterator[Trial
 def _waiting(way: Way, bench: Bench) -> Iterator[subprocess.Popen[str]]:
     """A process that has imported everything and waits for its line."""
     command = [sys.executable, "-m", "benchmarks.loader_trial", way.name, str(bench.files.directory)]
-    command.append(str(bench.store.address_file))
+    if bench.store is not None:
+        command.append(str(bench.store.address_file))
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

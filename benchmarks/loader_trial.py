@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.loader_files import BenchmarkFiles, checksum
 from benchmarks.loader_usage import cpu_s, memory, reset_peak
-from benchmarks.loader_ways import Setting, Tensors, all_ways
+from benchmarks.loader_ways import Setting, Tensors, way_named
 
 PAGE_BYTES = 4096
 
@@ -42,7 +42,7 @@ class Taken:
 
 
 def main() -> int:
-    way = all_ways()[sys.argv[1]]
+    way = way_named(sys.argv[1])
     files = BenchmarkFiles(Path(sys.argv[2]))
     store = Path(sys.argv[3]) if len(sys.argv) > 3 else None
     # Standard output is for what this program says; a peer's own prints go where warnings go.

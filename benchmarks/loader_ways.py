@@ -66,6 +66,13 @@ class Way:
         return self.label if self.package is None or self.missing else f"{self.label} {version(self.package)}"
 
 
+def way_named(name: str) -> Way:
+    """One of the report's, or of the ablation's."""
+    from benchmarks.loader_ablation import WAYS as ABLATION
+
+    return (all_ways() | {way.name: way for way in ABLATION})[name]
+
+
 def all_ways() -> dict[str, Way]:
     """By name, in the order of the report."""
     from benchmarks.loader_own import WAYS as OURS
