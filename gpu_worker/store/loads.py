@@ -1,6 +1,10 @@
 """Bring checkpoints from SSD into the DRAM pool, one at a time in the order asked; repeats join.
 
 What comes from elsewhere (`land`) is joined in the same way, but does not wait its turn.
+
+Who may stop a load: nobody who merely leaves, for a hint's load serves whoever comes next. But one that
+nobody has waited for in UNWANTED_S, neither a caller nor a reader that follows it, yields the device to one
+that is waited for; and `stop_unwanted` ends it at once, for who removes its checkpoint. It stops at a chunk.
 """
 
 from __future__ import annotations
@@ -28,14 +32,20 @@ __all__ = ["LoadState", "Loads"]
 log = logging.getLogger("store.load")
 
 PROGRESS_INTERVAL_S = 0.05
+UNWANTED_S = 10.0
 
 
 class _Load:
     """One load under way: its progress, and what readers who follow it must know."""
 
-    def __init__(self, state: LoadState, arrival: asyncio.Future[Arrival]) -> None:
+    def __init__(
+        self, state: LoadState, arrival: asyncio.Future[Arrival], *, is_landing: bool = False
+    ) -> None:
+        self.is_landing = is_landing
         self.work = SharedWork(state)
         self.arrival = arrival
+        self.followers = 0
+        self.wanted_s = time.monotonic()
         # Looked at, so that a failure nobody waits for is not reported as lost.
         arrival.add_done_callback(lambda done: done.cancelled() or done.exception())
 
@@ -62,6 +72,9 @@ class Loads:
         self._bandwidth = ssd_read_bytes_per_s
         self._running: dict[str, _Load] = {}
         self._begun = asyncio.Event()
+        self._queued: list[_Load] = []
+        # How what is resident came there.
+        self._brought: dict[str, LoadState] = {}
         # Where the small files are of what landed, for readers who come before it is on SSD.
         self._landed: dict[str, Arrival] = {}
         # asyncio.Lock wakes its waiters in the order they came: that is the queue.
@@ -83,12 +96,18 @@ class Loads:
         load = self._running.get(checkpoint_id)
         return load.work.progress if load is not None else None
 
-    def resident(self, checkpoint_id: str) -> LoadState | None:
-        """The finished state of what is in DRAM already, or None."""
+    def resident(self, checkpoint_id: str, *, since_unix_s: float = 0.0) -> LoadState | None:
+        """The finished state of what is in DRAM already, or None.
+
+        It is that of the load which brought it if that began after `since_unix_s`.
+        """
         if not self._pool.is_resident(checkpoint_id):
             return None
         self._pool.touch(checkpoint_id)
         self._note_use(checkpoint_id)
+        brought = self._brought.get(checkpoint_id)
+        if brought is not None and 0 < since_unix_s < brought.moving_at_unix_s:
+            return brought
         return resident(self._pool.size_of(checkpoint_id))
 
     def order(self, checkpoint_id: str) -> SharedWork[LoadState]:
@@ -121,16 +140,29 @@ class Loads:
             on_abandon=lambda: self._pool.abandon(checkpoint_id),
         )
         state = LoadState(bytes_total=sum(sizes), from_tier=tier, moving_at_unix_s=time.time())
-        load = _Load(state, landing.arrival)
+        load = _Load(state, landing.arrival, is_landing=True)
         self._begin(checkpoint_id, load)
         load.work.start(self._run_landing(landing, load))
         return landing
+
+    async def stop_unwanted(self, checkpoint_id: str) -> bool:
+        """End a load from SSD that nobody waits for; False if there is none such."""
+        load = self._running.get(checkpoint_id)
+        if load is None or load.is_landing or self._is_wanted(checkpoint_id, load):
+            return False
+        load.work.task.cancel()
+        await asyncio.gather(load.work.task, return_exceptions=True)
+        return True
 
     async def arrival(self, checkpoint_id: str) -> Arrival:
         """Of what is on its way, once readers may follow it. Raises: UnknownCheckpoint, or why it failed."""
         if (load := self._running.get(checkpoint_id)) is None:
             raise UnknownCheckpoint(f"{checkpoint_id} is not on its way", checkpoint_id=checkpoint_id)
-        return await asyncio.shield(load.arrival)
+        load.followers += 1
+        try:
+            return await asyncio.shield(load.arrival)
+        finally:
+            load.followers -= 1
 
     def landed(self, checkpoint_id: str) -> Arrival | None:
         """Of what is resident and did not come from SSD."""
@@ -156,8 +188,10 @@ class Loads:
 
     async def _run(self, cached: CachedCheckpoint, load: _Load) -> None:
         asked = time.monotonic()
+        self._queued.append(load)
         try:
             async with self._turn:
+                self._queued.remove(load)
                 load.work.tell(replace(load.work.progress, queue_s=time.monotonic() - asked))
                 await self._load(cached, load)
         except BaseException as failure:  # cancellation too: whoever waits to follow it must hear of it
@@ -167,6 +201,8 @@ class Loads:
             load.fail(Cancelled(f"the load of {cached.checkpoint_id} was stopped") if stopped else failure)
             raise
         finally:
+            if load in self._queued:
+                self._queued.remove(load)
             del self._running[cached.checkpoint_id]
 
     async def _load(self, cached: CachedCheckpoint, load: _Load) -> None:
@@ -184,23 +220,37 @@ class Loads:
                     board=transfer.board,
                 )
             )
-            await self._follow(transfer, load)
+            await self._follow(name, transfer, load)
         except BaseException:
             # The transfer has ended by now (its `wait` promises so): the room can go to another.
             self._pool.abandon(name)
             raise
         self._pool.commit(name)
         self._note_use(name)
+        self._note_end(name, load)
         state = load.work.progress
         log.info("loaded checkpoint=%s bytes=%d in_s=%.3f", name, state.bytes_total, state.elapsed_s)
 
-    async def _follow(self, transfer: Transfer, load: _Load) -> None:
+    def _is_wanted(self, checkpoint_id: str, load: _Load) -> bool:
+        if load.work.is_watched or load.followers or self._pool.pins(checkpoint_id):
+            load.wanted_s = time.monotonic()
+            return True
+        return False
+
+    def _should_yield(self, checkpoint_id: str, load: _Load) -> bool:
+        if self._is_wanted(checkpoint_id, load) or time.monotonic() - load.wanted_s < UNWANTED_S:
+            return False
+        return any(other.work.is_watched or other.followers for other in self._queued)
+
+    async def _follow(self, name: str, transfer: Transfer, load: _Load) -> None:
         began = time.monotonic()
         waiting = asyncio.get_running_loop().create_task(transfer.wait())
         try:
             while not (await asyncio.wait([waiting], timeout=PROGRESS_INTERVAL_S))[0]:
                 load.tell(bytes_done=transfer.bytes_done, began=began)
-        except asyncio.CancelledError:
+                if self._should_yield(name, load):
+                    raise Cancelled(f"nobody waited for the load of {name}, and others wait for theirs")
+        except (asyncio.CancelledError, Cancelled):
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             raise
@@ -217,6 +267,7 @@ class Loads:
             if landing.arrival.done():
                 self._landed[name] = landing.arrival.result()
             load.done(began=began)
+            self._note_end(name, load)
             log.info("landed checkpoint=%s from=%s", name, load.work.progress.from_tier)
         except asyncio.CancelledError:
             landing.abandon(Cancelled(f"the landing of {name} was stopped"))
@@ -230,6 +281,11 @@ class Loads:
             self._landed.pop(evicted, None)
             log.info("evicted from dram checkpoint=%s for=%s", evicted, checkpoint_id)
         return room.extents
+
+    def _note_end(self, checkpoint_id: str, load: _Load) -> None:
+        there = set(self._pool.checkpoint_ids)
+        self._brought = {name: state for name, state in self._brought.items() if name in there}
+        self._brought[checkpoint_id] = load.work.progress
 
     def _note_use(self, checkpoint_id: str) -> None:
         # What was landed may not be on SSD yet.

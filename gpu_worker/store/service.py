@@ -66,7 +66,9 @@ class StoreService(StoreServicer):
         async with answering(context):
             parse_checkpoint_id(request.checkpoint_id)
             if (work := await self._store.reach.work(request.checkpoint_id)) is None:
-                resident = self._store.loads.resident(request.checkpoint_id)
+                resident = self._store.loads.resident(
+                    request.checkpoint_id, since_unix_s=request.since_unix_s
+                )
                 assert resident is not None, "what is not on its way is there"
                 yield _load_progress(resident)
                 return
@@ -98,6 +100,7 @@ class StoreService(StoreServicer):
     async def Remove(self, request: wire.RemoveRequest, context: Context) -> wire.RemoveReply:
         async with answering(context):
             parse_checkpoint_id(request.checkpoint_id)
+            await self._store.loads.stop_unwanted(request.checkpoint_id)
             return self._remove(request.checkpoint_id, only_dram=request.only_dram)
 
     def _prepare(self, request: wire.PrepareRequest) -> wire.PrepareReply:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 Progress = TypeVar("Progress")
@@ -16,12 +17,18 @@ class SharedWork(Generic[Progress]):
         self._progress = progress
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._watchers = 0
 
     # Any: what a coroutine yields and is sent is asyncio's own affair.
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         self._task = asyncio.get_running_loop().create_task(work)
         self._task.add_done_callback(self._ended)
         return self._task
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody waits for it now."""
+        return self._watchers > 0
 
     @property
     def progress(self) -> Progress:
@@ -42,19 +49,29 @@ class SharedWork(Generic[Progress]):
 
         Raises what the work raised.
         """
-        while not self.task.done():
-            changed = self._changed
-            yield self._progress
-            await changed.wait()
-            if not self.task.done():
-                await asyncio.wait([self.task], timeout=interval_s)
+        with self._watching():
+            while not self.task.done():
+                changed = self._changed
+                yield self._progress
+                await changed.wait()
+                if not self.task.done():
+                    await asyncio.wait([self.task], timeout=interval_s)
         self.task.result()
         yield self._progress
 
     async def wait(self) -> Progress:
         """Until it is done. Raises what the work raised."""
-        await asyncio.shield(self.task)
+        with self._watching():
+            await asyncio.shield(self.task)
         return self._progress
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
 
     def _wake(self) -> None:
         # A fresh event each time, so that nobody misses a change between looking and waiting.

@@ -28,6 +28,7 @@ class HeldTransfer(Transfer):
         self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.directory = directory
         self.extents = tuple(extents)
+        self.was_cancelled = False
         self.board = ProgressBoard([path.stat().st_size for path in _partitions(directory)])
 
     @property
@@ -35,7 +36,11 @@ class HeldTransfer(Transfer):
         return 0
 
     async def wait(self) -> None:
-        await self._outcome
+        try:
+            await asyncio.shield(self._outcome)
+        except asyncio.CancelledError:
+            self.was_cancelled = True
+            raise
 
     def finish(self) -> None:
         for index, extent in enumerate(self.extents):

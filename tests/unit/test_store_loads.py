@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from firstlight.domain.errors import ChecksumMismatch, PoolFull, ReadFailed, UnknownCheckpoint
+from firstlight.domain.errors import Cancelled, ChecksumMismatch, PoolFull, ReadFailed, UnknownCheckpoint
+from gpu_worker.store import loads
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.pool import GRANULE_BYTES
 from gpu_worker.store.store import Store
@@ -190,3 +191,36 @@ async def test_evicting_from_ssd_takes_the_unread_copy_in_dram_along(
     await load(store, memory, A)
     store.cache.remove(A)
     assert not store.pool.is_resident(A) and store.pool.used_bytes == 0
+
+
+async def test_a_load_that_nobody_waits_for_ends_when_its_checkpoint_is_removed(
+    store: Store, memory: HeldMemory
+) -> None:
+    store.loads.order(A)
+    held = await memory.transfer(0)
+    assert await store.loads.stop_unwanted(A)
+    assert held.was_cancelled and not store.loads.is_running(A) and store.pool.used_bytes == 0
+
+    waited_for = asyncio.ensure_future(store.loads.order(A).wait())
+    await memory.transfer(1)
+    assert not await store.loads.stop_unwanted(A), "somebody waits for it"
+    memory.transfers[1].finish()
+    assert (await waited_for).is_done
+
+
+async def test_an_unwanted_load_yields_to_one_that_is_waited_for(
+    store: Store, memory: HeldMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loads, "UNWANTED_S", 0.05)
+    hinted = store.loads.order(A)
+    await memory.transfer(0)
+    hinted_too = store.loads.order(B)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await asyncio.shield(hinted.task)
+    assert store.loads.is_running(A), "nobody waits for the other one either"
+    waited_for = asyncio.ensure_future(hinted_too.wait())
+    (await memory.transfer(1)).finish()
+    assert (await waited_for).is_done and memory.transfers[0].was_cancelled
+    with pytest.raises(Cancelled):
+        hinted.task.result()
