@@ -35,11 +35,21 @@ class Arrived:
 class Arriving:
     """One checkpoint's way to DRAM. `is_known` is set once the store knows of it: readers may ask for it."""
 
-    def __init__(self, store: StoreClient, checkpoint: CheckpointRef, *, heart: Heart, fetch: bool) -> None:
+    def __init__(
+        self,
+        store: StoreClient,
+        checkpoint: CheckpointRef,
+        *,
+        heart: Heart,
+        fetch: bool,
+        since_unix_s: float = 0.0,
+    ) -> None:
+        """Bytes that began to move after `since_unix_s` are this start's, though a hint set them going."""
         self._store = store
         self._checkpoint = checkpoint
         self._heart = heart
         self._fetch = fetch
+        self._since_unix_s = since_unix_s
         # Where a download that has ended had its bytes from; empty while none has, or it found them here.
         self._fetched_from = ""
         self.is_known = asyncio.Event()
@@ -87,7 +97,9 @@ class Arriving:
         heart, began_unix_s = self._heart, time.time()
         heart.note(phase="load", bytes_total=self._checkpoint.size_bytes)
         try:
-            async for message in self._store.load(self._checkpoint.checkpoint_id):
+            async for message in self._store.load(
+                self._checkpoint.checkpoint_id, since_unix_s=self._since_unix_s
+            ):
                 heart.note(
                     bytes_done=message.bytes_done,
                     bytes_total=message.bytes_total,

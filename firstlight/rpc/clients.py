@@ -91,9 +91,12 @@ class StoreClient:
         )
         return _stream(self._stub.Download, request, peer=self._peer)
 
-    def load(self, checkpoint_id: str) -> AsyncIterator[store_pb2.LoadProgress]:
-        """Progress until the checkpoint is in DRAM; the last message has `done`."""
-        request = store_pb2.LoadRequest(checkpoint_id=checkpoint_id)
+    def load(self, checkpoint_id: str, *, since_unix_s: float = 0.0) -> AsyncIterator[store_pb2.LoadProgress]:
+        """Progress until the checkpoint is in DRAM; the last message has `done`.
+
+        A load that a hint began after `since_unix_s` and that has ended is told with its own figures.
+        """
+        request = store_pb2.LoadRequest(checkpoint_id=checkpoint_id, since_unix_s=since_unix_s)
         return _stream(self._stub.Load, request, peer=self._peer)
 
     async def get_files(self, checkpoint_id: str, *, timeout_s: float = 30.0) -> store_pb2.GetFilesReply:
