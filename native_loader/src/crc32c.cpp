@@ -68,11 +68,6 @@ detail::ZeroAppendTable make_zero_append_table(std::size_t zero_bytes) {
     return table;
 }
 
-struct ZeroAppendTables {
-    detail::ZeroAppendTable long_table = make_zero_append_table(detail::kLongStreamBytes);
-    detail::ZeroAppendTable short_table = make_zero_append_table(detail::kShortStreamBytes);
-};
-
 }  // namespace
 
 std::uint32_t crc32c_software(const void* data, std::size_t size_bytes, std::uint32_t seed) {
@@ -82,9 +77,10 @@ std::uint32_t crc32c_software(const void* data, std::size_t size_bytes, std::uin
 std::uint32_t crc32c(const void* data, std::size_t size_bytes, std::uint32_t seed) {
     static const bool in_hardware = detail::has_crc32c_instruction();
     if (!in_hardware) return crc32c_software(data, size_bytes, seed);
-    static const ZeroAppendTables tables;
-    return ~detail::crc32c_hardware(~seed, static_cast<const unsigned char*>(data), size_bytes,
-                                    tables.long_table, tables.short_table);
+    static const detail::StreamTables tables{make_zero_append_table(detail::kLongStreamBytes),
+                                             make_zero_append_table(detail::kMediumStreamBytes),
+                                             make_zero_append_table(detail::kShortStreamBytes)};
+    return ~detail::crc32c_hardware(~seed, static_cast<const unsigned char*>(data), size_bytes, tables);
 }
 
 std::uint32_t crc32c_joined(std::uint32_t first, std::uint32_t second, std::uint64_t second_bytes) {

@@ -31,12 +31,21 @@ struct ZeroAppendTable {
     }
 };
 
-constexpr std::size_t kLongStreamBytes = 8192;
+// Memory feeds streams that run on for long faster than streams that jump every few pages (26 against 17 GB/s): its
+// prefetchers need a run-up. The shorter ones are for what is left.
+constexpr std::size_t kLongStreamBytes = 128 << 10;
+constexpr std::size_t kMediumStreamBytes = 8 << 10;
 constexpr std::size_t kShortStreamBytes = 256;
+
+struct StreamTables {
+    ZeroAppendTable of_long;
+    ZeroAppendTable of_medium;
+    ZeroAppendTable of_short;
+};
 
 // Register in, register out (no inversion). Only callable where the instruction exists.
 std::uint32_t crc32c_hardware(std::uint32_t crc, const unsigned char* data, std::size_t size_bytes,
-                              const ZeroAppendTable& long_table, const ZeroAppendTable& short_table);
+                              const StreamTables& tables);
 bool has_crc32c_instruction();
 const char* hardware_name();
 

@@ -55,17 +55,16 @@ uint32_t three_streams(uint32_t crc, const unsigned char*& data, size_t& size_by
 
 }  // namespace
 
-uint32_t crc32c_hardware(uint32_t crc, const unsigned char* data, size_t size_bytes,
-                         const ZeroAppendTable& long_table, const ZeroAppendTable& short_table) {
-    crc = three_streams<kLongStreamBytes>(crc, data, size_bytes, long_table);
-    crc = three_streams<kShortStreamBytes>(crc, data, size_bytes, short_table);
+uint32_t crc32c_hardware(uint32_t crc, const unsigned char* data, size_t size_bytes, const StreamTables& tables) {
+    crc = three_streams<kLongStreamBytes>(crc, data, size_bytes, tables.of_long);
+    crc = three_streams<kMediumStreamBytes>(crc, data, size_bytes, tables.of_medium);
+    crc = three_streams<kShortStreamBytes>(crc, data, size_bytes, tables.of_short);
     for (; size_bytes >= 8; data += 8, size_bytes -= 8) crc = step_word(crc, load_word(data));
     for (; size_bytes > 0; ++data, --size_bytes) crc = step_byte(crc, *data);
     return crc;
 }
 #else
-uint32_t crc32c_hardware(uint32_t crc, const unsigned char*, size_t, const ZeroAppendTable&,
-                         const ZeroAppendTable&) {
+uint32_t crc32c_hardware(uint32_t crc, const unsigned char*, size_t, const StreamTables&) {
     return crc;  // never called: has_crc32c_instruction() is false
 }
 #endif
