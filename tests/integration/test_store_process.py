@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -178,6 +179,15 @@ async def test_a_flipped_byte_is_found_quarantined_and_said(store: RunningStore)
     with pytest.raises(UnknownCheckpoint):
         await store.load(A)
     assert (await store.load(B)).done
+
+
+async def test_a_load_that_a_hint_has_ended_is_told_to_the_start_it_was_for(store: RunningStore) -> None:
+    before_unix_s = time.time()
+    first = await store.load(A)
+    again = [step async for step in store.client.load(A, since_unix_s=before_unix_s)][-1]
+    assert (again.from_tier, again.moving_at_unix_s) == ("ssd", first.moving_at_unix_s) and again.done
+    later = [step async for step in store.client.load(A, since_unix_s=time.time())][-1]
+    assert (later.from_tier, later.moving_at_unix_s) == ("dram", 0.0)
 
 
 async def test_a_hint_moves_bytes_and_the_load_finds_them(store: RunningStore) -> None:
