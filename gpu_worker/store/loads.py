@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from firstlight.domain.errors import Cancelled, CheckpointError, Conflict, UnknownCheckpoint
@@ -71,6 +71,7 @@ class Loads:
         self._memory = memory
         self._bandwidth = ssd_read_bytes_per_s
         self._running: dict[str, _Load] = {}
+        self.on_idle: Callable[[], None] = lambda: None
         self._begun = asyncio.Event()
         self._queued: list[_Load] = []
         # How what is resident came there.
@@ -186,6 +187,11 @@ class Loads:
         begun, self._begun = self._begun, asyncio.Event()
         begun.set()
 
+    def _leave(self, checkpoint_id: str) -> None:
+        del self._running[checkpoint_id]
+        if not self._running:
+            self.on_idle()
+
     async def _run(self, cached: CachedCheckpoint, load: _Load) -> None:
         asked = time.monotonic()
         self._queued.append(load)
@@ -203,7 +209,7 @@ class Loads:
         finally:
             if load in self._queued:
                 self._queued.remove(load)
-            del self._running[cached.checkpoint_id]
+            self._leave(cached.checkpoint_id)
 
     async def _load(self, cached: CachedCheckpoint, load: _Load) -> None:
         name = cached.checkpoint_id
@@ -273,7 +279,7 @@ class Loads:
             landing.abandon(Cancelled(f"the landing of {name} was stopped"))
             raise
         finally:
-            del self._running[name]
+            self._leave(name)
 
     def _reserve(self, checkpoint_id: str, sizes: Sequence[int]) -> tuple[Extent, ...]:
         room = self._pool.reserve(checkpoint_id, sizes, cost_s=sum(sizes) / self._bandwidth)

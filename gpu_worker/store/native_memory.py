@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from gpu_worker.store.extents import Extent
+from gpu_worker.store.host_memory import granted_bytes, lock
 from gpu_worker.store.memory import Memory, Readable, Transfer
 from native_loader import Arena, Checkpoint, LoadJob, ProgressBoard, Segment, open_checkpoint
 from native_loader.manifest import MANIFEST_NAME
@@ -93,7 +94,7 @@ class NativeMemory(Memory):
     """One arena, of the best kind this machine grants. Raises: PoolFull when it grants none."""
 
     def __init__(self, *, size_bytes: int, threads: int) -> None:
-        self._arena = self.arena = Arena(size_bytes, "auto")
+        self._arena = self.arena = Arena(granted_bytes(size_bytes), "auto")
         self._threads = threads
         self._is_resident = False
         # Checkpoints never change in place, so one that was validated once is read at once the next time.
@@ -110,6 +111,8 @@ class NativeMemory(Memory):
     def prefault(self) -> None:
         self._arena.prefault(threads=1)
         self._is_resident = True
+        if self.kind != "hugetlb":  # whose pages stay as they are
+            lock(self._arena.buffer())
 
     async def open(self, directory: Path) -> NativeReadable:
         # Until the background has touched every page, a load makes its own resident as it goes.

@@ -53,6 +53,7 @@ class Store:
         self.loads = Loads(
             cache=self.cache, pool=self.pool, memory=memory, ssd_read_bytes_per_s=ssd_read_bytes_per_s
         )
+        self.loads.on_idle = self._check_book
         self._planner_warm_after_s = config.planner_warm_after_s
         self.planner = Planner() if config.planner_warm_after_s is None else Planner(idle_s=None)
         secret = read_secret(config.peer_secret_file)
@@ -108,6 +109,14 @@ class Store:
         await asyncio.to_thread(self.peers.close)
         self.cache.close()
         os.close(self._arena_fd)
+
+    def _check_book(self) -> None:
+        """When no load runs. A book that is wrong would hand one checkpoint's memory to another."""
+        try:
+            self.pool.check_integrity()
+        except AssertionError:
+            log.critical("the book of the pool is wrong: this store ends, and its successor begins anew")
+            os._exit(70)
 
     def _leave_dram(self, checkpoint_id: str) -> None:
         if self.pool.is_resident(checkpoint_id):
