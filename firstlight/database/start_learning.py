@@ -12,7 +12,13 @@ from firstlight.contracts.starts import RecordStartInput
 from firstlight.database.edges import edges_from_json, edges_to_json, prior_edge
 from firstlight.database.tables import CheckpointRow, HostRow, InstanceRow, ModelRow, StartupObservationRow
 from firstlight.domain.errors import UnknownHost, UnknownInstance
-from firstlight.domain.estimator import PRIOR_ATTACH_S, TransferObservation, fit_edge, learned_seconds
+from firstlight.domain.estimator import (
+    PRIOR_ATTACH_S,
+    TransferObservation,
+    attach_key,
+    fit_edge,
+    learned_seconds,
+)
 from firstlight.domain.fleet import Edge, Tier
 
 # Hardware and networks change: what was seen long ago is no longer asked.
@@ -33,7 +39,8 @@ async def record_start(session: AsyncSession, request: RecordStartInput) -> None
         raise UnknownHost(f"there is no host {plan.host_id!r}", host_id=plan.host_id)
     await _upsert(session, plan.instance_id, await _observation(session, request, host))
     await _refit_edges(session, host)
-    await _refit_attach(session, model=plan.model, host_class=host.host_class)
+    tier = Tier(request.phases.tier or plan.estimate.tier)
+    await _refit_attach(session, model=plan.model, host_class=host.host_class, tier=tier)
 
 
 async def record_first_token(
@@ -135,12 +142,14 @@ def _transfers(host_id: str, edge: Edge) -> Select[int, float]:
     )
 
 
-async def _refit_attach(session: AsyncSession, *, model: str, host_class: str) -> None:
+async def _refit_attach(session: AsyncSession, *, model: str, host_class: str, tier: Tier) -> None:
+    """From starts whose bytes were there already, or from those that attached while bytes came."""
     row = StartupObservationRow
+    is_alike = row.tier == Tier.DRAM if tier is Tier.DRAM else row.tier != Tier.DRAM
     observed: Sequence[float | None] = (
         await session.scalars(
             select(row.attach_s)
-            .where(row.model == model, row.host_class == host_class, row.attach_s.is_not(None))
+            .where(row.model == model, row.host_class == host_class, row.attach_s.is_not(None), is_alike)
             .order_by(row.recorded_at.desc())
             .limit(ATTACH_OBSERVATIONS)
         )
@@ -151,4 +160,4 @@ async def _refit_attach(session: AsyncSession, *, model: str, host_class: str) -
         select(ModelRow).where(ModelRow.name == model).with_for_update(key_share=True)
     )
     if found is not None:
-        found.attach_s = {**found.attach_s, host_class: seconds}
+        found.attach_s = {**found.attach_s, attach_key(host_class, tier): seconds}

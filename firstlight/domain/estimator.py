@@ -89,11 +89,16 @@ def estimate_start(
         queue_s=way.queue_s,
         download_s=way.download_s,
         load_s=way.load_s,
-        attach_s=model.attach_s.get(host.host_class, PRIOR_ATTACH_S),
+        attach_s=model.attach_s.get(attach_key(host.host_class, way.tier), PRIOR_ATTACH_S),
         control_s=snapshot.control_s,
         tier=way.tier,
         peer_host_id=way.peer_host_id,
     )
+
+
+def attach_key(host_class: str, tier: Tier) -> str:
+    """Under which seconds to attach are learned: beside a load, only what that does not hide counts."""
+    return host_class if tier is Tier.DRAM else f"{host_class} beside a load"
 
 
 def givers_of(model: Model, snapshot: FleetSnapshot) -> tuple[Host, ...]:

@@ -79,7 +79,7 @@ class Model:
     size_bytes: int
     source_bytes: int
     gpu_count: int = 1
-    # Learned seconds to bind an engine, by host class.
+    # Learned seconds to bind an engine, by `estimator.attach_key`.
     attach_s: Mapping[str, float] = field(default_factory=dict)
 
 
