@@ -14,6 +14,7 @@ from gpu_worker.store.download_order import DownloadOrder, DownloadState, done
 from gpu_worker.store.download_parts import DownloadParts, PeerOpener
 from gpu_worker.store.loads import Loads
 from gpu_worker.store.shared_work import SharedWork
+from gpu_worker.store.sources.redaction import redacted
 from gpu_worker.store.ssd_cache import CachedCheckpoint, SsdCache
 from gpu_worker.store.streaming.planner import Planner
 
@@ -57,7 +58,8 @@ class Downloads:
         """Start or join. Raises: Conflict when the same id is under way from elsewhere."""
         if (running := self._running.get(order.checkpoint_id)) is not None:
             if (running[0].source, running[0].dtype) != (order.source, order.dtype):
-                raise Conflict(f"{order.checkpoint_id} is being downloaded from {running[0].source}")
+                elsewhere = redacted(running[0].source)
+                raise Conflict(f"{order.checkpoint_id} is being downloaded from {elsewhere}")
             return running[1]
         work = SharedWork(DownloadState(began_monotonic_s=time.monotonic()))
         self._running[order.checkpoint_id] = order, work

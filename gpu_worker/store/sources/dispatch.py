@@ -11,6 +11,7 @@ from gpu_worker.store.sources.files import FileSource
 from gpu_worker.store.sources.hub import HubSource
 from gpu_worker.store.sources.layout import refuse_pickle, safe_name
 from gpu_worker.store.sources.objects import open_bucket
+from gpu_worker.store.sources.redaction import redacted
 from gpu_worker.store.sources.web import WebSource
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "az", "hf")
@@ -28,7 +29,7 @@ def open_source(uri: str) -> Source:
         raise SourceUnsupported(
             "a source names a host or bucket, and never a user or password: credentials come from the "
             "host's environment",
-            source=parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(),
+            source=redacted(uri),
         )
     folder, file_name = _split_file(parts)
     if parts.scheme in ("http", "https"):
@@ -59,27 +60,27 @@ def _split(uri: str) -> SplitResult:
     try:
         parts = urlsplit(uri)
     except ValueError as failure:
-        raise SourceUnsupported(f"{uri[:200]!r} is not a URI: {failure}") from failure
+        raise SourceUnsupported(f"{redacted(uri)[:200]!r} is not a URI: {failure}") from failure
+    # It may hold a password or a signature: what is wrong with it is said without.
+    said = redacted(uri)[:200]
     if parts.scheme not in SCHEMES:
         raise SourceUnsupported(
-            f"source {uri[:200]!r} has no scheme that is served: use {', '.join(f'{s}://' for s in SCHEMES)}",
-            source=uri[:200],
+            f"source {said!r} has no scheme that is served: use {', '.join(f'{s}://' for s in SCHEMES)}",
+            source=said,
         )
     if parts.query or parts.fragment:
-        raise SourceUnsupported(
-            f"source {uri[:200]!r}: queries and fragments are not served", source=uri[:200]
-        )
+        raise SourceUnsupported(f"source {said!r}: queries and fragments are not served", source=said)
     if ".." in unquote(parts.path).split("/"):
-        raise SourceUnsupported(f"source {uri[:200]!r} climbs out of its path with '..'", source=uri[:200])
+        raise SourceUnsupported(f"source {said!r} climbs out of its path with '..'", source=said)
     return parts
 
 
 def _local_path(uri: str, parts: SplitResult) -> Path:
     if parts.netloc not in ("", "localhost"):
-        raise SourceUnsupported(f"{uri}: file:// takes an absolute path, file:///…", source=uri)
+        raise SourceUnsupported(f"{redacted(uri)}: file:// takes an absolute path, file:///…")
     path = Path(unquote(parts.path))
     if not path.is_absolute():
-        raise SourceUnsupported(f"{uri}: file:// takes an absolute path, file:///…", source=uri)
+        raise SourceUnsupported(f"{redacted(uri)}: file:// takes an absolute path, file:///…")
     return path
 
 

@@ -17,6 +17,7 @@ from firstlight.domain.errors import SourceCorrupt, SourceUnreachable, SourceUns
 from gpu_worker.store.sources.description import Source, SourceDescription, SourceFile, described
 from gpu_worker.store.sources.layout import INDEX, choose, shards_of_index, sizes_present
 from gpu_worker.store.sources.objects import RETRY, ObjectReader, client_options, decode_json
+from gpu_worker.store.sources.redaction import redacted
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,127}", re.ASCII)
@@ -28,7 +29,7 @@ class HubSource(Source):
 
     def __init__(self, *, uri: str, repository: str, revision: str, file_name: str | None = None) -> None:
         if not _REPOSITORY.fullmatch(repository) or ".." in repository:
-            raise SourceUnsupported(f"{uri}: expected hf://organisation/name[@revision]", source=uri)
+            raise SourceUnsupported(f"{redacted(uri)}: expected hf://organisation/name[@revision]")
         if not _REVISION.fullmatch(revision) or ".." in revision:
             raise SourceUnsupported(f"{uri}: {revision!r} is not a revision", source=uri)
         self._uri = uri

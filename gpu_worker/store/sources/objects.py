@@ -16,6 +16,7 @@ from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 from firstlight.domain.errors import SourceCorrupt, SourceUnreachable
 from gpu_worker.store.sources.description import Source, SourceDescription, SourceFile, described
 from gpu_worker.store.sources.layout import INDEX, choose, safe_name, shards_of_index, sizes_present
+from gpu_worker.store.sources.redaction import redacted
 
 ObjectStore: TypeAlias = S3Store | GCSStore | AzureStore | HTTPStore
 
@@ -53,11 +54,13 @@ def saying(uri: str, what: str) -> Iterator[None]:
     except failures.PreconditionError as failure:
         raise SourceCorrupt(f"{uri}: {what} changed while it was being fetched", source=uri) from failure
     except failures.BaseError as failure:
-        sentence = str(failure).splitlines()[0][:300]
+        # An address in it may carry a signature that the client put there.
+        sentence = redacted(str(failure).splitlines()[0])[:300]
         # A refused listing comes as a generic failure; the status is told in its text only.
         if "status code: 403" in sentence or "status code: 401" in sentence:
             raise _refused(uri, what) from failure
-        raise SourceUnreachable(f"{uri}: reading {what} failed: {sentence}", source=uri) from failure
+        # Not `from failure`: a log that prints the cause would print that address.
+        raise SourceUnreachable(f"{uri}: reading {what} failed: {sentence}", source=uri) from None
 
 
 def _refused(uri: str, what: str) -> SourceUnreachable:
@@ -142,10 +145,27 @@ def open_bucket(*, uri: str, scheme: str, root: str, file_name: str | None) -> B
         if scheme == "s3":
             store = S3Store.from_url(root, client_options=options, retry_config=RETRY)
         elif scheme == "gs":
-            store = GCSStore.from_url(root, client_options=options, retry_config=RETRY)
+            store = _google(root)
         else:
             store = AzureStore.from_url(root, client_options=options, retry_config=RETRY)
     return BucketSource(uri=uri, store=store, file_name=file_name)
+
+
+def _google(root: str) -> GCSStore:
+    """By the environment of Google's own clients: credentials, or STORAGE_EMULATOR_HOST and none."""
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    if not emulator:
+        return GCSStore.from_url(root, client_options=client_options(), retry_config=RETRY)
+    base = emulator if "://" in emulator else f"http://{emulator}"
+    # How the client is told another address: in a key file that holds no key.
+    key = {"gcs_base_url": base, "disable_oauth": True, "client_email": "", "private_key": ""}
+    return GCSStore.from_url(
+        root,
+        service_account_key=json.dumps({**key, "private_key_id": ""}),
+        skip_signature=True,
+        client_options=client_options(allow_http=base.startswith("http://")),
+        retry_config=RETRY,
+    )
 
 
 def decode_json(text: bytes, *, uri: str, what: str) -> Any:
