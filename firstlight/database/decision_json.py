@@ -83,9 +83,11 @@ def candidates_markdown(candidates: Sequence[Candidate], *, chosen: HostId | Non
         candidates,
         key=lambda row: (row.host_id != chosen, row.estimate.total_s if row.estimate else 1e12, row.host_id),
     )
+    # The Temporal UI draws tables without any room between columns; an em space is the one that it keeps.
+    head = "| host | from | queue | download | load | attach | control | total ms | verdict |"
     lines = [
-        "| host | from | queue | download | load | attach | control | total ms | verdict |",
-        "|---|---|---|---|---|---|---|---|---|",
+        head.replace("| ", "|\u2003").replace("|\u2003host", "| host"),
+        "|---|---|--:|--:|--:|--:|--:|--:|---|",
         *(_line(candidate, chosen=chosen) for candidate in ordered[:SHOWN_CANDIDATES]),
     ]
     if (hidden := len(ordered) - SHOWN_CANDIDATES) > 0:
@@ -108,4 +110,5 @@ def _line(candidate: Candidate, *, chosen: HostId | None) -> str:
     figures = " | ".join(f"{value * 1000:.0f}" for value in seconds)
     verdict = f"**chosen**, GPUs {list(candidate.gpu_indices)}" if candidate.host_id == chosen else "possible"
     origin = f"{estimate.tier} {estimate.peer_host_id or ''}".rstrip()
-    return f"| {candidate.host_id} | {origin} | {figures} | {verdict} |"
+    # Text begins where its head does.
+    return f"| {candidate.host_id} |\u2003{origin} | {figures} |\u2003{verdict} |"
