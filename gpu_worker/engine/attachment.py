@@ -72,6 +72,7 @@ class Attacher:
         self._on_weights_lost = on_weights_lost
         self._home = asyncio.get_running_loop()
         self._arriving: asyncio.Task[None] | None = None
+        self._gate: WeightsGate | None = None
         self._state = state
         self._link = link
         self._endpoint = endpoint
@@ -139,14 +140,15 @@ class Attacher:
         try:
             return await self._link.pin(checkpoint_id, while_loading=True)
         except LargerThanPool:
-            if self._gpu is not None:
-                raise
             return await self._link.stream(checkpoint_id)
 
     async def _tensors(
         self, command: AttachCommand, prepared: Prepared, pinned: Pinned | Streaming
     ) -> tuple[Mapping[str, torch.Tensor], ProgressBoard | None]:
         """Where the model computes from, and what of it is there; None when all is."""
+        if isinstance(pinned, Streaming) and self._gpu is not None:
+            self._weights = await self._gpu.stream(prepared.checkpoint, pinned, self._link)
+            return self._weights.tensors, None
         if isinstance(pinned, Streaming):
             return await stream_in(prepared.checkpoint, pinned, self._link), None
         if self._gpu is None:
@@ -164,6 +166,7 @@ class Attacher:
             raise AttachFailed(f"the load brings {board.bytes_total} bytes of {checkpoint.size_bytes}")
         gate = WeightsGate(board, is_source_lost=lambda: self._link.is_lost)
         gate.install(prepared.skeleton.model, needed)
+        self._gate = gate
         self._arriving = asyncio.ensure_future(self._until_there(gate, board))
 
     async def _until_there(self, gate: WeightsGate, board: ProgressBoard) -> None:
@@ -191,6 +194,7 @@ class Attacher:
             chunk_tokens=self._config.prefill_chunk_tokens or chunk_tokens_for(self._config.device),
             on_crash=_crash,
             on_lost=self._lose_weights,
+            stood_still_s=lambda: self._gate.waited_s if self._gate is not None else 0.0,
         )
         self._state.become_ready(
             LocalEngine(loop, max_concurrency=max_concurrency, context_length=context_length)

@@ -10,17 +10,19 @@ of the arena it has mapped: slower, since its view of the arena is not pinned, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from firstlight.domain.errors import Conflict, FirstlightError, GpuError, InvalidInput
+from firstlight.domain.errors import Cancelled, Conflict, EngineGone, FirstlightError, GpuError, InvalidInput
 from gpu_worker.engine.gpu_binding import AsBytes, bytes_on_gpu, tensors_on_gpu
-from gpu_worker.engine.store_link import GpuLoan, Pinned, StoreLink
+from gpu_worker.engine.store_link import GpuLoan, Pinned, StoreLink, Streaming
+from gpu_worker.engine.weights_gate import LOOK_S
 from native_loader import Checkpoint, CudaDriver, GpuCopyJob, GpuDevice, GpuMemory, ProgressBoard
-from native_loader.gpu_chunks import gpu_chunks
+from native_loader.gpu_chunks import GpuChunks, gpu_chunks, gpu_chunks_of_ring
 
 log = logging.getLogger("engine.gpu")
 
@@ -50,6 +52,42 @@ class GpuPlace:
         """Raises: GpuUnavailable, GpuError."""
         self.device: GpuDevice = CudaDriver(library).open(index)
         self._as_bytes = as_bytes
+
+    async def stream(self, checkpoint: Checkpoint, streaming: Streaming, link: StoreLink) -> GpuWeights:
+        """A checkpoint larger than the store's pool, out of its ring; returns when all of it is there.
+
+        A chunk's slot goes back to the store when the chunk is on the GPU.
+        Raises: GpuMemoryFull, GpuError, what ended the stream, EngineGone, AttachFailed.
+        """
+        manifest = checkpoint.manifest
+        sizes = [partition.size_bytes for partition in manifest.partitions]
+        memories = [await asyncio.to_thread(self.device.allocate, size_bytes) for size_bytes in sizes]
+        chunks = gpu_chunks_of_ring(
+            sizes,
+            offset=streaming.offset,
+            slots=streaming.slots,
+            slot_bytes=streaming.slot_bytes,
+            chunk_bytes=manifest.chunk_bytes,
+        )
+        board = ProgressBoard(chunks.lengths)
+        jobs = _start(memories, link, chunks, board, streaming.board)
+        for index in range(board.chunks):
+            if not await asyncio.to_thread(_has_come, board, index, link):
+                await self._say_why(jobs, index, link)
+            await link.taken(index + 1)
+        blocks = [self._as_bytes(memory) for memory in memories]
+        return GpuWeights(tensors=tensors_on_gpu(manifest, blocks), board=board, jobs=jobs)
+
+    async def _say_why(self, jobs: tuple[GpuCopyJob, ...], index: int, link: StoreLink) -> None:
+        """Raises: what ended the stream in the store, or the copy here."""
+        for job in jobs:
+            job.cancel()
+        # The store knows why a stream ended, and says so in place of a note; else it was the copy.
+        await link.taken(index)
+        for job in jobs:
+            with contextlib.suppress(Cancelled):
+                await asyncio.to_thread(job.result)
+        raise EngineGone("the stream of this model's weights ended early")
 
     async def put(
         self, checkpoint_id: str, checkpoint: Checkpoint, pinned: Pinned, link: StoreLink
@@ -81,11 +119,28 @@ class GpuPlace:
         offsets = [offset for offset, _ in pinned.extents]
         chunks = gpu_chunks(sizes, offsets, chunk_bytes=checkpoint.manifest.chunk_bytes)
         board = ProgressBoard(chunks.lengths)
-        jobs = tuple(
-            GpuCopyJob(memory, link.view, listed, board, source_board=pinned.board)
-            for memory, listed in zip(memories, chunks.of_partition, strict=True)
-        )
+        jobs = _start(memories, link, chunks, board, pinned.board)
         return GpuWeights(tensors=tensors, board=board, jobs=jobs)
+
+
+def _start(
+    memories: Sequence[GpuMemory],
+    link: StoreLink,
+    chunks: GpuChunks,
+    board: ProgressBoard,
+    source_board: ProgressBoard | None,
+) -> tuple[GpuCopyJob, ...]:
+    return tuple(
+        GpuCopyJob(memory, link.view, listed, board, source_board=source_board)
+        for memory, listed in zip(memories, chunks.of_partition, strict=True)
+    )
+
+
+def _has_come(board: ProgressBoard, index: int, link: StoreLink) -> bool:
+    while not board.wait_chunk(index, LOOK_S):
+        if board.has_failed or link.is_lost:
+            return False
+    return True
 
 
 async def say_outcome(weights: GpuWeights, checkpoint_id: str, link: StoreLink) -> None:

@@ -96,13 +96,18 @@ def environment(**values: str) -> Iterator[None]:
 
 @asynccontextmanager
 async def store(
-    directory: Path, checkpoint: Checkpoint, *, cuda_library: str | None = None, **env: str
+    directory: Path,
+    checkpoint: Checkpoint,
+    *,
+    cuda_library: str | None = None,
+    dram_mib: int = 256,
+    **env: str,
 ) -> AsyncIterator[RunningStore]:
     config = StoreConfig(
         host_id="host-a",
         state_dir=str(directory / "store"),
         ssd_capacity_bytes=1 << 30,
-        dram_capacity_bytes=256 * MIB,
+        dram_capacity_bytes=dram_mib * MIB,
         cuda_library=library() if cuda_library is None else cuda_library,
     )
     if not config.ssd_root.exists():
@@ -148,12 +153,14 @@ def is_whole(weights: GpuWeights, checkpoint: Checkpoint) -> bool:
     )
 
 
-async def test_an_engine_serves_what_the_store_copied(
-    tmp_path: Path, checkpoint: Checkpoint, expected: list[int]
+@pytest.mark.parametrize("dram_mib", [256, 40])
+async def test_an_engine_serves_what_came_from_the_store(
+    tmp_path: Path, checkpoint: Checkpoint, expected: list[int], dram_mib: int
 ) -> None:
-    """From SSD through DRAM to the GPU's memory while the engine is attached and computes."""
+    """From SSD through DRAM to the GPU's memory; through a ring where the pool is smaller than the model."""
+    assert checkpoint.size_bytes > 40 * MIB
     async with (
-        store(tmp_path, checkpoint, STANDIN_CUDA_DELAY_US="20000") as running,
+        store(tmp_path, checkpoint, dram_mib=dram_mib, STANDIN_CUDA_DELAY_US="20000") as running,
         link_to(running) as link,
     ):
         state = EngineState()
@@ -273,7 +280,8 @@ from gpu_worker.engine.store_link import StoreLink
 
 async def main(socket, directory, model, library):
     link = await StoreLink.connect(socket)
-    place = GpuPlace(0, library=library, as_bytes=lambda memory: torch.empty(memory.size_bytes, dtype=torch.uint8))
+    as_bytes = lambda memory: torch.empty(memory.size_bytes, dtype=torch.uint8)
+    place = GpuPlace(0, library=library, as_bytes=as_bytes)
     pinned = await link.pin(model, while_loading=True)
     weights = await place.put(model, open_at(Path(directory)), pinned, link)
     print("lent" if weights.is_from_store and not weights.board.is_ended else "late", flush=True)
