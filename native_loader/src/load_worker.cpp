@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <deque>
 #include <optional>
-#include <utility>
 #include <vector>
 
 namespace firstlight {
@@ -20,12 +20,15 @@ public:
         while (true) {
             ask();
             if (!queue_.submit().ok()) return give_up();
-            // The device has its next reads; now there is time to sum what it has delivered.
-            const bool was_idle = !settle();
-            if (queue_.in_flight() > 0)
-                collect();
-            else if (was_idle)
+            // The device has its next reads: now there is time to sum one block that it has delivered, and then to
+            // look again, so that a thread that gets little of its core still keeps the queue full.
+            if (!answers_.empty())
+                settle();
+            else if (queue_.in_flight() > 0)
+                queue_.wait();
+            else
                 return true;
+            collect();
         }
     }
 
@@ -60,8 +63,8 @@ private:
         }
     }
 
+    // What has come so far.
     void collect() {
-        queue_.wait();
         while (const std::optional<ReadCompletion> completion = queue_.pop()) {
             Slot& slot = slots_[completion->tag];
             const auto got = static_cast<std::uint64_t>(std::max<std::int64_t>(completion->outcome, 0));
@@ -80,26 +83,26 @@ private:
         }
     }
 
-    // False if there was nothing to do.
-    bool settle() {
-        const std::vector<Answer> answers = std::exchange(answers_, {});
-        for (const Answer& answer : answers) {
-            if (answer.is_whole)
-                task_.finish(answer.block, Done{});
-            else if (answer.outcome == -EIO)  // the device has spoken; whatever else stopped a read, a call finds out
-                task_.finish(answer.block, system_failure(ErrorCode::read_failed, "read", EIO));
-            else
-                task_.finish(answer.block, task_.read_now(answer.block, answer.done));
-        }
-        return !answers.empty();
+    void settle() {
+        const Answer answer = answers_.front();
+        answers_.pop_front();
+        if (answer.is_whole)
+            task_.finish(answer.block, Done{});
+        else if (answer.outcome == -EIO)  // the device has spoken; whatever else stopped a read, a call finds out
+            task_.finish(answer.block, system_failure(ErrorCode::read_failed, "read", EIO));
+        else
+            task_.finish(answer.block, task_.read_now(answer.block, answer.done));
     }
 
     bool give_up() {
         is_broken_ = true;
-        while (queue_.in_flight() > 0) collect();
+        while (queue_.in_flight() > 0) {
+            queue_.wait();
+            collect();
+        }
         for (const Slot& slot : slots_)
             if (slot.is_busy) answers_.push_back({slot.block, slot.done, 0, false});
-        (void)settle();
+        while (!answers_.empty()) settle();
         return false;
     }
 
@@ -107,7 +110,7 @@ private:
     ReadQueue& queue_;
     std::vector<Slot> slots_;
     std::vector<std::size_t> free_;
-    std::vector<Answer> answers_;
+    std::deque<Answer> answers_;
     bool is_broken_ = false;
 };
 
