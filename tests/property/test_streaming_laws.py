@@ -14,7 +14,7 @@ from gpu_worker.convert.stream_plan import Piece, StreamPlan, check_plan
 from gpu_worker.store.streaming.casting import cast_into
 from gpu_worker.store.streaming.chunk_book import ChunkBook
 from gpu_worker.store.streaming.pace import LARGEST_BYTES, SMALLEST_BYTES, Pace
-from gpu_worker.store.streaming.request_queue import WINDOW_CHUNKS, Request, RequestQueue
+from gpu_worker.store.streaming.request_queue import WINDOW_BYTES, Request, RequestQueue
 from native_loader.manifest import Manifest, PartitionEntry
 
 TORCH = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -107,7 +107,7 @@ def test_every_byte_is_asked_for_once_and_windows_in_order(
     book = ChunkBook(made)
     requests = _all_of(RequestQueue(book.entries, seams=seams), sizes)
     covered: list[tuple[int, int]] = []
-    window = 0
+    window = chunk = 0
     for request in requests:
         at = request.start
         for part in request.parts:
@@ -116,8 +116,10 @@ def test_every_byte_is_asked_for_once_and_windows_in_order(
             covered.append((part.piece.start, part.piece.end))
             assert book.entries[part.chunk].chunk.start <= part.piece.start
             assert part.piece.end <= book.entries[part.chunk].end
-            assert part.chunk // WINDOW_CHUNKS >= window
-            window = max(window, part.chunk // WINDOW_CHUNKS)
+            assert part.piece.start // WINDOW_BYTES >= window
+            window = max(window, part.piece.start // WINDOW_BYTES)
+            assert part.chunk >= chunk
+            chunk = part.chunk
             book.arrived(part.chunk, part.piece.size_bytes)
         assert at == request.start + request.size_bytes
         assert not any(file == request.file and request.start < seam < at for file, seam in seams)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from gpu_worker.convert.stream_plan import StreamPlan, file_entry
+from gpu_worker.convert.stream_plan import StreamPlan, file_entry, unchecked
 from gpu_worker.store.streaming.partition_files import storage_error
 from native_loader.load_order import chunks_in_order
 from native_loader.manifest import MANIFEST_NAME, Manifest, PartitionEntry, parse_manifest, sealed
@@ -47,14 +47,18 @@ def write_files(directory: Path, files: Mapping[str, bytes], manifest_text: byte
         raise storage_error(failure, directory) from failure
 
 
-def offer_folder(plan: StreamPlan, files: Mapping[str, bytes], folder: Path) -> None:
-    """What a reader opens before all is there: the layout without checksums, over partitions of holes."""
+def offer_folder(plan: StreamPlan, files: Mapping[str, bytes], folder: Path, *, chunk_bytes: int) -> None:
+    """What a reader opens before all is there: the layout without checksums, over partitions of holes.
+
+    `chunk_bytes` are those of the board that it will watch.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     known = {
         name: content for name, content in files.items() if name in ("config.json", "generation_config.json")
     }
     entries = tuple(file_entry(name, content) for name, content in sorted(known.items()))
-    _, text = sealed(replace(plan.manifest, files=entries))
+    manifest = unchecked(replace(plan.manifest, files=entries, chunk_bytes=chunk_bytes))
+    _, text = sealed(manifest)
     for name, content in known.items():
         (folder / name).write_bytes(content)
     for partition in plan.manifest.partitions:

@@ -141,8 +141,10 @@ class Stream:
                 await self._in(self._workers, self._scatter, request, data)
             self._remote_bytes += request.size_bytes
             for part in request.parts:
+                entry = self._book.entries[part.chunk]
+                self._room.arrived(entry, part.piece.start, part.piece.size_bytes)
                 if self._book.arrived(part.chunk, part.piece.size_bytes):
-                    self._begin_finish(self._book.entries[part.chunk])
+                    self._begin_finish(entry)
             self._tell()
 
     async def _fetched(self, request: Request) -> memoryview:

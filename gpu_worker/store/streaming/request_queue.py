@@ -1,4 +1,4 @@
-"""The order in which a source is read: chunk by chunk, and within a few chunks in runs of the source.
+"""The order in which a source is read: along the destination, and within a few megabytes of it in runs.
 
 A request is cut off the front when a reader is free for it, as large as the link then is fast.
 """
@@ -13,8 +13,9 @@ from itertools import pairwise
 from gpu_worker.convert.stream_plan import Piece
 from gpu_worker.store.streaming.chunk_book import ChunkEntry
 
-# Tensors of one layer lie together in a source, in another order: across this many chunks they are read so.
-WINDOW_CHUNKS = 2
+# Tensors of one layer lie together in a source, in another order: across so much of the destination they are
+# read in theirs, so that small ones come along with their neighbours.
+WINDOW_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,9 @@ class RequestQueue:
         self._seams = frozenset(seams)
         done = set(skip)
         self._runs: deque[deque[Part]] = deque()
-        for at in range(0, len(entries), WINDOW_CHUNKS):
-            self._add([entry for entry in entries[at : at + WINDOW_CHUNKS] if entry.index not in done])
+        for entry in entries:
+            if entry.index not in done:
+                self._add(entry)
 
     def __bool__(self) -> bool:
         return bool(self._runs)
@@ -57,7 +59,7 @@ class RequestQueue:
     def put_back(self, entry: ChunkEntry) -> None:
         """Ask for a chunk anew, before all others."""
         rest, self._runs = self._runs, deque()
-        self._add([entry])
+        self._add(entry)
         self._runs.extend(rest)
 
     def take(self, size_bytes: int) -> Request | None:
@@ -89,25 +91,35 @@ class RequestQueue:
         run.appendleft(Part(part.chunk, piece.cut(piece.start + step, piece.end)))
         return Part(part.chunk, piece.cut(piece.start, piece.start + step))
 
-    def _add(self, entries: Sequence[ChunkEntry]) -> None:
-        parts = [Part(entry.index, piece) for entry in entries for piece in entry.pieces]
-        parts = [cut for part in parts for cut in self._at_seams(part)]
+    def _add(self, entry: ChunkEntry) -> None:
+        windows: dict[int, list[Part]] = {}
+        for piece in entry.pieces:
+            first, last = piece.start // WINDOW_BYTES, (piece.end - 1) // WINDOW_BYTES
+            for window in range(first, last + 1):
+                cut = piece.cut(window * WINDOW_BYTES, (window + 1) * WINDOW_BYTES)
+                windows.setdefault(window, []).extend(self._at_seams(Part(entry.index, cut)))
+        for window in sorted(windows):
+            for run in self._runs_of(windows[window]):
+                if self._runs and self._follows(self._runs[-1][-1], run[0]):
+                    self._runs[-1].extend(run)
+                else:
+                    self._runs.append(run)
+
+    def _runs_of(self, parts: list[Part]) -> list[deque[Part]]:
         parts.sort(key=lambda part: (part.piece.file, part.piece.source_start))
         runs: list[deque[Part]] = []
         for part in parts:
-            last = runs[-1][-1].piece if runs else None
-            follows = (
-                last is not None
-                and last.file == part.piece.file
-                and last.source_start + last.source_bytes == part.piece.source_start
-                and (last.file, part.piece.source_start) not in self._seams
-            )
-            if follows:
+            if runs and self._follows(runs[-1][-1], part):
                 runs[-1].append(part)
             else:
                 runs.append(deque([part]))
-        runs.sort(key=lambda run: min((part.chunk, part.piece.start) for part in run))
-        self._runs.extend(runs)
+        return sorted(runs, key=lambda run: min(part.piece.start for part in run))
+
+    def _follows(self, last: Part, part: Part) -> bool:
+        """Whether one request can bring both, one after the other."""
+        end = last.piece.source_start + last.piece.source_bytes
+        is_next = (last.piece.file, end) == (part.piece.file, part.piece.source_start)
+        return is_next and (part.piece.file, end) not in self._seams
 
     def _at_seams(self, part: Part) -> list[Part]:
         piece = part.piece

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import mmap
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 from gpu_worker.store.landing import Landing
-from gpu_worker.store.streaming.chunk_book import ChunkEntry
+from gpu_worker.store.streaming.chunk_book import ChunkBook, ChunkEntry
 
 RING_CHUNKS = 8
 
@@ -24,6 +25,10 @@ class Room(ABC):
         """Its writable bytes, after `enter`."""
 
     @abstractmethod
+    def arrived(self, entry: ChunkEntry, start: int, size_bytes: int) -> None:
+        """These bytes of its partition are there; the chunk has not been summed yet."""
+
+    @abstractmethod
     def summed(self, entry: ChunkEntry) -> None:
         """Every byte is there and verified."""
 
@@ -38,20 +43,42 @@ class Room(ABC):
 
 
 class ArenaRoom(Room):
-    """The extents of a landing: readers see every chunk as soon as it is summed."""
+    """The extents of a landing. Its board counts blocks of `block_bytes`, which divide a chunk.
 
-    def __init__(self, landing: Landing) -> None:
+    With blocks as large as chunks a reader sees what has been verified. Smaller ones are for bytes that no
+    checksum is known of: they are there when they have come, and all around them that stays zero is zero.
+    """
+
+    def __init__(self, landing: Landing, book: ChunkBook, *, chunk_bytes: int, block_bytes: int) -> None:
         self._landing = landing
+        self._chunk_bytes = chunk_bytes
+        self._block_bytes = block_bytes
+        self._missing: list[int] = []
         self._views = [landing.view(partition) for partition in range(len(landing.extents))]
+
+        if block_bytes < chunk_bytes:
+            self._begin_blocks(book)
 
     async def enter(self, entry: ChunkEntry) -> None:
         return
+
+    def arrived(self, entry: ChunkEntry, start: int, size_bytes: int) -> None:
+        if not self._missing:
+            return
+        for block, share in self._blocks(start, size_bytes):
+            self._missing[block] -= share
+            if not self._missing[block]:
+                self._landing.board.mark_done(block)
 
     def view(self, entry: ChunkEntry) -> memoryview:
         return self._views[entry.chunk.partition][entry.chunk.start : entry.end]
 
     def summed(self, entry: ChunkEntry) -> None:
-        self._landing.board.mark_done(entry.index)
+        if not self._missing:
+            self._landing.board.mark_done(entry.index)
+            return
+        for block, _ in self._blocks(entry.chunk.start, entry.chunk.length):
+            self._landing.board.mark_done(block)
 
     def written(self, entry: ChunkEntry) -> None:
         return
@@ -59,6 +86,24 @@ class ArenaRoom(Room):
     @property
     def dram_bytes(self) -> int:
         return self._landing.board.bytes_done
+
+    def _begin_blocks(self, book: ChunkBook) -> None:
+        """What nothing will come for is made zero now, and every block told what it waits for."""
+        self._missing = [0] * self._landing.board.chunks
+        for entry in book.entries:
+            view = self.view(entry)
+            for start, end in entry.gaps():
+                view[start:end] = bytes(end - start)
+            for piece in entry.pieces:
+                for block, share in self._blocks(piece.start, piece.size_bytes):
+                    self._missing[block] += share
+
+    def _blocks(self, start: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+        """Of one partition: the blocks that a range touches, and how much of each."""
+        end = start + size_bytes
+        for block in range(start // self._block_bytes, -(-end // self._block_bytes)):
+            low, high = block * self._block_bytes, (block + 1) * self._block_bytes
+            yield block, min(end, high) - max(start, low)
 
 
 class RingRoom(Room):
@@ -81,6 +126,9 @@ class RingRoom(Room):
 
     def view(self, entry: ChunkEntry) -> memoryview:
         return self._taken[entry.index][: entry.chunk.length]
+
+    def arrived(self, entry: ChunkEntry, start: int, size_bytes: int) -> None:
+        return
 
     def summed(self, entry: ChunkEntry) -> None:
         return

@@ -45,11 +45,13 @@ from gpu_worker.store.streaming.partition_files import PartitionFiles
 from gpu_worker.store.streaming.pipeline import Stream, StreamProgress
 from gpu_worker.store.streaming.planner import Planner
 from gpu_worker.store.streaming.room import ArenaRoom, RingRoom, Room
-from native_loader.manifest import Manifest
+from native_loader.load_order import chunks_in_order
+from native_loader.manifest import CHUNK_BYTES, Manifest
 
 log = logging.getLogger("store.stream")
 
 WHOLE = "whole"
+_BLOCK_BYTES, _MOST_BLOCKS = 2**20, 2**15
 _FIRST_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.0\.")
 
 
@@ -162,16 +164,18 @@ class Session:
     async def _streamed(self, plan: StreamPlan) -> Path:
         whole = self._staging / WHOLE
         book = ChunkBook(plan)
-        landing = self._landing(plan.manifest, book)
+        landing = self._landing(plan)
         disk: PartitionFiles | None = None
         try:
             with ChunkJournal(
                 self._staging, revision=self._description.revision, plan=plan.digest_of_pieces()
             ) as journal:
                 disk = await asyncio.to_thread(PartitionFiles, whole, plan.manifest)
-                room: Room = RingRoom(chunk_bytes=plan.manifest.chunk_bytes)
+                chunk_bytes = plan.manifest.chunk_bytes
+                room: Room = RingRoom(chunk_bytes=chunk_bytes)
                 if landing is not None:
-                    room = ArenaRoom(landing)
+                    blocks = self._block_bytes(plan)
+                    room = ArenaRoom(landing, book, chunk_bytes=chunk_bytes, block_bytes=blocks)
                 stream = self._stream(plan, book, room, disk, journal)
                 await self._bring(plan, stream, landing, disk)
             return whole
@@ -183,12 +187,19 @@ class Session:
             if disk is not None:
                 disk.close()
 
-    def _landing(self, manifest: Manifest, book: ChunkBook) -> Landing | None:
+    def _block_bytes(self, plan: StreamPlan) -> int:
+        """How finely readers are told what has come."""
+        is_summed_before = plan.has_checksums or len(plan.manifest.partitions) != 1
+        return plan.manifest.chunk_bytes if is_summed_before else block_bytes_for(plan.manifest.size_bytes)
+
+    def _landing(self, plan: StreamPlan) -> Landing | None:
+        manifest = plan.manifest
         if self._loads is None or not self._order.into_dram:
             return None
         sizes = [partition.size_bytes for partition in manifest.partitions]
+        lengths = [chunk.length for chunk in chunks_in_order(sizes, self._block_bytes(plan))]
         try:
-            return self._loads.land(self._order.checkpoint_id, sizes, book.lengths, tier=self._tier)
+            return self._loads.land(self._order.checkpoint_id, sizes, lengths, tier=self._tier)
         except (PoolFull, Conflict) as reason:
             log.info("to ssd only checkpoint=%s: %s", self._order.checkpoint_id, reason.message)
             return None
@@ -230,7 +241,8 @@ class Session:
         self, plan: StreamPlan, stream: Stream, landing: Landing | None, disk: PartitionFiles
     ) -> None:
         if landing is not None and plan.files:
-            await asyncio.to_thread(offer_folder, plan, dict(plan.files), self._offered)
+            blocks = self._block_bytes(plan)
+            await asyncio.to_thread(offer_folder, plan, dict(plan.files), self._offered, chunk_bytes=blocks)
             landing.offer(self._offered)
         running = asyncio.ensure_future(stream.run())
         small = asyncio.ensure_future(self._small_files(plan, landing))
@@ -269,7 +281,8 @@ class Session:
         for name in names:
             found[name] = await fetch_native_file(self._source, plan.manifest, self._files[name])
             if landing is not None and name == names[-1]:
-                await asyncio.to_thread(offer_folder, plan, found, self._offered)
+                blocks = self._block_bytes(plan)
+                await asyncio.to_thread(offer_folder, plan, found, self._offered, chunk_bytes=blocks)
                 landing.offer(self._offered)
         return found
 
@@ -306,6 +319,14 @@ async def _before(
         return small.result()
     finally:
         waiting.cancel()
+
+
+def block_bytes_for(size_bytes: int) -> int:
+    """A megabyte; more for what would have too many of them. Divides a chunk."""
+    block_bytes = _BLOCK_BYTES
+    while block_bytes < CHUNK_BYTES and size_bytes > block_bytes * _MOST_BLOCKS:
+        block_bytes *= 2
+    return block_bytes
 
 
 def _said(failure: BaseException) -> FirstlightError:
