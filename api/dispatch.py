@@ -105,7 +105,8 @@ class Dispatcher:
                     if not self._is_next(journal, chunk, slot.route):
                         continue
                     if not journal.emitted:
-                        on_first_token(slot, dispatched_s, chunk.prefill_s)
+                        # What it waited for weights is the load's, and is counted there.
+                        on_first_token(slot, dispatched_s + chunk.weights_s, chunk.prefill_s)
                     journal.emitted.append(chunk.token_id)
                 yield chunk
                 if chunk.finish_reason:

@@ -184,6 +184,7 @@ class GenerateChunk(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     QUEUE_S_FIELD_NUMBER: _builtins.int
     PREFILL_S_FIELD_NUMBER: _builtins.int
+    WEIGHTS_S_FIELD_NUMBER: _builtins.int
     MIGRATED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """index of token_id among the generated ones, from 0"""
@@ -197,6 +198,8 @@ class GenerateChunk(_message.Message):
     """first chunk: waited for a slot"""
     prefill_s: _builtins.float
     """first chunk"""
+    weights_s: _builtins.float
+    """first chunk: beside those, stood still for weights still loading"""
     @_builtins.property
     def top_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]: ...
     @_builtins.property
@@ -214,11 +217,12 @@ class GenerateChunk(_message.Message):
         finish_reason: _builtins.str = ...,
         queue_s: _builtins.float = ...,
         prefill_s: _builtins.float = ...,
+        weights_s: _builtins.float = ...,
         migrated: Global___Migrated | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migrated", b"migrated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "has_token", b"has_token", "logprob", b"logprob", "migrated", b"migrated", "position", b"position", "prefill_s", b"prefill_s", "queue_s", b"queue_s", "token_id", b"token_id", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "has_token", b"has_token", "logprob", b"logprob", "migrated", b"migrated", "position", b"position", "prefill_s", b"prefill_s", "queue_s", b"queue_s", "token_id", b"token_id", "top_logprobs", b"top_logprobs", "weights_s", b"weights_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -419,6 +423,8 @@ class MigrateOutRequest(_message.Message):
     DELTA_TOKENS_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
     MAX_ROUNDS_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """of the source instance"""
     migration_id: _builtins.str
@@ -428,9 +434,15 @@ class MigrateOutRequest(_message.Message):
     delta_tokens: _builtins.int
     """hand over once no more than this is left to send"""
     transfer: _builtins.str
-    """exact: the cache itself is sent, nothing can round differently. tokens: the destination computes it anew."""
+    """exact: the cache itself is sent, nothing can round differently. tokens: the destination computes it anew.
+    fast: whichever is sooner by the rates below, request by request.
+    """
     max_rounds: _builtins.int
     """then it is handed over whatever is left"""
+    bandwidth_bytes_per_s: _builtins.float
+    """between the two engines; 0: a prior"""
+    prefill_tokens_per_s: _builtins.float
+    """of the destination; 0: a prior"""
     def __init__(
         self,
         *,
@@ -442,10 +454,12 @@ class MigrateOutRequest(_message.Message):
         delta_tokens: _builtins.int = ...,
         transfer: _builtins.str = ...,
         max_rounds: _builtins.int = ...,
+        bandwidth_bytes_per_s: _builtins.float = ...,
+        prefill_tokens_per_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta_tokens", b"delta_tokens", "destination_endpoint", b"destination_endpoint", "destination_epoch", b"destination_epoch", "destination_instance_id", b"destination_instance_id", "epoch", b"epoch", "max_rounds", b"max_rounds", "migration_id", b"migration_id", "transfer", b"transfer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_per_s", b"bandwidth_bytes_per_s", "delta_tokens", b"delta_tokens", "destination_endpoint", b"destination_endpoint", "destination_epoch", b"destination_epoch", "destination_instance_id", b"destination_instance_id", "epoch", b"epoch", "max_rounds", b"max_rounds", "migration_id", b"migration_id", "prefill_tokens_per_s", b"prefill_tokens_per_s", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -464,6 +478,7 @@ class MigrationEvent(_message.Message):
     HELD_S_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """round | handed_over | moved_waiting | ended (by itself) | failed (it goes on at the source)"""
     request_id: _builtins.str
@@ -478,6 +493,8 @@ class MigrationEvent(_message.Message):
     error: _builtins.str
     left: _builtins.int
     """requests that have not moved or ended yet"""
+    transfer: _builtins.str
+    """exact | tokens: how its cache travelled"""
     def __init__(
         self,
         *,
@@ -490,10 +507,11 @@ class MigrationEvent(_message.Message):
         held_s: _builtins.float = ...,
         error: _builtins.str = ...,
         left: _builtins.int = ...,
+        transfer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "held_s", b"held_s", "kind", b"kind", "left", b"left", "request_id", b"request_id", "round", b"round", "seconds", b"seconds", "sent_bytes", b"sent_bytes", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "held_s", b"held_s", "kind", b"kind", "left", b"left", "request_id", b"request_id", "round", b"round", "seconds", b"seconds", "sent_bytes", b"sent_bytes", "tokens", b"tokens", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

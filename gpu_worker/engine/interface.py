@@ -37,7 +37,7 @@ class Token:
     """One generated token. `position` counts generated tokens from 0, resumed ones included.
 
     Log-probabilities are the model's own, before penalties, bias and temperature. The times belong to the
-    request: seconds waited for a slot, and from then until its first token.
+    request: seconds waited for a slot, for weights that were still loading, and else until its first token.
     """
 
     position: int
@@ -46,6 +46,7 @@ class Token:
     top_logprobs: tuple[tuple[int, float], ...] = ()
     queue_s: float = 0.0
     prefill_s: float = 0.0
+    weights_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class DecodeLoop:
         chunk_tokens: int,
         on_crash: Callable[[], None],
         on_lost: Callable[[EngineGone], None] = lambda why: None,
+        stood_still_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._skeleton = skeleton
         self.layers = skeleton.layers
@@ -52,6 +53,7 @@ class DecodeLoop:
         self._chunk_tokens = chunk_tokens
         self._on_crash = on_crash
         self._on_lost = on_lost
+        self._stood_still_s = stood_still_s
         self._changed = threading.Condition()
         self._waiting: deque[ActiveRequest] = deque()
         self._running: list[ActiveRequest | Rebuild] = []
@@ -177,6 +179,7 @@ class DecodeLoop:
                 while self._waiting and self._places_taken() < self._max_concurrency:
                     active = self._waiting.popleft()
                     active.admitted_s = time.monotonic()
+                    active.stood_still_s = self._stood_still_s()
                     self._running.append(active)
                 if self._running or self._is_closing:
                     return not self._is_closing
@@ -300,13 +303,15 @@ class DecodeLoop:
             top_logprobs(scores, token_id, request.top_logprobs) if request.logprobs else (None, ())
         )
         now = time.monotonic()
+        weights_s = self._stood_still_s() - active.stood_still_s
         return Token(
             position=active.position,
             token_id=token_id,
             logprob=logprob,
             top_logprobs=alternatives,
             queue_s=active.admitted_s - active.submitted_s if active.is_first else 0.0,
-            prefill_s=now - active.admitted_s if active.is_first else 0.0,
+            prefill_s=now - active.admitted_s - weights_s if active.is_first else 0.0,
+            weights_s=weights_s if active.is_first else 0.0,
         )
 
     def _end(self, active: ActiveRequest | Rebuild, event: Finished | Moved | FirstlightError) -> None:

@@ -35,6 +35,8 @@ class ActiveRequest:
         self.is_first = True
         self.submitted_s = time.monotonic()
         self.admitted_s = 0.0
+        # How long passes had stood still for weights when it was admitted.
+        self.stood_still_s = 0.0
         self.is_ended = False
         # Set to have it taken out at its next token boundary; called once, from the loop's thread.
         self.on_held: Callable[[], None] | None = None

@@ -241,6 +241,7 @@ def _chunk(event: Event) -> engine_pb2.GenerateChunk:
         ],
         queue_s=event.queue_s,
         prefill_s=event.prefill_s,
+        weights_s=event.weights_s,
     )
 
 

@@ -62,11 +62,25 @@ def needed(checkpoint: Checkpoint) -> dict[str, int]:
     return upto | {alias: upto[target] for alias, target in checkpoint.manifest.aliases.items()}
 
 
+class SeenGate(WeightsGate):
+    """Tells when a pass has come to bytes that are not there."""
+
+    def __init__(self, load: SlowLoad, *, is_source_lost: bool) -> None:
+        super().__init__(load.board, is_source_lost=lambda: is_source_lost)
+        self.has_stopped = threading.Event()
+        self._load = load
+
+    def wait(self, prefix_bytes: int) -> None:
+        if self._load.board.prefix_bytes < prefix_bytes:
+            self.has_stopped.set()
+        super().wait(prefix_bytes)
+
+
 def waiting_skeleton(
     checkpoint: Checkpoint, load: SlowLoad, *, is_source_lost: bool = False
-) -> tuple[Skeleton, WeightsGate]:
+) -> tuple[Skeleton, SeenGate]:
     skeleton = build_skeleton(checkpoint.path, dtype=torch.float32)
-    gate = WeightsGate(load.board, is_source_lost=lambda: is_source_lost)
+    gate = SeenGate(load, is_source_lost=is_source_lost)
     gate.install(skeleton.model, needed(checkpoint))
     skeleton.bind(checkpoint.bind([memoryview(load.memory)]))
     return skeleton, gate
@@ -82,20 +96,17 @@ def test_logits_are_those_of_a_load_that_is_done(name: str, tmp_path: Path) -> N
 
     load = SlowLoad(checkpoint)
     skeleton, gate = waiting_skeleton(checkpoint, load)
-    has_begun = threading.Event()
-    skeleton.model.register_forward_pre_hook(lambda *_: has_begun.set())
     computing = threading.Thread(target=lambda: results.append(logits(skeleton)))
     results: list[torch.Tensor] = []
     computing.start()
-    assert has_begun.wait(20)
+    assert gate.has_stopped.wait(20)
     for index in range(len(load.chunks)):
         assert computing.is_alive(), "it did not wait for the rest"
         load.bring(index)
     computing.join(20)
     assert torch.equal(results[0], expected) and not expected.isnan().any()
     assert torch.equal(logits(skeleton), expected)
-    inner = [module for module in skeleton.model.modules() if module is not skeleton.model]
-    assert not any(module._forward_pre_hooks for module in inner), "hooks are left"
+    assert not any(module._forward_pre_hooks for module in skeleton.model.modules()), "hooks are left"
     assert gate.waited_s > 0
 
 
