@@ -11,6 +11,7 @@ from collections import defaultdict
 
 from activities.heartbeat import Heart
 from firstlight.contracts.migrations import MoveInput, MoveReceipt, RoundRow
+from firstlight.domain.migration import OBSERVATIONS_AT_MOST
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import InferenceClient
 from firstlight.rpc.engine_pb2 import MigrateOutRequest, MigrationEvent
@@ -48,6 +49,7 @@ class Tally:
         self._fates: dict[str, int] = defaultdict(int)
         self._held_s = 0.0
         self._error = ""
+        self._observations: list[list[float]] = []
 
     def add(self, event: MigrationEvent) -> None:
         if event.kind == "round":
@@ -57,6 +59,8 @@ class Tally:
         self._fates[event.kind] += 1
         self._held_s = max(self._held_s, event.held_s)
         self._error = self._error or event.error
+        if event.kind == "handed_over" and len(self._observations) < OBSERVATIONS_AT_MOST:
+            self._observations.append([event.tokens, event.seconds])
 
     def receipt(self, *, elapsed_s: float) -> MoveReceipt:
         return MoveReceipt(
@@ -77,4 +81,5 @@ class Tally:
             held_s=self._held_s,
             elapsed_s=elapsed_s,
             error=self._error,
+            observations=self._observations,
         )

@@ -63,6 +63,8 @@ class MoveReceipt:
     held_s: float = 0.0
     elapsed_s: float = 0.0
     error: str = ""
+    # [tokens, seconds] of requests that were handed over, a bounded number: what estimates learn from.
+    observations: list[list[float]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:

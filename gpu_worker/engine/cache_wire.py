@@ -26,6 +26,15 @@ def parts_of(cache: KeyValueCache, start: int, end: int) -> Iterator[CachePart]:
             yield _part(layer, start + first, keys[:, some], values[:, some])
 
 
+def size_bytes(cache: KeyValueCache) -> int:
+    """Of the tokens that it holds now."""
+    total = 0
+    for layer in cache.layers:
+        keys, values = cache.read(layer, 0, cache.length)
+        total += keys.nbytes + values.nbytes
+    return total
+
+
 def _part(layer: int, from_token: int, keys: torch.Tensor, values: torch.Tensor) -> CachePart:
     heads, tokens, key_dim = keys.shape
     return CachePart(

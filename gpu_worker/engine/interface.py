@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Literal
 
+from firstlight.domain.migration import PRIOR_LINK, Link, Transfer
 from firstlight.rpc.engine_pb2 import SessionPart
 from gpu_worker.engine.sampling import GREEDY, Sampling
 
@@ -84,17 +84,6 @@ DELTA_TOKENS = 16
 MAX_ROUNDS = 8
 
 
-class Transfer(StrEnum):
-    """How the destination gets a request's KV cache.
-
-    EXACT sends the cache itself: what the destination goes on with is bit for bit what the source had. TOKENS
-    sends token ids and has the cache computed anew, which may round differently and change a near-tie.
-    """
-
-    EXACT = "exact"
-    TOKENS = "tokens"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveOrder:
     """Move every request of an engine. `delta_tokens`: hand over once no more than that is left to send."""
@@ -104,11 +93,17 @@ class MoveOrder:
     transfer: Transfer = Transfer.EXACT
     delta_tokens: int = DELTA_TOKENS
     max_rounds: int = MAX_ROUNDS
+    # By which FAST chooses.
+    link: Link = PRIOR_LINK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveEvent:
-    """What became of one request, or one round of it. `held_s`: how long it stood still at the source."""
+    """What became of one request, or one round of it.
+
+    A hand-over tells all tokens of the request and the seconds since its first round began; `held_s` of them
+    it stood still at the source.
+    """
 
     kind: Literal["round", "handed_over", "moved_waiting", "ended", "failed"]
     request_id: str
@@ -119,6 +114,7 @@ class MoveEvent:
     held_s: float = 0.0
     error: str = ""
     left: int = 0
+    transfer: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

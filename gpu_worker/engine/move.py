@@ -18,9 +18,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from firstlight.domain.errors import FirstlightError
+from firstlight.domain.migration import Transfer, choose_transfer
 from firstlight.rpc.engine_pb2 import CachePart, GenerateRequest, SessionPart
 from gpu_worker.engine import cache_wire
-from gpu_worker.engine.interface import Moved, MoveEvent, MoveOrder, Receiver, Transfer
+from gpu_worker.engine.interface import Moved, MoveEvent, MoveOrder, Receiver
 from gpu_worker.engine.loop import DecodeLoop
 from gpu_worker.engine.requests import ActiveRequest
 
@@ -42,6 +43,13 @@ class Move:
         self._sent_tokens = 0
         self._sent_cached = 0
         self._round = 0
+        self._began_s = time.monotonic()
+        self._transfer = choose_transfer(
+            order.transfer,
+            tokens=active.cached_tokens,
+            cache_bytes=cache_wire.size_bytes(active.cache),
+            link=order.link,
+        )
 
     async def run(self) -> None:
         """Never raises for a destination's sake: a failure is told as an event, and the request stays."""
@@ -79,12 +87,13 @@ class Move:
                 tokens=len(tokens) - self._sent_tokens,
                 sent_bytes=sent.size_bytes,
                 seconds=time.monotonic() - began_s,
+                transfer=self._transfer,
             )
         )
         self._sent_tokens, self._sent_cached = len(tokens), cached
 
     async def _parts(self, tokens: list[int], cached: int, sent: _Counter) -> AsyncIterator[SessionPart]:
-        is_exact = self._order.transfer is Transfer.EXACT
+        is_exact = self._transfer is Transfer.EXACT
         head = SessionPart(
             epoch=self._order.destination.epoch,
             session_id=self._session_id,
@@ -129,7 +138,10 @@ class Move:
                 kind="handed_over" if has_session else "moved_waiting",
                 request_id=self._active.request.request_id,
                 round=self._round,
+                tokens=len(self._active.tokens),
+                seconds=time.monotonic() - self._began_s,
                 held_s=time.monotonic() - began_s,
+                transfer=self._transfer if has_session else "",
             )
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from firstlight.domain.errors import FirstlightError, InstanceDraining, InvalidInput
+from firstlight.domain.migration import PRIOR_LINK, Link, Transfer
 from firstlight.rpc import engine_pb2, engine_pb2_grpc
 from firstlight.rpc.status import abort_with, answering
 from gpu_worker.engine.interface import (
@@ -26,7 +27,6 @@ from gpu_worker.engine.interface import (
     MoveEvent,
     MoveOrder,
     Token,
-    Transfer,
 )
 from gpu_worker.engine.remote_receiver import remote_receiver
 from gpu_worker.engine.sampling import Sampling
@@ -199,6 +199,10 @@ def _move_order(request: engine_pb2.MigrateOutRequest) -> MoveOrder:
         transfer=Transfer(request.transfer or Transfer.EXACT),
         delta_tokens=request.delta_tokens or DELTA_TOKENS,
         max_rounds=request.max_rounds or MAX_ROUNDS,
+        link=Link(
+            bandwidth_bytes_per_s=request.bandwidth_bytes_per_s or PRIOR_LINK.bandwidth_bytes_per_s,
+            prefill_tokens_per_s=request.prefill_tokens_per_s or PRIOR_LINK.prefill_tokens_per_s,
+        ),
     )
 
 
