@@ -221,6 +221,7 @@ class LoadProgress(_message.Message):
     FROM_TIER_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     MOVING_AT_UNIX_S_FIELD_NUMBER: _builtins.int
+    GPU_BYTES_FIELD_NUMBER: _builtins.int
     bytes_done: _builtins.int
     bytes_total: _builtins.int
     queue_s: _builtins.float
@@ -232,6 +233,8 @@ class LoadProgress(_message.Message):
     done: _builtins.bool
     moving_at_unix_s: _builtins.float
     """when the first byte moved, 0 for dram"""
+    gpu_bytes: _builtins.int
+    """on GPUs already, of a copy that follows this load; 0 without GPUs"""
     def __init__(
         self,
         *,
@@ -242,10 +245,11 @@ class LoadProgress(_message.Message):
         from_tier: _builtins.str = ...,
         done: _builtins.bool = ...,
         moving_at_unix_s: _builtins.float = ...,
+        gpu_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "done", b"done", "elapsed_s", b"elapsed_s", "from_tier", b"from_tier", "moving_at_unix_s", b"moving_at_unix_s", "queue_s", b"queue_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "done", b"done", "elapsed_s", b"elapsed_s", "from_tier", b"from_tier", "gpu_bytes", b"gpu_bytes", "moving_at_unix_s", b"moving_at_unix_s", "queue_s", b"queue_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

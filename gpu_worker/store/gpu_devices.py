@@ -12,10 +12,13 @@ import time
 from concurrent.futures import Future
 from threading import Thread
 
-from firstlight.domain.errors import FirstlightError, GpuError, GpuUnavailable
+from firstlight.domain.errors import FirstlightError, GpuError, GpuUnavailable, InvalidInput
 from native_loader import Arena, CudaDriver, GpuDevice, GpuPinning
 
 log = logging.getLogger("store.gpu")
+
+# A piece serves as soon as it is pinned, and a store that ends waits for the one under way. Half a second.
+PIN_PIECE_BYTES = 4 << 30
 
 
 class GpuDevices:
@@ -53,11 +56,15 @@ class GpuDevices:
         try:
             devices = self._opened.result()
             # Registered as portable: through one context for all of them.
-            self.pinning = GpuPinning(next(iter(devices.values())), self._arena)
+            first = next(iter(devices.values()))
+            self.pinning = GpuPinning(first, self._arena, piece_bytes=PIN_PIECE_BYTES)
         except FirstlightError:
             return  # said when it was opened
-        self.pinning.wait()
-        pinned, refusal = self.pinning.pinned_bytes, self.pinning.refusal
+        try:
+            self.pinning.wait()
+            pinned, refusal = self.pinning.pinned_bytes, self.pinning.refusal
+        except InvalidInput:
+            return  # closed meanwhile: the store ends
         if refusal is not None:
             log.warning(
                 "%d of %d bytes of the arena are pinned, the rest goes through a small pinned ring: %s",
@@ -66,6 +73,11 @@ class GpuDevices:
                 refusal,
             )
         log.info("arena pinned bytes=%d in_s=%.2f", pinned, time.monotonic() - began)
+
+    def close(self) -> None:
+        """Take the registration back; blocks until the piece under way is done."""
+        if self.pinning is not None:
+            self.pinning.close()
 
     def _open(self) -> None:
         began = time.monotonic()

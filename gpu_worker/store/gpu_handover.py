@@ -12,6 +12,7 @@ with its process.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,6 +74,8 @@ class GpuHandover:
     async def close(self) -> None:
         if self._copies is not None:
             await self._copies.close()
+        if self._devices is not None:
+            await asyncio.to_thread(self._devices.close)
 
     async def _copy(
         self,

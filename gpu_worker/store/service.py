@@ -70,11 +70,11 @@ class StoreService(StoreServicer):
                     request.checkpoint_id, since_unix_s=request.since_unix_s
                 )
                 assert resident is not None, "what is not on its way is there"
-                yield _load_progress(resident)
+                yield _load_progress(resident, self._store.gpu.bytes_done(request.checkpoint_id))
                 return
             async with aclosing(work.watch()) as states:
                 async for state in states:
-                    yield _load_progress(state)
+                    yield _load_progress(state, self._store.gpu.bytes_done(request.checkpoint_id))
 
     async def GetFiles(self, request: wire.GetFilesRequest, context: Context) -> wire.GetFilesReply:
         async with answering(context):
@@ -186,7 +186,7 @@ def _download_progress(state: DownloadState) -> wire.DownloadProgress:
     )
 
 
-def _load_progress(state: LoadState) -> wire.LoadProgress:
+def _load_progress(state: LoadState, gpu_bytes: int) -> wire.LoadProgress:
     return wire.LoadProgress(
         bytes_done=state.bytes_done,
         bytes_total=state.bytes_total,
@@ -195,4 +195,5 @@ def _load_progress(state: LoadState) -> wire.LoadProgress:
         from_tier=state.from_tier,
         done=state.is_done,
         moving_at_unix_s=state.moving_at_unix_s,
+        gpu_bytes=gpu_bytes,
     )

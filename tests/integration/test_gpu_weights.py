@@ -192,6 +192,7 @@ async def test_bytes_are_the_files_and_went_straight_from_pinned_memory(
         assert weights.is_from_store
         assert await until_there(weights)
         assert is_whole(weights, checkpoint)
+        assert (await running.load(MODEL)).gpu_bytes == checkpoint.size_bytes
         outcome = await link.gpu_outcome(MODEL)
         assert outcome["pinned_bytes"] + outcome["bounced_bytes"] == checkpoint.size_bytes
         again = await put(checkpoint, link)

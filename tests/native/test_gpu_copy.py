@@ -30,6 +30,7 @@ from native_loader import (
     GpuPinning,
     ProgressBoard,
 )
+from native_loader.gpu_chunks import gpu_chunks, gpu_chunks_of_ring
 from tests.native.cuda_standin.standin import (
     ILLEGAL_ADDRESS,
     INVALID_CONTEXT,
@@ -459,3 +460,44 @@ def test_memory_describes_itself_as_bytes_on_a_gpu(standin: Standin, device: Gpu
     assert described["typestr"] == "|u1"
     assert described["data"] == (memory.pointer, False)
     assert described["version"] == 3
+
+
+def test_partitions_advance_together_each_to_its_own_gpu(standin: Standin, content: bytes) -> None:
+    """One load's order over two partitions, the second shorter: a prefix of it is on both."""
+    sizes, offsets = [10 * MIB, 7 * MIB + 4096], [12 * MIB, 2 * MIB]
+    planned = gpu_chunks(sizes, offsets, chunk_bytes=4 * MIB)
+    assert planned.lengths == [4 * MIB, 4 * MIB, 4 * MIB, 3 * MIB + 4096, 2 * MIB]
+    driver = CudaDriver(library())
+    memories = [driver.open(index).allocate(size) for index, size in enumerate(sizes)]
+    source_board, board = ProgressBoard(planned.lengths), ProgressBoard(planned.lengths)
+    with Arena(SIZE) as arena:
+        arena.write(0, content)
+        jobs = [
+            GpuCopyJob(memory, arena, listed, board, source_board=source_board)
+            for memory, listed in zip(memories, planned.of_partition, strict=True)
+        ]
+        for index in range(len(planned.lengths)):
+            source_board.mark_done(index)
+            assert board.wait_prefix(sum(planned.lengths[: index + 1]), 10)
+        for job in jobs:
+            job.result(10)
+    for memory, size, offset in zip(memories, sizes, offsets, strict=True):
+        assert memory.read(0, size) == content[offset : offset + size]
+
+
+def test_a_ring_gives_each_chunk_its_slot() -> None:
+    planned = gpu_chunks_of_ring(
+        [5 * MIB, 3 * MIB], offset=MIB, slots=3, slot_bytes=2 * MIB, chunk_bytes=2 * MIB
+    )
+    places = sorted(
+        (chunk.index, chunk.source_offset, chunk.device_offset, chunk.source_prefix_bytes)
+        for listed in planned.of_partition
+        for chunk in listed
+    )
+    assert places == [
+        (0, 1 * MIB, 0, 2 * MIB),
+        (1, 3 * MIB, 0, 4 * MIB),
+        (2, 5 * MIB, 2 * MIB, 6 * MIB),
+        (3, 1 * MIB, 2 * MIB, 7 * MIB),
+        (4, 3 * MIB, 4 * MIB, 8 * MIB),
+    ]
