@@ -11,7 +11,7 @@ from types import TracebackType
 
 from native_loader import GpuMemory
 
-BUFFER_BYTES = 512 << 20
+BUFFER_BYTES = 256 << 20
 
 
 class DriverRefused(RuntimeError):
