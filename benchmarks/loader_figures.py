@@ -171,7 +171,7 @@ def _reach_warm(report: Report, measured: Measured) -> None:
     report.require("DRAM → bound model, returned", median(model.values()) * 1e3, at_most=10, unit="ms")
     report.notes.append(
         f"DRAM → bound model: a checkpoint of {measured.size_bytes / GB:.2f} GB (the bound is for 2.5), "
-        "by a spare engine: connected, skeleton built and manifest read ahead, as the platform's are; "
+        "by a spare engine: connected, the pool mapped, its skeleton prepared, as the platform's are; "
         "'DRAM → state dict' is a fresh reader with nothing at hand"
     )
     _reach_ahead(

@@ -93,18 +93,21 @@ def _store_from_dram(setting: Setting) -> Load:
 
 
 def _store_to_model(setting: Setting) -> Load:
-    """As a spare engine does: it is connected, its skeleton stands, the manifest is read; pin and bind."""
-    from gpu_worker.engine.binding import dtype_of
+    """As a spare engine does: connected, the pool mapped, its skeleton bound but for the memory's place."""
+    from gpu_worker.engine.binding import bind_ahead, dtype_of
     from gpu_worker.engine.skeleton import build_skeleton
 
     reader = _Reader(setting)
     reader.connect()
+    reader.populate()
     checkpoint = reader.manifest()
     skeleton = build_skeleton(setting.files.checkpoint, dtype=dtype_of(checkpoint))
+    ahead = bind_ahead(skeleton, checkpoint)
+    assert ahead is not None, "a checkpoint of whole bytes is bound ahead"
 
     # Any: transformers' models are untyped.
     def load() -> Any:
-        skeleton.bind(reader.tensors(checkpoint))
+        ahead.fill(reader.buffers())
         return skeleton.model
 
     return load
@@ -126,8 +129,16 @@ class _Reader:
     def connect(self) -> None:
         self._link = self._loop.run_until_complete(self._link_type.connect(self._socket))
 
+    def populate(self) -> None:
+        """Map the pool's pages ahead, as an engine does when it starts."""
+        self._link.view.populate()
+
     def manifest(self) -> Checkpoint:
         return self._binding.open_at(self._directory)
+
+    def buffers(self) -> list[memoryview]:
+        pinned = self._loop.run_until_complete(self._link.pin(CHECKPOINT_ID))
+        return self._binding.buffers_in_arena(pinned, self._link.view)
 
     def tensors(self, checkpoint: Checkpoint) -> Tensors:
         pinned = self._loop.run_until_complete(self._link.pin(CHECKPOINT_ID))

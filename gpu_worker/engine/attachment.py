@@ -26,7 +26,8 @@ from firstlight.domain.errors import (
     LargerThanPool,
     StaleEpoch,
 )
-from gpu_worker.engine.binding import dtype_of, open_at, tensors_in_arena
+from gpu_worker.engine.binding import bind_ahead, buffers_in_arena, dtype_of, open_at, tensors_in_arena
+from gpu_worker.engine.bound_ahead import BoundAhead
 from gpu_worker.engine.control import AttachCommand, Attached, EngineConfig, PrepareCommand
 from gpu_worker.engine.gpu_weights import GpuPlace, GpuWeights, say_outcome
 from gpu_worker.engine.local_engine import LocalEngine
@@ -46,10 +47,11 @@ _MOST_PREPARED = 4
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A skeleton and the manifest it will be bound by."""
+    """A skeleton and the manifest it will be bound by; with `ahead`, all is bound but the memory's place."""
 
     skeleton: Skeleton
     checkpoint: Checkpoint
+    ahead: BoundAhead | None
 
 
 class Attacher:
@@ -119,7 +121,7 @@ class Attacher:
         bound_s = time.monotonic() if isinstance(pinned, Streaming) else ready_s
         if board is not None:
             self._follow(board, prepared)
-        parameter_bytes = self._bind(prepared, tensors)
+        parameter_bytes = self._bind(prepared, tensors, pinned)
         context_length = min(
             command.context_length or prepared.skeleton.context_length, prepared.skeleton.context_length
         )
@@ -144,13 +146,15 @@ class Attacher:
 
     async def _tensors(
         self, command: AttachCommand, prepared: Prepared, pinned: Pinned | Streaming
-    ) -> tuple[Mapping[str, torch.Tensor], ProgressBoard | None]:
-        """Where the model computes from, and what of it is there; None when all is."""
+    ) -> tuple[Mapping[str, torch.Tensor] | None, ProgressBoard | None]:
+        """Where the model computes from, None if bound ahead; and what of it is there, None when all is."""
         if isinstance(pinned, Streaming) and self._gpu is not None:
             self._weights = await self._gpu.stream(prepared.checkpoint, pinned, self._link)
             return self._weights.tensors, None
         if isinstance(pinned, Streaming):
             return await stream_in(prepared.checkpoint, pinned, self._link), None
+        if self._gpu is None and prepared.ahead is not None:
+            return None, pinned.board
         if self._gpu is None:
             return tensors_in_arena(prepared.checkpoint, pinned, self._link.view), pinned.board
         name = command.checkpoint_id
@@ -177,9 +181,15 @@ class Attacher:
         except EngineGone as failure:
             self._on_weights_lost(failure)
 
-    def _bind(self, prepared: Prepared, tensors: Mapping[str, torch.Tensor]) -> int:
+    def _bind(
+        self, prepared: Prepared, tensors: Mapping[str, torch.Tensor] | None, pinned: Pinned | Streaming
+    ) -> int:
         try:
-            return prepared.skeleton.bind(tensors)
+            if tensors is not None:
+                return prepared.skeleton.bind(tensors)
+            assert prepared.ahead is not None and isinstance(pinned, Pinned), "what is streamed has tensors"
+            prepared.ahead.fill(buffers_in_arena(pinned, self._link.view))
+            return prepared.ahead.size_bytes
         except (RuntimeError, ValueError) as failure:
             raise AttachFailed(f"the checkpoint's bytes could not be bound: {failure}") from failure
 
@@ -194,6 +204,7 @@ class Attacher:
             chunk_tokens=self._config.prefill_chunk_tokens or chunk_tokens_for(self._config.device),
             on_crash=_crash,
             on_lost=self._lose_weights,
+            is_loading=lambda: self._gate is not None and self._gate.is_loading,
             stood_still_s=lambda: self._gate.waited_s if self._gate is not None else 0.0,
         )
         self._state.become_ready(
@@ -230,7 +241,8 @@ class Attacher:
 
 def _prepare(directory: Path, device: str) -> Prepared:
     checkpoint = open_at(directory)
-    return Prepared(build_skeleton(directory, dtype=dtype_of(checkpoint), device=device), checkpoint)
+    skeleton = build_skeleton(directory, dtype=dtype_of(checkpoint), device=device)
+    return Prepared(skeleton, checkpoint, bind_ahead(skeleton, checkpoint) if device == "cpu" else None)
 
 
 def _crash() -> None:

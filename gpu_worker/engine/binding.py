@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from gpu_worker.engine.bound_ahead import BoundAhead
+from gpu_worker.engine.skeleton import Skeleton
 from gpu_worker.engine.store_link import Pinned
 from native_loader import ArenaView, Checkpoint, parse_manifest
 from native_loader.manifest import MANIFEST_NAME
@@ -31,4 +33,21 @@ def open_at(directory: Path) -> Checkpoint:
 
 def tensors_in_arena(checkpoint: Checkpoint, pinned: Pinned, view: ArenaView) -> dict[str, torch.Tensor]:
     """Tensors over the store's memory; nothing is copied, and nothing may be written."""
-    return checkpoint.bind([view.buffer(offset, size_bytes) for offset, size_bytes in pinned.extents])
+    return checkpoint.bind(buffers_in_arena(pinned, view))
+
+
+def buffers_in_arena(pinned: Pinned, view: ArenaView) -> list[memoryview]:
+    """The partitions' bytes in the store's memory."""
+    return [view.buffer(offset, size_bytes) for offset, size_bytes in pinned.extents]
+
+
+def bind_ahead(skeleton: Skeleton, checkpoint: Checkpoint) -> BoundAhead | None:
+    """Bind what can be before the memory is known; None where tensors must be made of the memory itself.
+
+    Raises: AttachFailed.
+    """
+    if not BoundAhead.can_hold(checkpoint.manifest):
+        return None
+    ahead = BoundAhead(checkpoint.manifest)
+    skeleton.bind_ahead(ahead)
+    return ahead

@@ -17,6 +17,7 @@ from transformers.initialization import no_init_weights
 
 from firstlight.domain.errors import AttachFailed, SourceUnsupported
 from gpu_worker.engine import architectures, attention
+from gpu_worker.engine.bound_ahead import BoundAhead
 
 _building = threading.Lock()
 
@@ -48,14 +49,10 @@ class Skeleton:
 
         Raises: AttachFailed when names or shapes are not this architecture's.
         """
-        if unlike := set(tensors) ^ set(self._slots):
-            some = ", ".join(sorted(unlike)[:3])
-            raise AttachFailed(f"{len(unlike)} tensors fit no parameter or are missing, such as {some}")
+        self._check({name: tensor.shape for name, tensor in tensors.items()})
         bound: dict[int, nn.Parameter] = {}
         for name, slot in self._slots.items():
             tensor = tensors[name]
-            if tensor.shape != slot.shape:
-                raise AttachFailed(f"{name} has shape {tuple(tensor.shape)}, not {tuple(slot.shape)}")
             if not slot.is_parameter:
                 slot.module._buffers[slot.attribute] = tensor
                 continue
@@ -63,6 +60,25 @@ class Skeleton:
             parameter = bound.setdefault(tensor.data_ptr(), nn.Parameter(tensor, requires_grad=False))
             slot.module._parameters[slot.attribute] = parameter
         return sum(parameter.nbytes for parameter in bound.values())
+
+    def bind_ahead(self, ahead: BoundAhead) -> None:
+        """Take tensors that have no memory yet: `ahead.fill` makes the model whole. Raises: AttachFailed."""
+        self._check(ahead.shapes)
+        for name, slot in self._slots.items():
+            if slot.is_parameter:
+                parameter = ahead.tensors[name]
+                assert isinstance(parameter, nn.Parameter), "made as parameters, ties once"
+                slot.module._parameters[slot.attribute] = parameter
+            else:
+                slot.module._buffers[slot.attribute] = ahead.tensors[name]
+
+    def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        if unlike := set(shapes) ^ set(self._slots):
+            some = ", ".join(sorted(unlike)[:3])
+            raise AttachFailed(f"{len(unlike)} tensors fit no parameter or are missing, such as {some}")
+        for name, slot in self._slots.items():
+            if tuple(shapes[name]) != tuple(slot.shape):
+                raise AttachFailed(f"{name} has shape {tuple(shapes[name])}, not {tuple(slot.shape)}")
 
     def logits(self, token_ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Scores (rows, vocabulary) behind the tokens at `rows` of the flat batch. Call inside `attending`.
