@@ -9,8 +9,9 @@ PHASES = ("queue_s", "download_s", "load_s", "attach_s", "control_s", "total_s")
 
 def compare(estimate: PlannedEstimate, actual: PhaseSeconds | None) -> str:
     """One row per phase; without `actual` only the prediction."""
-    # The UI draws tables without any room between columns; an em space is the one that it keeps.
-    rows = ["| phase |\u2003predicted s |\u2003actual s |\u2003off by |", "|---|--:|--:|--:|"]
+    # The UI draws tables without any room between columns; it keeps spaces that do not break.
+    heads = "".join(f"\u00a0\u00a0{head} |" for head in ("predicted\u00a0s", "actual\u00a0s", "off\u00a0by"))
+    rows = [f"| phase |{heads}", "|---|--:|--:|--:|"]
     for name in PHASES:
         predicted_s = getattr(estimate, name)
         took_s = getattr(actual, name) if actual is not None else None

@@ -109,7 +109,8 @@ def delete(model: ModelArgument, api: ApiUrl = None, key: ApiKey = None, as_json
         print_json(answer)
         return
     live = answer["live_instances"]
-    console.print(f"{model} is deleted" if not live else f"{model} goes as soon as its {live} instances end")
+    instances = "instance ends" if live == 1 else f"{live} instances end"
+    console.print(f"{model} is deleted" if not live else f"{model} goes as soon as its {instances}")
 
 
 def as_uri(source: str) -> str:

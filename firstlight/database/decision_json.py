@@ -83,10 +83,9 @@ def candidates_markdown(candidates: Sequence[Candidate], *, chosen: HostId | Non
         candidates,
         key=lambda row: (row.host_id != chosen, row.estimate.total_s if row.estimate else 1e12, row.host_id),
     )
-    # The Temporal UI draws tables without any room between columns; an em space is the one that it keeps.
-    head = "| host | from | queue | download | load | attach | control | total ms | verdict |"
+    heads = ("from", "queue", "download", "load", "attach", "control", "total ms", "verdict")
     lines = [
-        head.replace("| ", "|\u2003").replace("|\u2003host", "| host"),
+        "| host |" + "".join(_apart(head.replace(" ", "\u00a0")) + " |" for head in heads),
         "|---|---|--:|--:|--:|--:|--:|--:|---|",
         *(_line(candidate, chosen=chosen) for candidate in ordered[:SHOWN_CANDIDATES]),
     ]
@@ -108,7 +107,11 @@ def _line(candidate: Candidate, *, chosen: HostId | None) -> str:
         estimate.total_s,
     )
     figures = " | ".join(f"{value * 1000:.0f}" for value in seconds)
-    verdict = f"**chosen**, GPUs {list(candidate.gpu_indices)}" if candidate.host_id == chosen else "possible"
+    verdict = "**chosen**" if candidate.host_id == chosen else "possible"
     origin = f"{estimate.tier} {estimate.peer_host_id or ''}".rstrip()
-    # Text begins where its head does.
-    return f"| {candidate.host_id} |\u2003{origin} | {figures} |\u2003{verdict} |"
+    return f"| {candidate.host_id} |{_apart(origin)} | {figures} |{_apart(verdict)} |"
+
+
+def _apart(text: str) -> str:
+    """The Temporal UI draws tables without any room between columns; it keeps spaces that do not break."""
+    return f"\u00a0\u00a0{text}"

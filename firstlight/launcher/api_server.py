@@ -39,7 +39,8 @@ class ApiServer(uvicorn.Server):
 def main(settings: Settings | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-    run_role(serve, settings=settings)
+    # Its server has a bound of its own, for answers that go on.
+    run_role(serve, settings=settings, leave_within_s=None)
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:

@@ -19,8 +19,16 @@ Answer = TypeVar("Answer")
 Role = Callable[[Settings, asyncio.Event], Awaitable[None]]
 
 
-def run_role(role: Role, *, settings: Settings | None = None) -> NoReturn:
+# A worker whose Temporal has gone would tell it of its end for a minute, to nobody.
+LEAVE_WITHIN_S = 4.0
+
+
+def run_role(
+    role: Role, *, settings: Settings | None = None, leave_within_s: float | None = LEAVE_WITHIN_S
+) -> NoReturn:
     """Run `role(settings, stop)` until it returns; `stop` is set by SIGTERM or SIGINT.
+
+    It may take `leave_within_s` to return then; None: it bounds that itself.
 
     Ends the process: with code 0, or with 1 and one sentence if the role cannot go on.
     """
@@ -31,24 +39,36 @@ def run_role(role: Role, *, settings: Settings | None = None) -> NoReturn:
         )
         # It tells two lines of how it looked at the schema, at every start.
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        asyncio.run(_until_stopped(role, settings))
+        asyncio.run(_until_stopped(role, settings, leave_within_s))
     except FirstlightError as error:
         print(f"firstlight: {error.message}", file=sys.stderr)
         raise SystemExit(1) from error
+    # Threads of the Temporal client may still hand over to Python while the interpreter takes itself
+    # apart, which aborts the process. All that mattered is closed, so end without that phase.
+    _end_now()
+
+
+def _end_now() -> NoReturn:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of the Temporal client may still hand over to Python while the interpreter takes itself
-    # apart, which aborts the process. All that mattered is closed, so end without that phase.
     os._exit(0)
 
 
-async def _until_stopped(role: Role, settings: Settings) -> None:
+async def _until_stopped(role: Role, settings: Settings, leave_within_s: float | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await role(settings, stop)
+    work, stopped = asyncio.ensure_future(role(settings, stop)), asyncio.create_task(stop.wait())
+    await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((work,), timeout=leave_within_s)
+    if not work.done():
+        log.warning("not everything could be closed within %.0f s; ending without", leave_within_s)
+        # Cancelling would wait for the very same.
+        _end_now()
+    stopped.cancel()
+    work.result()
 
 
 # Any: what a coroutine yields and is sent, which only the event loop sees.

@@ -67,7 +67,7 @@ async def test_a_decision_keeps_all_candidates_and_the_plan_carries_the_estimate
     assert planned.plan.estimate.tier == Tier.SSD
     assert planned.plan.estimate.load_s == pytest.approx(1.01)
     assert planned.plan.checkpoint.manifest_digest == "e" * 64
-    table = planned.candidates_markdown.replace("\u2003", " ")
+    table = planned.candidates_markdown.replace("\u00a0\u00a0", " ")
     assert "host-b | ssd" in table and "host-a | remote" in table
     async with database.session() as session:
         [record] = await starts_repository.list_starts(session)
