@@ -41,6 +41,13 @@ class MigrationBegun(BaseModel):
     estimated_s: float
 
 
+class ObservationRow(BaseModel):
+    """One request that moved: all its tokens, and seconds from its first round to its hand-over."""
+
+    tokens: int
+    seconds: float
+
+
 class MigrationRow(BaseModel):
     migration_id: str
     model: str
@@ -58,6 +65,7 @@ class MigrationRow(BaseModel):
     start_s: float
     move_s: float
     pause_s: float
+    observations: list[ObservationRow]
     started_at_unix_s: float
     ended_at_unix_s: float | None
     failure: str | None

@@ -21,6 +21,7 @@ NAMING = {
 # Any: JSON documents (candidates, edges, audit details); their shape is the repositories' business.
 JsonDocument = dict[str, object]
 JsonRows = list[dict[str, object]]
+JsonPairs = list[list[float]]
 
 
 class Base(DeclarativeBase):
@@ -33,6 +34,7 @@ class Base(DeclarativeBase):
         datetime: DateTime(timezone=True),
         JsonDocument: JSONB(),
         JsonRows: JSONB(),
+        JsonPairs: JSONB(),
     }
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.dialects.postgresql import ARRAY, BIGINT
 from sqlalchemy.orm import Mapped, mapped_column
 
-from firstlight.database.base import Base, JsonDocument, JsonRows, one_of
+from firstlight.database.base import Base, JsonDocument, JsonPairs, JsonRows, one_of
 from firstlight.domain.fleet import Tier
 
 
@@ -135,6 +135,8 @@ class MigrationRow(Base):
     move_s: Mapped[float] = mapped_column(server_default=text("0"))
     # Longest time any one stream stood still at the source.
     pause_s: Mapped[float] = mapped_column(server_default=text("0"))
+    # [[tokens, seconds], …] of single requests: what estimates of moves learn from.
+    observations: Mapped[JsonPairs] = mapped_column(server_default=text("'[]'"))
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     ended_at: Mapped[datetime | None]
     failure: Mapped[str | None]

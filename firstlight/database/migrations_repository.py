@@ -26,6 +26,7 @@ from firstlight.database.tables import InstanceRow, MigrationRow
 from firstlight.domain.errors import Conflict, NoCapacity, UnknownHost
 from firstlight.domain.fleet import StartRequest
 from firstlight.domain.lifecycle import InstanceState, ModelState
+from firstlight.domain.migration import MoveObservation
 from firstlight.domain.names import HostId
 from firstlight.domain.scheduler import Place, decide
 
@@ -166,6 +167,7 @@ async def finish_migration(session: AsyncSession, request: FinishMigrationInput)
     row.requests_moved, row.rounds = move.moved, len(move.rounds)
     row.tokens_moved, row.bytes_moved = move.tokens, move.sent_bytes
     row.start_s, row.move_s, row.pause_s = request.start_s, move.elapsed_s, move.held_s
+    row.observations = move.observations
     row.failure = request.failure[:LONGEST_FAILURE] or None
 
 
@@ -206,6 +208,7 @@ def _record(row: MigrationRow, model: str, source_host_id: str, destination_host
         start_s=row.start_s,
         move_s=row.move_s,
         pause_s=row.pause_s,
+        observations=tuple(MoveObservation(int(tokens), seconds) for tokens, seconds in row.observations),
         started_at_unix_s=row.started_at.timestamp(),
         ended_at_unix_s=row.ended_at.timestamp() if row.ended_at else None,
         failure=row.failure,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from firstlight.contracts.starts import PlannedEstimate, StartPlan
 from firstlight.domain.fleet import Edge, EdgeModel, Tier
 from firstlight.domain.lifecycle import HostState, InstanceState, ModelState, PlacementState
+from firstlight.domain.migration import MoveObservation
 from firstlight.domain.scheduler import Candidate, Decision
 
 
@@ -81,6 +82,7 @@ class MigrationRecord:
     start_s: float
     move_s: float
     pause_s: float
+    observations: tuple[MoveObservation, ...]
     started_at_unix_s: float
     ended_at_unix_s: float | None
     failure: str | None

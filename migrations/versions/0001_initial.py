@@ -409,6 +409,12 @@ def upgrade() -> None:
         sa.Column("start_s", sa.Float(precision=53), server_default=sa.text("0"), nullable=False),
         sa.Column("move_s", sa.Float(precision=53), server_default=sa.text("0"), nullable=False),
         sa.Column("pause_s", sa.Float(precision=53), server_default=sa.text("0"), nullable=False),
+        sa.Column(
+            "observations",
+            postgresql.JSONB(astext_type=sa.Text()),
+            server_default=sa.text("'[]'"),
+            nullable=False,
+        ),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("failure", sa.Text(), nullable=True),
