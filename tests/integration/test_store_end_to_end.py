@@ -24,7 +24,7 @@ from firstlight.rpc.store_pb2 import DownloadProgress
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.sources import describe_source
 from tests.integration import store_s3
-from tests.integration.store_processes import descendants
+from tests.integration.store_processes import command_line, descendants
 from tests.integration.store_proxy import slow_proxy
 from tests.integration.store_reader import Reader
 from tests.integration.test_store_process import RunningStore, running_store
@@ -129,21 +129,28 @@ async def test_from_s3_and_from_a_folder_are_the_same_bytes(
 async def test_a_killed_download_resumes_at_a_chunk(
     config: StoreConfig, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with slow_proxy(s3, bytes_per_s=20 * MIB) as proxy:
+    # Slow until it is planned, so that not all has come by then.
+    async with slow_proxy(s3, bytes_per_s=1 * MIB) as proxy:
         for key, value in store_s3.environment(proxy.endpoint).items():
             monkeypatch.setenv(key, value)
         async with running_store(config) as store:
             with pytest.raises(EngineGone):
                 async for step in store.client.download(
-                    checkpoint_id=NAME, source="s3://models/llama", dtype="float32"
+                    checkpoint_id=NAME, source="s3://models/llama", dtype="float32", into_dram=True
                 ):
-                    if step.bytes_done >= 32 * MIB and store.process.returncode is None:
+                    if step.remote_bytes:
+                        proxy.bytes_per_s = 20 * MIB
+                    if step.ssd_bytes >= 32 * MIB and store.process.returncode is None:
                         store.process.send_signal(signal.SIGKILL)
                         await store.process.wait()
         before, proxy.bytes_passed, proxy.bytes_per_s = proxy.bytes_passed, 0, 1e9
         async with running_store(config) as store:
+            hint = await store.client.prepare(
+                checkpoint_id=NAME, source="s3://models/llama", dtype="float32", instance_id="i1"
+            )
+            assert hint.found_in == "absent" and hint.moving_at_unix_s > 0
             last = (await download(store, "s3://models/llama"))[-1]
-            assert last.phase == "done"
+            assert last.phase == "done" and last.dram_bytes == last.ssd_bytes > 0
             assert before > 32 * MIB and proxy.bytes_passed <= last.source_bytes - 32 * MIB + 2 * MIB
             assert (await store.load(NAME)).done
 
@@ -187,7 +194,8 @@ async def test_a_full_ssd_is_said_and_leaves_nothing(config: StoreConfig, model:
             await download(store, model.as_uri())
         inventory = await store.client.inventory()
         assert inventory.ssd_used_bytes == 0 and not inventory.checkpoints
-        assert not descendants(store.process.pid)
+        # Its planner is kept for the next one; a converter would not be.
+        assert all("--serve-plans" in command_line(pid) for pid in descendants(store.process.pid))
 
 
 async def test_an_architecture_nobody_serves_is_refused_in_words(store: RunningStore, tmp_path: Path) -> None:
