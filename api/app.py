@@ -75,7 +75,7 @@ def _add_health(app: FastAPI, services: Services) -> None:
     )
     async def readyz() -> Response:
         """Routes are known, and Postgres and Temporal answered a moment ago: starts would work."""
-        is_ready = services.health.is_ready and services.feed.is_fresh.is_set()
+        is_ready = services.health.is_ready and services.is_prepared.is_set()
         told = {
             "status": "ready" if is_ready else "not ready",
             "postgres": services.health.postgres.say(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from temporalio.client import Client
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -19,7 +20,7 @@ from firstlight.database.connection import Database
 from firstlight.database.fleet_view import FleetView
 from firstlight.database.records import PlannedStart
 from firstlight.database.starts_repository import abandon_start, plan_start
-from firstlight.domain.errors import EngineGone, Overloaded
+from firstlight.domain.errors import EngineGone, FirstlightError, Overloaded
 from firstlight.domain.scheduler import Place
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import HostClient, StoreClient
@@ -27,6 +28,7 @@ from firstlight.rpc.clients import HostClient, StoreClient
 # A store that was told a moment ago has not forgotten.
 TELL_AGAIN_S = 0.25
 TOLD_AT_MOST = 4096
+REHEARSED_WITH = 4
 
 
 class ClusterStarter(Starter):
@@ -84,6 +86,14 @@ class ClusterStarter(Starter):
         """Tell the host that a start of `model` would go to now. Costs nothing but a prefetch where wrong."""
         if (target := self._foresight.guess(model, now_unix_s=time.time())) is not None:
             self._hint(target, model, request_id)
+
+    async def rehearse(self) -> None:
+        """Ask some hosts for nothing, in the words of a hint: what is done once per process is done then."""
+        for host in self._hosts.some(REHEARSED_WITH):
+            with suppress(FirstlightError):
+                await StoreClient(self._channels, host.store_address).prepare(checkpoint_id="")
+            with suppress(FirstlightError):
+                await HostClient(self._channels, host.host_address).list_engines(timeout_s=1.0)
 
     def _hint(self, target: Foreseen, model: str, request_id: str) -> None:
         """Before anything is written: bytes may move while Postgres reads, decides and commits."""

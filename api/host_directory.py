@@ -37,6 +37,10 @@ class HostDirectory:
             for host_id, (host_address, store_address) in addresses.items()
         }
 
+    def some(self, at_most: int) -> list[HostAddresses]:
+        """Hosts whose addresses are known."""
+        return list(self._known.values())[:at_most]
+
     def forget(self, stale: HostAddresses) -> None:
         """Nobody answers there: read the address anew the next time."""
         if self._known.get(stale.host_id) == stale:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 
@@ -34,11 +35,15 @@ from api.starts import StartDirector
 from api.text_cache import TextCache
 from firstlight.database.connection import Database
 from firstlight.database.start_planning import rehearse_plan
+from firstlight.domain.errors import FirstlightError
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.rpc.channels import Channels
 from firstlight.settings import Settings
 
 FRESH_WITHIN_S = 30.0
+# The first start is as quick as all others only after this; but it need not wait for it for ever.
+PREPARED_WITHIN_S = 10.0
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,8 @@ class Services:
             on_change=self.minimum.changed,
             on_news=self.fleet.changed,
         )
+        # Nothing is left to be done once in this process.
+        self.is_prepared = asyncio.Event()
         self._endpoints: dict[str, str] = {}
 
     def clock(self) -> Clock:
@@ -143,7 +150,6 @@ class Services:
         self.background.start(self.health.run(), name="health")
         self.background.start(self.feed.run(), name="listener")
         self.background.start(self.fleet.run(), name="picture of the fleet")
-        self.background.start(self._warm_database(), name="connections made ahead")
         self.background.start(self._after_first_refresh(), name="preparations")
 
     async def close(self) -> None:
@@ -153,12 +159,21 @@ class Services:
 
     async def _after_first_refresh(self) -> None:
         await self.feed.is_fresh.wait()
-        await self.texts.preload(self.catalog.records)
+        await self._prepare()
+        self.is_prepared.set()
         await self.deletions.resume()
         await self.minimum.run()
 
-    async def _warm_database(self) -> None:
-        await self.database.warm(rehearse_plan)
+    async def _prepare(self) -> None:
+        """What a first request would otherwise wait for; whatever of it hangs holds nothing up for long."""
+        try:
+            async with asyncio.timeout(PREPARED_WITHIN_S):
+                await self.texts.preload(self.catalog.records)
+                await self.fleet.has_looked.wait()
+                await self.database.warm(rehearse_plan)
+                await self.starter.rehearse()
+        except (FirstlightError, TimeoutError) as error:
+            logger.warning("not all is prepared for the first start: %s", error)
 
     def foretell(self, model: str, request_id: str) -> None:
         """A request for `model` has come in: if nothing serves or starts, bytes may begin to move."""

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 
 from firstlight.domain.errors import FirstlightError, StaleEpoch
+from firstlight.domain.names import parse_checkpoint_id
 from firstlight.rpc import engine_pb2, engine_pb2_grpc, store_pb2, store_pb2_grpc
 from firstlight.rpc.status import answering
 
@@ -160,8 +161,11 @@ class FakeStore(store_pb2_grpc.StoreServicer):
     async def Prepare(
         self, request: store_pb2.PrepareRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> store_pb2.PrepareReply:
-        self.prepared.append(request.checkpoint_id)
-        return store_pb2.PrepareReply(found_in="ssd")
+        async with answering(context):
+            # As a store does; a rehearsal names none.
+            parse_checkpoint_id(request.checkpoint_id)
+            self.prepared.append(request.checkpoint_id)
+            return store_pb2.PrepareReply(found_in="ssd")
 
     async def GetFiles(
         self, request: store_pb2.GetFilesRequest, context: grpc.aio.ServicerContext[Any, Any]
