@@ -203,13 +203,13 @@ class LoadJob:
         populate: bool = False,
         board: ProgressBoard | None = None,
         backend: str = "auto",
-        queue_depth: int = 32,
+        queue_depth: int = 16,
         block_bytes: int = 4194304,
         registered: bool = False,
         verify: bool = True,
     ) -> None:
         """
-        `populate` makes memory resident just before it is read, for an arena that was not prefaulted.
+        `populate` makes memory resident ahead of the reads, for an arena that was not prefaulted.
         `threads` None suits the machine; more are of use where one core cannot sum what the device delivers.
         `backend` is auto, io_uring or threads: auto is io_uring where the kernel has it and files are read
         directly. `queue_depth` blocks of `block_bytes` (a multiple of 4096) are asked for at a time;

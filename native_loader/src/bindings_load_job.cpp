@@ -111,7 +111,7 @@ void bind_load_job(nb::module_& module) {
             nb::arg("backend") = "auto", nb::arg("queue_depth") = kDefaults.queue_depth,
             nb::arg("block_bytes") = kDefaults.block_bytes, nb::arg("registered") = kDefaults.registered,
             nb::arg("verify") = true,
-            "`populate` makes memory resident just before it is read, for an arena that was not prefaulted.\n"
+            "`populate` makes memory resident ahead of the reads, for an arena that was not prefaulted.\n"
             "`threads` None suits the machine; more are of use where one core cannot sum what the device delivers.\n"
             "`backend` is auto, io_uring or threads: auto is io_uring where the kernel has it and files are read\n"
             "directly. `queue_depth` blocks of `block_bytes` (a multiple of 4096) are asked for at a time;\n"

@@ -24,7 +24,7 @@ std::string_view name_of(Backend backend);
 struct LoadOptions {
     Backend backend = Backend::automatic;
     unsigned threads = 0;      // 0: as many as the backend needs to keep a fast device busy here
-    unsigned queue_depth = 32;  // io_uring: blocks asked for at a time, over all threads
+    unsigned queue_depth = 16;  // io_uring: blocks asked for at a time, over all threads
     std::uint64_t block_bytes = std::uint64_t{4} << 20;  // per read; a multiple of 4096
     bool direct = true;        // O_DIRECT where the file system takes it
     bool registered = false;   // io_uring: have the kernel keep the memory's pages at hand

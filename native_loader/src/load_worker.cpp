@@ -11,7 +11,8 @@ namespace {
 
 class QueueReader {
 public:
-    QueueReader(LoadTask& task, ReadQueue& queue, unsigned depth) : task_(task), queue_(queue), slots_(depth) {
+    QueueReader(LoadTask& task, ReadQueue& queue, unsigned depth)
+        : task_(task), queue_(queue), slots_(depth), window_(std::max(depth / 4, 1U)) {
         for (std::size_t slot = depth; slot > 0; --slot) free_.push_back(slot - 1);
     }
 
@@ -47,7 +48,7 @@ private:
     };
 
     void ask() {
-        while (!free_.empty() && answers_.size() < slots_.size()) {
+        while (slots_.size() - free_.size() < window_ && answers_.size() < slots_.size()) {
             const std::optional<std::size_t> block = task_.take();
             if (!block) return;
             std::optional<ReadRequest> request = task_.request_for(*block);
@@ -79,6 +80,7 @@ private:
             }
             answers_.push_back({slot.block, slot.done, completion->outcome, is_whole});
             slot.is_busy = false;
+            window_ = std::min(window_ + 1, slots_.size());
             free_.push_back(completion->tag);
         }
     }
@@ -111,6 +113,9 @@ private:
     std::vector<Slot> slots_;
     std::vector<std::size_t> free_;
     std::deque<Answer> answers_;
+    // A device serves all that it is asked for at once, so the first of many comes as late as the last: few are asked
+    // for at first, and one more for each that comes.
+    std::size_t window_;
     bool is_broken_ = false;
 };
 
