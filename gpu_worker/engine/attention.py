@@ -25,17 +25,21 @@ NAME = "firstlight"
 
 
 class Span:
-    """`length` consecutive tokens of one request, from `offset` of the flat batch on."""
+    """`length` consecutive tokens of one request, from `offset` of the flat batch on.
 
-    def __init__(self, *, cache: KeyValueCache, offset: int, length: int) -> None:
+    `ahead` tokens of it stand before them in the same pass, in spans of their own.
+    """
+
+    def __init__(self, *, cache: KeyValueCache, offset: int, length: int, ahead: int = 0) -> None:
         self.cache = cache
+        self.ahead = ahead
         self.offset = offset
         self.length = length
         self._masks: dict[int | None, torch.Tensor] = {}
 
     @property
     def past(self) -> int:
-        return self.cache.length
+        return self.cache.length + self.ahead
 
     def visible(self, window: int | None, device: torch.device) -> torch.Tensor:
         """(length, past + length) booleans, true where a query may look; the same in every layer."""
@@ -84,7 +88,7 @@ def ragged_attention(
     parts = []
     for span in _spans.get():
         ours = slice(span.offset, span.offset + span.length)
-        keys, values = span.cache.write(layer, key[:, :, ours], value[:, :, ours])
+        keys, values = span.cache.write(layer, key[:, :, ours], value[:, :, ours], start=span.past)
         parts.append(_attend(span, query[:, :, ours], keys, values, scaling, sliding_window, softcap))
     joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return joined.transpose(1, 2).contiguous(), None

@@ -20,11 +20,17 @@ class KeyValueCache:
         self._keys: dict[int, torch.Tensor] = {}  # layer -> (1, key_value_heads, capacity, head_dim)
         self._values: dict[int, torch.Tensor] = {}
 
-    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put a span (1, key_value_heads, tokens, head_dim) behind `length`; views of all up to its end."""
-        end = self.length + key.shape[2]
-        return _put(self._keys, layer, key, self.length, self._room(end)), _put(
-            self._values, layer, value, self.length, self._room(end)
+    def write(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor, *, start: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put a span (1, key_value_heads, tokens, head_dim) at `start`; views of all up to its end.
+
+        `start` is `length` unless told: behind what this pass has put there before.
+        """
+        start = self.length if start is None else start
+        end = start + key.shape[2]
+        return _put(self._keys, layer, key, start, self._room(end)), _put(
+            self._values, layer, value, start, self._room(end)
         )
 
     def advance(self, tokens: int) -> None:

@@ -17,7 +17,7 @@ from gpu_worker.engine.kv_cache import KeyValueCache
 from gpu_worker.engine.requests import ActiveRequest, Deliver, Rebuild, validate
 from gpu_worker.engine.sampling import choose, top_logprobs
 from gpu_worker.engine.skeleton import Skeleton
-from gpu_worker.engine.step_plan import plan_step
+from gpu_worker.engine.step_plan import CHUNKS_WHILE_LOADING, cut, plan_step
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class DecodeLoop:
         on_crash: Callable[[], None],
         on_lost: Callable[[EngineGone], None] = lambda why: None,
         stood_still_s: Callable[[], float] = lambda: 0.0,
+        is_loading: Callable[[], bool] = lambda: False,
     ) -> None:
         self._skeleton = skeleton
         self.layers = skeleton.layers
@@ -54,6 +55,7 @@ class DecodeLoop:
         self._on_crash = on_crash
         self._on_lost = on_lost
         self._stood_still_s = stood_still_s
+        self._is_loading = is_loading
         self._changed = threading.Condition()
         self._waiting: deque[ActiveRequest] = deque()
         self._running: list[ActiveRequest | Rebuild] = []
@@ -223,9 +225,10 @@ class DecodeLoop:
         full = [active for active in self._running if active.is_full or not active.pending_tokens]
         for active in full:
             self._end(active, Finished("length"))
+        chunks = CHUNKS_WHILE_LOADING if self._is_loading() else 1
         plan = [
             (self._running[index], tokens)
-            for index, tokens in plan_step(self._running, chunk_tokens=self._chunk_tokens)
+            for index, tokens in plan_step(self._running, chunk_tokens=chunks * self._chunk_tokens)
         ]
         if not plan:
             return
@@ -251,7 +254,11 @@ class DecodeLoop:
         ready: list[ActiveRequest] = []
         for active, tokens in plan:
             start = active.cached_tokens
-            spans.append(Span(cache=active.cache, offset=len(token_ids), length=tokens))
+            ahead = 0
+            for length in cut(start, tokens, chunk_tokens=self._chunk_tokens):
+                offset = len(token_ids) + ahead
+                spans.append(Span(cache=active.cache, offset=offset, length=length, ahead=ahead))
+                ahead += length
             if tokens == active.pending_tokens and isinstance(active, ActiveRequest):
                 ready.append(active)
                 rows.append(len(token_ids) + tokens - 1)

@@ -21,6 +21,20 @@ class Progress(Protocol):
 _CPU_CHUNK, _GPU_CHUNK = 128, 1024
 
 
+# So many chunks of prompts share a pass that has to wait for weights: each layer then meets all of them
+# while the next one still comes, and the load hides their compute.
+CHUNKS_WHILE_LOADING = 16
+
+
+def cut(cached_tokens: int, tokens: int, *, chunk_tokens: int) -> list[int]:
+    """`tokens` of a request from `cached_tokens` on, cut where passes of one chunk would cut them."""
+    lengths = []
+    while tokens:
+        lengths.append(min(tokens, chunk_tokens - cached_tokens % chunk_tokens))
+        cached_tokens, tokens = cached_tokens + lengths[-1], tokens - lengths[-1]
+    return lengths
+
+
 def chunk_tokens_for(device: str) -> int:
     return _CPU_CHUNK if device == "cpu" else _GPU_CHUNK
 

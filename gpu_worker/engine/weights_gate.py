@@ -29,6 +29,11 @@ class WeightsGate:
         self._hooks: list[RemovableHandle] = []
         self.waited_s = 0.0
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether a pass may have to wait."""
+        return not self._board.is_ended
+
     def install(self, model: nn.Module, needed: Mapping[str, int]) -> None:
         """`needed` tells for each tensor's name how long the load's prefix must be for it to be there."""
         for module, names in parts_of(model):

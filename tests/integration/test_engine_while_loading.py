@@ -14,6 +14,7 @@ from firstlight.domain.errors import EngineGone
 from gpu_worker.engine.attention import Span, attending
 from gpu_worker.engine.kv_cache import KeyValueCache
 from gpu_worker.engine.skeleton import Skeleton, build_skeleton
+from gpu_worker.engine.step_plan import cut
 from gpu_worker.engine.weights_gate import WeightsGate, parts_of
 from native_loader import Checkpoint, ProgressBoard, open_checkpoint, save_checkpoint
 from tests.integration.tiny_models import CONFIGS, write_tiny_model
@@ -108,6 +109,43 @@ def test_logits_are_those_of_a_load_that_is_done(name: str, tmp_path: Path) -> N
     assert torch.equal(logits(skeleton), expected)
     assert not any(module._forward_pre_hooks for module in skeleton.model.modules()), "hooks are left"
     assert gate.waited_s > 0
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "gemma2"])
+def test_a_prompt_in_one_pass_is_cut_where_several_would_cut_it(name: str, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tmp_path, name)
+    load = SlowLoad(checkpoint)
+    for index in range(len(load.chunks)):
+        load.bring(index)
+    skeleton, _ = waiting_skeleton(checkpoint, load)
+    prompt = torch.arange(70) % 90 + 3
+    cached = 5
+    lengths = cut(cached, 65, chunk_tokens=16)
+    assert lengths == [11, 16, 16, 16, 6]
+
+    def begun() -> KeyValueCache:
+        cache = KeyValueCache()
+        with attending([Span(cache=cache, offset=0, length=cached)]):
+            skeleton.logits(prompt[:cached], torch.arange(cached), torch.tensor([], dtype=torch.int64))
+        return cache
+
+    several, one = begun(), begun()
+    for length in lengths:
+        at = slice(several.length, several.length + length)
+        with attending([Span(cache=several, offset=0, length=length)]):
+            row = torch.tensor([length - 1])
+            expected = skeleton.logits(prompt[at], torch.arange(70)[at], row)
+    spans, ahead = [], 0
+    for length in lengths:
+        spans.append(Span(cache=one, offset=ahead, length=length, ahead=ahead))
+        ahead += length
+    with attending(spans):
+        found = skeleton.logits(prompt[cached:], torch.arange(cached, 70), torch.tensor([64]))
+    assert one.length == several.length == 70
+    for layer in one.layers:
+        for ours, theirs in zip(one.read(layer, 0, 70), several.read(layer, 0, 70), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_compute_follows_the_bytes(tmp_path: Path) -> None:
