@@ -22,7 +22,8 @@ from gpu_worker.store.sources import Layout, Source, SourceDescription, open_sou
 from gpu_worker.store.ssd_cache import CachedCheckpoint
 from gpu_worker.store.staged_download import StagedDownload
 from gpu_worker.store.streaming.planner import Planner
-from gpu_worker.store.streaming.session import ConvertWhole, Session, StreamedBytes
+from gpu_worker.store.streaming.preparation import ConvertWhole
+from gpu_worker.store.streaming.session import Session, StreamedBytes
 
 log = logging.getLogger("store.download")
 

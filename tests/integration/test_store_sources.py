@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,9 @@ class HubHandler(http.server.SimpleHTTPRequestHandler):
             self.wfile.write(data)
 
 
-@pytest.fixture(scope="module")
-def web(folder: Path) -> Iterator[str]:
+@contextmanager
+def folder_server(folder: Path) -> Iterator[str]:
+    """The folder at /plain/tiny and, as the hub has it, at org/tiny; yields where."""
     handler = type("Handler", (HubHandler,), {"root": folder})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -123,6 +125,12 @@ def web(folder: Path) -> Iterator[str]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def web(folder: Path) -> Iterator[str]:
+    with folder_server(folder) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from gpu_worker.store.streaming.planner import Planner
 from native_loader import open_checkpoint
 from tests.integration import store_s3
 from tests.integration.streaming_host import MIB, NAME, StreamingHost, streaming_host
+from tests.integration.test_store_sources import folder_server
 from tests.integration.tiny_models import write_tiny_model
 
 
@@ -100,15 +101,27 @@ def same(directory: Path, whole: Path) -> bool:
     return all((directory / name).read_bytes() == (whole / name).read_bytes() for name in names)
 
 
-@pytest.mark.parametrize("layout", ["s3 shards", "file shards", "s3 native", "file native"])
+LAYOUTS = ["s3 shards", "file shards", "s3 native", "file native", "web native", "hub native"]
+
+
+@pytest.fixture
+def web(whole: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with folder_server(whole) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        yield endpoint
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 async def test_streamed_is_what_a_whole_conversion_makes(
-    host: StreamingHost, link: RateLimitedProxy, model: Path, whole: Path, layout: str
+    host: StreamingHost, link: RateLimitedProxy, web: str, model: Path, whole: Path, layout: str
 ) -> None:
     source = {
         "s3 shards": "s3://models/llama",
         "file shards": model.as_uri(),
         "s3 native": "s3://models/native",
         "file native": whole.as_uri(),
+        "web native": f"{web}/plain/tiny",
+        "hub native": "hf://org/tiny",
     }[layout]
     state = await host.order(source).wait()
     assert same(host.cache.get(NAME).directory, whole)

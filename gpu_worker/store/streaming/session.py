@@ -10,12 +10,8 @@ staging/<id>/whole/       partitions, small files, at last the manifest
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import re
-import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +25,7 @@ from firstlight.domain.errors import (
     PoolFull,
     StorageError,
 )
-from firstlight.domain.names import parse_checkpoint_id
-from gpu_worker.convert.stream_plan import PLAN_NAME, StreamPlan, read_plan, write_plan
+from gpu_worker.convert.stream_plan import StreamPlan
 from gpu_worker.store.download_order import DownloadOrder
 from gpu_worker.store.landing import Landing
 from gpu_worker.store.loads import Loads
@@ -39,24 +34,20 @@ from gpu_worker.store.streaming.ahead import ReadAhead
 from gpu_worker.store.streaming.assembly import finished_manifest, offer_folder, write_files
 from gpu_worker.store.streaming.chunk_book import ChunkBook
 from gpu_worker.store.streaming.chunk_journal import ChunkJournal
-from gpu_worker.store.streaming.headers import fetch_headers, fetch_whole, later_files
-from gpu_worker.store.streaming.native import fetch_manifest, fetch_native_file, native_plan
+from gpu_worker.store.streaming.headers import fetch_whole, later_files
+from gpu_worker.store.streaming.native import fetch_native_file
 from gpu_worker.store.streaming.partition_files import PartitionFiles
 from gpu_worker.store.streaming.pipeline import Stream, StreamProgress
 from gpu_worker.store.streaming.planner import Planner
+from gpu_worker.store.streaming.preparation import HEADERS, WHOLE, Preparation, Prepared
 from gpu_worker.store.streaming.room import ArenaRoom, RingRoom, Room
 from native_loader.load_order import chunks_in_order
 from native_loader.manifest import CHUNK_BYTES, Manifest
 
 log = logging.getLogger("store.stream")
 
-WHOLE = "whole"
 _BLOCK_BYTES, _MOST_BLOCKS = 2**20, 2**15
 _FIRST_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.0\.")
-
-
-class ConvertWhole(Exception):
-    """This source cannot be streamed; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +92,14 @@ class Session:
         self._reserve = reserve
         self._on_progress = on_progress
         self._ahead = ReadAhead(source, description, parallelism=parallelism)
-        self._latency_s = 0.0
+        self._preparation = Preparation(
+            order=order,
+            source=source,
+            description=description,
+            staging=staging,
+            planner=planner,
+            ahead=self._ahead,
+        )
         self._past_first_layer = asyncio.Event()
 
     async def run(self) -> Path:
@@ -110,65 +108,22 @@ class Session:
         Raises: ConvertWhole; every SourceError, CheckpointError and StorageError.
         """
         try:
-            plan = await self._planned()
-            self._reserve(plan.manifest.size_bytes + self._small_bytes())
-            return await self._streamed(plan)
+            prepared = await self._preparation.run()
+            self._reserve(prepared.plan.manifest.size_bytes + self._small_bytes())
+            return await self._streamed(prepared)
         finally:
             await self._ahead.stop()
             self._ahead.drop()
 
-    async def _planned(self) -> StreamPlan:
-        self._settle_staging()
-        sizes = {name: file.size_bytes for name, file in self._files.items()}
-        kept = self._staging / "plan"
-        if (kept / PLAN_NAME).exists():
-            with contextlib.suppress(FirstlightError):  # torn by a crash: it is made again
-                return await asyncio.to_thread(read_plan, kept, file_sizes=sizes)
-        if self._description.layout is Layout.CHECKPOINT:
-            manifest = await fetch_manifest(self._source, self._description)
-            plan = native_plan(manifest, dtype=self._order.dtype)
-            await asyncio.to_thread(write_plan, plan, kept)
-            return plan
-        headers = self._staging / "headers"
-        began = time.monotonic()
-        await fetch_headers(self._source, self._description, headers)
-        # Two requests one after the other, with little to bring.
-        self._latency_s = (time.monotonic() - began) / 2
-        self._ahead.start(headers)
-        model, revision = parse_checkpoint_id(self._order.checkpoint_id)
-        reason = await self._planner.plan(
-            headers, kept, dtype=self._order.dtype, model=model, revision=revision
-        )
-        if reason is not None:
-            raise ConvertWhole(reason)
-        await self._ahead.stop()
-        plan = await asyncio.to_thread(read_plan, kept, file_sizes=sizes)
-        log.info(
-            "planned checkpoint=%s pieces=%d in_s=%.3f",
-            self._order.checkpoint_id,
-            len(plan.pieces),
-            time.monotonic() - began,
-        )
-        return plan
-
-    def _settle_staging(self) -> None:
-        """Empty it of what belongs to other bytes than those that are described now."""
-        stamp = json.dumps({"revision": self._description.revision, "dtype": self._order.dtype})
-        path = self._staging / "stamp.json"
-        if not path.exists() or path.read_text() != stamp:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            (self._staging / WHOLE).mkdir(parents=True)
-            path.write_text(stamp)
-        (self._staging / WHOLE).mkdir(exist_ok=True)
-
-    async def _streamed(self, plan: StreamPlan) -> Path:
+    async def _streamed(self, prepared: Prepared) -> Path:
+        plan = prepared.plan
         whole = self._staging / WHOLE
         book = ChunkBook(plan)
         landing = self._landing(plan)
         disk: PartitionFiles | None = None
         try:
             with ChunkJournal(
-                self._staging, revision=self._description.revision, plan=plan.digest_of_pieces()
+                self._staging, revision=prepared.identity, plan=plan.digest_of_pieces()
             ) as journal:
                 disk = await asyncio.to_thread(PartitionFiles, whole, plan.manifest)
                 chunk_bytes = plan.manifest.chunk_bytes
@@ -176,7 +131,7 @@ class Session:
                 if landing is not None:
                     blocks = self._block_bytes(plan)
                     room = ArenaRoom(landing, book, chunk_bytes=chunk_bytes, block_bytes=blocks)
-                stream = self._stream(plan, book, room, disk, journal)
+                stream = self._stream(prepared, book, room, disk, journal)
                 await self._bring(plan, stream, landing, disk)
             return whole
         except BaseException as failure:  # cancellation too: who waits for the landing must hear of it
@@ -205,8 +160,9 @@ class Session:
             return None
 
     def _stream(
-        self, plan: StreamPlan, book: ChunkBook, room: Room, disk: PartitionFiles, journal: ChunkJournal
+        self, prepared: Prepared, book: ChunkBook, room: Room, disk: PartitionFiles, journal: ChunkJournal
     ) -> Stream:
+        plan = prepared.plan
         first_layer = [entry.name for entry in plan.manifest.tensors if _FIRST_LAYER.search(entry.name)]
         prefix_bytes = plan.manifest.prefix_bytes_for(first_layer)
         earlier = sum(piece.source_bytes for index in journal.done for piece in book.entries[index].pieces)
@@ -232,7 +188,7 @@ class Session:
             disk=disk,
             journal=journal,
             parallelism=self._parallelism,
-            latency_s=self._latency_s,
+            latency_s=prepared.latency_s,
             ahead=None if self._description.layout is Layout.CHECKPOINT else self._ahead,
             on_progress=told,
         )
@@ -269,7 +225,7 @@ class Session:
         if not later:
             return dict(plan.files)
         await self._past_first_layer.wait()
-        headers, output = self._staging / "headers", self._staging / "tokenizer"
+        headers, output = self._staging / HEADERS, self._staging / "tokenizer"
         for file in later:
             await fetch_whole(self._source, file, headers)
         names = await self._planner.tokenizer(headers, output)
