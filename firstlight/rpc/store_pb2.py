@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66irstlight/rpc/store.proto\x12\rfirstlight.v1\"\xa7\x01\n\x0ePrepareRequest\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x19\n\x11\x64\x65\x63ided_at_unix_s\x18\x03 \x01(\x01\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x17\n\x0f\x65xpected_digest\x18\x06 \x01(\t\x12\x16\n\x0epeer_endpoints\x18\x07 \x03(\t\"Q\n\x0cPrepareReply\x12\x10\n\x08\x66ound_in\x18\x01 \x01(\t\x12\x15\n\rbytes_to_move\x18\x02 \x01(\x03\x12\x18\n\x10moving_at_unix_s\x18\x03 \x01(\x01\"\x8b\x01\n\x0f\x44ownloadRequest\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x17\n\x0f\x65xpected_digest\x18\x04 \x01(\t\x12\x16\n\x0epeer_endpoints\x18\x05 \x03(\t\x12\x11\n\tinto_dram\x18\x06 \x01(\x08\"\x8a\x02\n\x10\x44ownloadProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x12\n\nbytes_done\x18\x02 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x03\x12\x11\n\telapsed_s\x18\x04 \x01(\x01\x12\x17\n\x0fmanifest_digest\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x14\n\x0csource_bytes\x18\x07 \x01(\x03\x12\x13\n\x0bwas_present\x18\x08 \x01(\x08\x12\x16\n\x0e\x63\x61me_from_peer\x18\t \x01(\x08\x12\x14\n\x0cremote_bytes\x18\n \x01(\x03\x12\x11\n\tssd_bytes\x18\x0b \x01(\x03\x12\x12\n\ndram_bytes\x18\x0c \x01(\x03\":\n\x0bLoadRequest\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x14\n\x0csince_unix_s\x18\x02 \x01(\x01\"\xa9\x01\n\x0cLoadProgress\x12\x12\n\nbytes_done\x18\x01 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x03\x12\x0f\n\x07queue_s\x18\x03 \x01(\x01\x12\x11\n\telapsed_s\x18\x04 \x01(\x01\x12\x11\n\tfrom_tier\x18\x05 \x01(\t\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\x12\x18\n\x10moving_at_unix_s\x18\x07 \x01(\x01\x12\x11\n\tgpu_bytes\x18\x08 \x01(\x03\"(\n\x0fGetFilesRequest\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\"\x8e\x01\n\rGetFilesReply\x12\x36\n\x05\x66iles\x18\x01 \x03(\x0b\x32\'.firstlight.v1.GetFilesReply.FilesEntry\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x12\n\x10InventoryRequest\"\x8f\x02\n\x0eInventoryReply\x12\x34\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1f.firstlight.v1.StoredCheckpoint\x12\x1a\n\x12ssd_capacity_bytes\x18\x02 \x01(\x03\x12\x16\n\x0essd_used_bytes\x18\x03 \x01(\x03\x12\x1b\n\x13\x64ram_capacity_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x64ram_used_bytes\x18\x05 \x01(\x03\x12\x14\n\x0cqueued_bytes\x18\x06 \x01(\x03\x12\x12\n\narena_kind\x18\x07 \x01(\t\x12\x1c\n\x14ssd_read_bytes_per_s\x18\x08 \x01(\x01\x12\x15\n\rpeer_endpoint\x18\t \x01(\t\"\xc5\x01\n\x10StoredCheckpoint\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06on_ssd\x18\x03 \x01(\x08\x12\x0f\n\x07in_dram\x18\x04 \x01(\x08\x12\x0f\n\x07loading\x18\x05 \x01(\x08\x12\x0c\n\x04pins\x18\x06 \x01(\x05\x12\x17\n\x0fmanifest_digest\x18\x07 \x01(\t\x12\x18\n\x10last_used_unix_s\x18\x08 \x01(\x01\x12\x13\n\x0bquarantined\x18\t \x01(\x08\"9\n\rRemoveRequest\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x11\n\tonly_dram\x18\x02 \x01(\x08\"@\n\x0bRemoveReply\x12\x17\n\x0f\x66reed_ssd_bytes\x18\x01 \x01(\x03\x12\x18\n\x10\x66reed_dram_bytes\x18\x02 \x01(\x03\x32\xbb\x03\n\x05Store\x12\x45\n\x07Prepare\x12\x1d.firstlight.v1.PrepareRequest\x1a\x1b.firstlight.v1.PrepareReply\x12M\n\x08\x44ownload\x12\x1e.firstlight.v1.DownloadRequest\x1a\x1f.firstlight.v1.DownloadProgress0\x01\x12\x41\n\x04Load\x12\x1a.firstlight.v1.LoadRequest\x1a\x1b.firstlight.v1.LoadProgress0\x01\x12H\n\x08GetFiles\x12\x1e.firstlight.v1.GetFilesRequest\x1a\x1c.firstlight.v1.GetFilesReply\x12K\n\tInventory\x12\x1f.firstlight.v1.InventoryRequest\x1a\x1d.firstlight.v1.InventoryReply\x12\x42\n\x06Remove\x12\x1c.firstlight.v1.RemoveRequest\x1a\x1a.firstlight.v1.RemoveReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66irstlight/rpc/store.proto\x12\rfirstlight.v1\"\xa7\x01\n\x0ePrepareRequest\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x19\n\x11\x64\x65\x63ided_at_unix_s\x18\x03 \x01(\x01\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x17\n\x0f\x65xpected_digest\x18\x06 \x01(\t\x12\x16\n\x0epeer_endpoints\x18\x07 \x03(\t\"Q\n\x0cPrepareReply\x12\x10\n\x08\x66ound_in\x18\x01 \x01(\t\x12\x15\n\rbytes_to_move\x18\x02 \x01(\x03\x12\x18\n\x10moving_at_unix_s\x18\x03 \x01(\x01\"\x8b\x01\n\x0f\x44ownloadRequest\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x17\n\x0f\x65xpected_digest\x18\x04 \x01(\t\x12\x16\n\x0epeer_endpoints\x18\x05 \x03(\t\x12\x11\n\tinto_dram\x18\x06 \x01(\x08\"\x8a\x02\n\x10\x44ownloadProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x12\n\nbytes_done\x18\x02 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x03\x12\x11\n\telapsed_s\x18\x04 \x01(\x01\x12\x17\n\x0fmanifest_digest\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x14\n\x0csource_bytes\x18\x07 \x01(\x03\x12\x13\n\x0bwas_present\x18\x08 \x01(\x08\x12\x16\n\x0e\x63\x61me_from_peer\x18\t \x01(\x08\x12\x14\n\x0cremote_bytes\x18\n \x01(\x03\x12\x11\n\tssd_bytes\x18\x0b \x01(\x03\x12\x12\n\ndram_bytes\x18\x0c \x01(\x03\":\n\x0bLoadRequest\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x14\n\x0csince_unix_s\x18\x02 \x01(\x01\"\xe6\x01\n\x0cLoadProgress\x12\x12\n\nbytes_done\x18\x01 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x03\x12\x0f\n\x07queue_s\x18\x03 \x01(\x01\x12\x11\n\telapsed_s\x18\x04 \x01(\x01\x12\x11\n\tfrom_tier\x18\x05 \x01(\t\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\x12\x18\n\x10moving_at_unix_s\x18\x07 \x01(\x01\x12\x11\n\tgpu_bytes\x18\x08 \x01(\x03\x12\x14\n\x0cremote_bytes\x18\t \x01(\x03\x12\x11\n\tssd_bytes\x18\n \x01(\x03\x12\x12\n\ndram_bytes\x18\x0b \x01(\x03\"(\n\x0fGetFilesRequest\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\"\x8e\x01\n\rGetFilesReply\x12\x36\n\x05\x66iles\x18\x01 \x03(\x0b\x32\'.firstlight.v1.GetFilesReply.FilesEntry\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\t\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x12\n\x10InventoryRequest\"\x8f\x02\n\x0eInventoryReply\x12\x34\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1f.firstlight.v1.StoredCheckpoint\x12\x1a\n\x12ssd_capacity_bytes\x18\x02 \x01(\x03\x12\x16\n\x0essd_used_bytes\x18\x03 \x01(\x03\x12\x1b\n\x13\x64ram_capacity_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x64ram_used_bytes\x18\x05 \x01(\x03\x12\x14\n\x0cqueued_bytes\x18\x06 \x01(\x03\x12\x12\n\narena_kind\x18\x07 \x01(\t\x12\x1c\n\x14ssd_read_bytes_per_s\x18\x08 \x01(\x01\x12\x15\n\rpeer_endpoint\x18\t \x01(\t\"\xc5\x01\n\x10StoredCheckpoint\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06on_ssd\x18\x03 \x01(\x08\x12\x0f\n\x07in_dram\x18\x04 \x01(\x08\x12\x0f\n\x07loading\x18\x05 \x01(\x08\x12\x0c\n\x04pins\x18\x06 \x01(\x05\x12\x17\n\x0fmanifest_digest\x18\x07 \x01(\t\x12\x18\n\x10last_used_unix_s\x18\x08 \x01(\x01\x12\x13\n\x0bquarantined\x18\t \x01(\x08\"9\n\rRemoveRequest\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x11\n\tonly_dram\x18\x02 \x01(\x08\"@\n\x0bRemoveReply\x12\x17\n\x0f\x66reed_ssd_bytes\x18\x01 \x01(\x03\x12\x18\n\x10\x66reed_dram_bytes\x18\x02 \x01(\x03\x32\xbb\x03\n\x05Store\x12\x45\n\x07Prepare\x12\x1d.firstlight.v1.PrepareRequest\x1a\x1b.firstlight.v1.PrepareReply\x12M\n\x08\x44ownload\x12\x1e.firstlight.v1.DownloadRequest\x1a\x1f.firstlight.v1.DownloadProgress0\x01\x12\x41\n\x04Load\x12\x1a.firstlight.v1.LoadRequest\x1a\x1b.firstlight.v1.LoadProgress0\x01\x12H\n\x08GetFiles\x12\x1e.firstlight.v1.GetFilesRequest\x1a\x1c.firstlight.v1.GetFilesReply\x12K\n\tInventory\x12\x1f.firstlight.v1.InventoryRequest\x1a\x1d.firstlight.v1.InventoryReply\x12\x42\n\x06Remove\x12\x1c.firstlight.v1.RemoveRequest\x1a\x1a.firstlight.v1.RemoveReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,23 +44,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADREQUEST']._serialized_start=709
   _globals['_LOADREQUEST']._serialized_end=767
   _globals['_LOADPROGRESS']._serialized_start=770
-  _globals['_LOADPROGRESS']._serialized_end=939
-  _globals['_GETFILESREQUEST']._serialized_start=941
-  _globals['_GETFILESREQUEST']._serialized_end=981
-  _globals['_GETFILESREPLY']._serialized_start=984
-  _globals['_GETFILESREPLY']._serialized_end=1126
-  _globals['_GETFILESREPLY_FILESENTRY']._serialized_start=1082
-  _globals['_GETFILESREPLY_FILESENTRY']._serialized_end=1126
-  _globals['_INVENTORYREQUEST']._serialized_start=1128
-  _globals['_INVENTORYREQUEST']._serialized_end=1146
-  _globals['_INVENTORYREPLY']._serialized_start=1149
-  _globals['_INVENTORYREPLY']._serialized_end=1420
-  _globals['_STOREDCHECKPOINT']._serialized_start=1423
-  _globals['_STOREDCHECKPOINT']._serialized_end=1620
-  _globals['_REMOVEREQUEST']._serialized_start=1622
-  _globals['_REMOVEREQUEST']._serialized_end=1679
-  _globals['_REMOVEREPLY']._serialized_start=1681
-  _globals['_REMOVEREPLY']._serialized_end=1745
-  _globals['_STORE']._serialized_start=1748
-  _globals['_STORE']._serialized_end=2191
+  _globals['_LOADPROGRESS']._serialized_end=1000
+  _globals['_GETFILESREQUEST']._serialized_start=1002
+  _globals['_GETFILESREQUEST']._serialized_end=1042
+  _globals['_GETFILESREPLY']._serialized_start=1045
+  _globals['_GETFILESREPLY']._serialized_end=1187
+  _globals['_GETFILESREPLY_FILESENTRY']._serialized_start=1143
+  _globals['_GETFILESREPLY_FILESENTRY']._serialized_end=1187
+  _globals['_INVENTORYREQUEST']._serialized_start=1189
+  _globals['_INVENTORYREQUEST']._serialized_end=1207
+  _globals['_INVENTORYREPLY']._serialized_start=1210
+  _globals['_INVENTORYREPLY']._serialized_end=1481
+  _globals['_STOREDCHECKPOINT']._serialized_start=1484
+  _globals['_STOREDCHECKPOINT']._serialized_end=1681
+  _globals['_REMOVEREQUEST']._serialized_start=1683
+  _globals['_REMOVEREQUEST']._serialized_end=1740
+  _globals['_REMOVEREPLY']._serialized_start=1742
+  _globals['_REMOVEREPLY']._serialized_end=1806
+  _globals['_STORE']._serialized_start=1809
+  _globals['_STORE']._serialized_end=2252
 # @@protoc_insertion_point(module_scope)

@@ -222,6 +222,9 @@ class LoadProgress(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     MOVING_AT_UNIX_S_FIELD_NUMBER: _builtins.int
     GPU_BYTES_FIELD_NUMBER: _builtins.int
+    REMOTE_BYTES_FIELD_NUMBER: _builtins.int
+    SSD_BYTES_FIELD_NUMBER: _builtins.int
+    DRAM_BYTES_FIELD_NUMBER: _builtins.int
     bytes_done: _builtins.int
     bytes_total: _builtins.int
     queue_s: _builtins.float
@@ -235,6 +238,10 @@ class LoadProgress(_message.Message):
     """when the first byte moved, 0 for dram"""
     gpu_bytes: _builtins.int
     """on GPUs already, of a copy that follows this load; 0 without GPUs"""
+    remote_bytes: _builtins.int
+    """Done so far, by the tier they were moved to or from: fetched over the network, read from SSD, in DRAM."""
+    ssd_bytes: _builtins.int
+    dram_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -246,10 +253,13 @@ class LoadProgress(_message.Message):
         done: _builtins.bool = ...,
         moving_at_unix_s: _builtins.float = ...,
         gpu_bytes: _builtins.int = ...,
+        remote_bytes: _builtins.int = ...,
+        ssd_bytes: _builtins.int = ...,
+        dram_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "done", b"done", "elapsed_s", b"elapsed_s", "from_tier", b"from_tier", "gpu_bytes", b"gpu_bytes", "moving_at_unix_s", b"moving_at_unix_s", "queue_s", b"queue_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "done", b"done", "dram_bytes", b"dram_bytes", "elapsed_s", b"elapsed_s", "from_tier", b"from_tier", "gpu_bytes", b"gpu_bytes", "moving_at_unix_s", b"moving_at_unix_s", "queue_s", b"queue_s", "remote_bytes", b"remote_bytes", "ssd_bytes", b"ssd_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -196,4 +196,7 @@ def _load_progress(state: LoadState, gpu_bytes: int) -> wire.LoadProgress:
         done=state.is_done,
         moving_at_unix_s=state.moving_at_unix_s,
         gpu_bytes=gpu_bytes,
+        remote_bytes=state.bytes_done if state.from_tier in ("remote", "peer") else 0,
+        ssd_bytes=state.bytes_done if state.from_tier == "ssd" else 0,
+        dram_bytes=state.bytes_done,
     )
