@@ -292,6 +292,7 @@ class EngineStatusReply(_message.Message):
     IDLE_S_FIELD_NUMBER: _builtins.int
     TOKENS_GENERATED_FIELD_NUMBER: _builtins.int
     RSS_BYTES_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """spare | attaching | ready | draining"""
     instance_id: _builtins.str
@@ -305,6 +306,8 @@ class EngineStatusReply(_message.Message):
     idle_s: _builtins.float
     tokens_generated: _builtins.int
     rss_bytes: _builtins.int
+    sessions: _builtins.int
+    """requests that are on their way here and not yet attached"""
     def __init__(
         self,
         *,
@@ -320,10 +323,11 @@ class EngineStatusReply(_message.Message):
         idle_s: _builtins.float = ...,
         tokens_generated: _builtins.int = ...,
         rss_bytes: _builtins.int = ...,
+        sessions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "context_length", b"context_length", "epoch", b"epoch", "idle_s", b"idle_s", "instance_id", b"instance_id", "max_concurrency", b"max_concurrency", "model", b"model", "rss_bytes", b"rss_bytes", "running", b"running", "state", b"state", "tokens_generated", b"tokens_generated", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "context_length", b"context_length", "epoch", b"epoch", "idle_s", b"idle_s", "instance_id", b"instance_id", "max_concurrency", b"max_concurrency", "model", b"model", "rss_bytes", b"rss_bytes", "running", b"running", "sessions", b"sessions", "state", b"state", "tokens_generated", b"tokens_generated", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

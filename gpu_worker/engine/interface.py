@@ -124,6 +124,8 @@ class Load:
     running: int
     waiting: int
     tokens_generated: int
+    # On their way here, and not yet attached.
+    sessions: int = 0
 
 
 class Receiver(ABC):

@@ -83,7 +83,7 @@ class LocalEngine(Engine):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def load(self) -> Load:
-        return self._loop.load()
+        return replace(self._loop.load(), sessions=len(self._sessions))
 
     def close(self) -> None:
         self._loop.close()

@@ -73,7 +73,7 @@ class InferenceService(engine_pb2_grpc.InferenceServicer):
         if (engine := state.engine) is not None:
             load: Load = engine.load()
             reply.running, reply.waiting = load.running, load.waiting
-            reply.tokens_generated = load.tokens_generated
+            reply.tokens_generated, reply.sessions = load.tokens_generated, load.sessions
             reply.max_concurrency, reply.context_length = engine.max_concurrency, engine.context_length
         return reply
 
