@@ -12,7 +12,7 @@ namespace {
 class QueueReader {
 public:
     QueueReader(LoadTask& task, ReadQueue& queue, unsigned depth)
-        : task_(task), queue_(queue), slots_(depth), window_(std::max(depth / 4, 1U)) {
+        : task_(task), queue_(queue), slots_(depth), window_(std::clamp(depth / 4, std::min(depth, 2U), depth)) {
         for (std::size_t slot = depth; slot > 0; --slot) free_.push_back(slot - 1);
     }
 
@@ -114,7 +114,7 @@ private:
     std::vector<std::size_t> free_;
     std::deque<Answer> answers_;
     // A device serves all that it is asked for at once, so the first of many comes as late as the last: few are asked
-    // for at first, and one more for each that comes.
+    // for at first, and one more for each that comes. Never one alone: if that is slow, all would wait for it.
     std::size_t window_;
     bool is_broken_ = false;
 };

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <thread>
+#include <utility>
 
 #include "arena.hpp"
 #include "check.hpp"
@@ -267,6 +268,59 @@ RING_TEST(a_forked_child_leaves_its_parents_load_alone) {
     }
     int status = -1;
     EXPECT(::waitpid(child, &status, 0) == child && status == 0);
+    may_go = true;
+    may_go.notify_all();
+    EXPECT(job.value()->wait_for(30s) && job.value()->result().ok() && c.is_loaded());
+}
+
+namespace {
+
+// Keeps the first completion back until it is told to let go.
+class HoldingQueue final : public ReadQueue {
+public:
+    HoldingQueue(std::unique_ptr<ReadQueue> ring, std::atomic<bool>& may_go) : ring_(std::move(ring)), may_go_(may_go) {}
+    void push(const ReadRequest& request) override { ring_->push(request); }
+    Status submit() override { return ring_->submit(); }
+    void wait() override {
+        if (ring_->in_flight() > 0) return ring_->wait();
+        may_go_.wait(false);
+    }
+    std::optional<ReadCompletion> pop() override {
+        std::optional<ReadCompletion> completion = ring_->pop();
+        if (completion && !has_held_) {
+            has_held_ = true;
+            held_ = std::exchange(completion, ring_->pop());
+        }
+        return completion || !may_go_ ? completion : std::exchange(held_, std::nullopt);
+    }
+    unsigned in_flight() const override { return ring_->in_flight() + (held_ ? 1 : 0); }
+
+private:
+    std::unique_ptr<ReadQueue> ring_;
+    std::atomic<bool>& may_go_;
+    bool has_held_ = false;
+    std::optional<ReadCompletion> held_;
+};
+
+}  // namespace
+
+RING_TEST(one_slow_request_holds_up_only_its_own_chunk) {
+    Case c;
+    std::atomic<bool> may_go{false};
+    c.options.threads = 1;
+    c.options.queue_depth = 4;
+    c.options.open_queue = [&](unsigned depth) -> Result<std::unique_ptr<ReadQueue>> {
+        auto ring = open_ring(depth);
+        if (!ring) return ring.error();
+        return std::unique_ptr<ReadQueue>(new HoldingQueue(std::move(ring.value()), may_go));
+    };
+    std::vector<std::uint64_t> lengths;
+    for (const Segment& segment : c.segments()) lengths.push_back(segment.length);
+    auto board = ProgressBoard::create(lengths);
+    c.options.board = board.value();
+    auto job = c.start();
+    for (std::size_t chunk = 1; chunk < lengths.size(); ++chunk) EXPECT(board.value()->wait_chunk_for(chunk, 30s));
+    EXPECT(!board.value()->is_chunk_done(0) && board.value()->prefix_bytes() == 0);
     may_go = true;
     may_go.notify_all();
     EXPECT(job.value()->wait_for(30s) && job.value()->result().ok() && c.is_loaded());
