@@ -25,12 +25,12 @@ RECORDED_WITHIN_S = 5.0
 PROMPT = "What is the capital of France, and what is it known for?"
 NEXT_STEPS = """
 [bold]Ask it with curl[/]
-  curl {url}/v1/chat/completions -H 'content-type: application/json' \\
+  curl {url}/v1/chat/completions -H 'content-type: application/json'{header} \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
 
 [bold]or with the openai client[/]
   from openai import OpenAI
-  client = OpenAI(base_url="{url}/v1", api_key="none")
+  client = OpenAI(base_url="{url}/v1", api_key="{key}")
   messages = [{{"role": "user", "content": "Hello!"}}]
   answer = client.chat.completions.create(model="{model}", messages=messages)
   print(answer.choices[0].message.content)
@@ -117,6 +117,15 @@ def _recorded_start(client: ApiClient) -> dict[str, Any]:
 
 
 def _print_next_steps(record: RunRecord) -> None:
-    console.print(
-        NEXT_STEPS.format(url=record.api_url, model=MODEL, ui=record.temporal_ui_url), soft_wrap=True
+    from firstlight.settings import read_settings
+
+    # A key is not repeated on a screen: whoever set it knows it.
+    has_key = read_settings().first_api_key() is not None
+    text = NEXT_STEPS.format(
+        url=record.api_url,
+        model=MODEL,
+        ui=record.temporal_ui_url,
+        header=' -H "authorization: Bearer $KEY"' if has_key else "",
+        key="KEY" if has_key else "none",
     )
+    console.print(text, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from firstlight.domain.errors import InvalidSettings
 from firstlight.launcher.backing import check_backing_ports
 from firstlight.launcher.cluster import Cluster
 from firstlight.launcher.down import end_leftovers
@@ -36,6 +37,7 @@ def run_until_stopped(settings: Settings, *, console: Console, use: Use) -> None
 
 async def _run(settings: Settings, console: Console, use: Use) -> None:
     host_ids(settings)
+    _check_keys(settings)
     prepare_state_dir(settings.state_dir)
     # Relative paths would mean something else in a role that changes its directory.
     settings = settings.model_copy(update={"state_dir": settings.state_dir.resolve()})
@@ -48,6 +50,16 @@ async def _run(settings: Settings, console: Console, use: Use) -> None:
         with _stop_on_signals(work, console), contextlib.suppress(asyncio.CancelledError):
             await work
         run_path(settings.state_dir).unlink(missing_ok=True)
+
+
+def _check_keys(settings: Settings) -> None:
+    """The API would refuse too, but as a role that keeps ending. Raises: InvalidSettings."""
+    if not settings.is_loopback() and settings.first_api_key() is None:
+        raise InvalidSettings(
+            f"the API would listen on {settings.api_host} without keys: set FIRSTLIGHT_API_KEYS, or listen "
+            "on 127.0.0.1",
+            setting="FIRSTLIGHT_API_KEYS",
+        )
 
 
 async def _up_and_use(settings: Settings, console: Console, use: Use) -> None:

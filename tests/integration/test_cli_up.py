@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from firstlight.launcher.embedded.postgres import EmbeddedPostgres
 from firstlight.launcher.process_marks import is_running
-from firstlight.launcher.run_file import read_run
-from tests.integration.installation import Installation, processes_of, until
+from firstlight.launcher.run_file import RunRecord, read_run
+from tests.integration.installation import PORTS, Installation, processes_of, until
 
 
 @pytest.fixture
@@ -41,12 +43,14 @@ def test_up_serves_restarts_its_parts_and_stops_without_a_trace(installation: In
         assert f"pid {launcher.pid}" in second.stderr
         assert "firstlight down" in second.stderr
 
-        os.kill(record.processes["api"].pid, signal.SIGKILL)
-        os.kill(record.processes["temporal"].pid, signal.SIGKILL)
-        until(lambda: installation.record().processes["api"] != record.processes["api"])
+        for role, process in record.processes.items():
+            below = processes_of(RunRecord(launcher=process, api_url=""))
+            os.kill(process.pid, signal.SIGKILL)
+            until(lambda role=role, process=process: installation.record().processes[role] != process)  # type: ignore[misc]
+            # An orphan would hold a port, a lock or a GPU against its successor.
+            until(lambda below=below: not any(map(is_running, below)))  # type: ignore[misc]
+            assert f"{role} ended" in installation.output()
         until(lambda: installation.run("status").returncode == 0)
-        assert "api ended (signal SIGKILL)" in installation.output()
-        assert "temporal ended" in installation.output()
 
         everything += processes_of(installation.record())
         launcher.send_signal(signal.SIGINT)
@@ -62,9 +66,9 @@ def test_a_killed_run_leaves_nothing_that_the_next_one_minds(installation: Insta
         everything = processes_of(installation.record())
         launcher.kill()
         launcher.wait()
-    roles = [process for process in everything if process.pid != launcher.pid]
-    until(lambda: not any(is_running(process) for process in roles))
+    # At once, while the killed run's roles are still on their way out.
     with installation.up():
+        assert not any(map(is_running, everything))
         assert installation.run("status").returncode == 0
         assert installation.run("down", timeout_s=90).stdout == "stopped\n"
 
@@ -73,11 +77,43 @@ def test_down_with_nothing_running_says_so(installation: Installation) -> None:
     assert installation.run("down").stdout == "nothing runs here\n"
 
 
-def test_a_taken_port_stops_up_at_once_and_names_its_setting(installation: Installation) -> None:
-    import socket
-
-    with socket.create_server(("127.0.0.1", int(installation.env["FIRSTLIGHT_TEMPORAL_UI_PORT"]))):
+@pytest.mark.parametrize("name", PORTS)
+def test_a_taken_port_stops_up_at_once_and_names_its_setting(installation: Installation, name: str) -> None:
+    with socket.create_server(("127.0.0.1", int(installation.env[f"FIRSTLIGHT_{name}"]))):
         done = installation.run("up")
     assert done.returncode == 1
-    assert "FIRSTLIGHT_TEMPORAL_UI_PORT" in done.stderr
+    (sentence,) = done.stderr.splitlines()
+    assert f"FIRSTLIGHT_{name}" in sentence
+    assert not (installation.state_dir / "postgres").exists()
+
+
+def test_damaged_data_is_left_alone_and_said_in_one_sentence(installation: Installation) -> None:
+    server = EmbeddedPostgres(installation.state_dir)
+    server.start()
+    server.stop()
+    data = installation.state_dir / "postgres" / "data"
+    (data / "global").rename(data / "elsewhere")
+    assert "Postgres did not start: could not find the database system" in sentence_of_up(installation)
+    (data / "elsewhere").rename(data / "global")
+
+    database = installation.state_dir / "temporal" / "temporal.db"
+    database.write_bytes(b"not a database" * 1000)
+    assert "file is not a database" in sentence_of_up(installation)
+    assert database.read_bytes() == b"not a database" * 1000
+    assert server.pid is None, "what had started is stopped"
+
+
+def sentence_of_up(installation: Installation) -> str:
+    done = installation.run("up")
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert "choose another FIRSTLIGHT_STATE_DIR" in sentence
+    return sentence
+
+
+def test_up_listens_to_others_only_with_a_key(installation: Installation) -> None:
+    installation.env["FIRSTLIGHT_API_HOST"] = "0.0.0.0"
+    done = installation.run("up")
+    assert done.returncode == 1
+    assert "set FIRSTLIGHT_API_KEYS" in done.stderr
     assert not (installation.state_dir / "postgres").exists()

@@ -20,6 +20,7 @@ from urllib.parse import quote
 import psycopg
 
 from firstlight.domain.errors import DiskFull, FirstlightError, LaunchError
+from firstlight.launcher.embedded.last_words import read_from, reason_of, size_of
 from firstlight.launcher.embedded.postgres_binaries import PostgresBinaries, find_binaries
 from firstlight.launcher.embedded.postmaster import drop_stale_files, running_postmaster
 from firstlight.launcher.embedded.process_exit import wait_for_exit
@@ -149,7 +150,10 @@ class _Server:
         try:
             written_by = (self._data / "PG_VERSION").read_text().strip()
         except OSError as error:
-            raise LaunchError(f"{self._data} is not a Postgres data directory: {error.strerror}") from error
+            raise LaunchError(
+                f"{self._data} is not a Postgres data directory ({error.strerror}: PG_VERSION): restore it, "
+                "or choose another FIRSTLIGHT_STATE_DIR"
+            ) from error
         ours = self._binaries.major_version(self._account)
         if written_by != ours:
             raise LaunchError(
@@ -169,6 +173,7 @@ class _Server:
 
     def start(self) -> None:
         drop_stale_files(self._data, self.sockets)
+        log_begins = size_of(self._log)
         options = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.sockets),
@@ -182,7 +187,7 @@ class _Server:
             directory=self._data,
         )  # fmt: skip
         if done.returncode != 0 or running_postmaster(self._data) is None:
-            raise self._failure("Postgres did not start", self._log_tail() or done.stderr)
+            raise self._failure("Postgres did not start", read_from(self._log, log_begins) or done.stderr)
 
     def stop(self) -> None:
         if running_postmaster(self._data) is None:
@@ -221,16 +226,13 @@ class _Server:
         argv = [self._binaries.program(program), *arguments]
         return self._account.run(argv, directory=directory or Path("/"), timeout_s=START_TIMEOUT_S + 30)
 
-    def _log_tail(self) -> str:
-        try:
-            return "\n".join(self._log.read_text(errors="replace").splitlines()[-8:])
-        except OSError:
-            return ""
-
     def _failure(self, what: str, told: str) -> LaunchError | DiskFull:
         if is_about_space(told):
             return disk_full(f"{what}: the disk of {self._data.parent} is full")
-        return LaunchError(f"{what} (see {self._log}):\n{told.strip()}")
+        return LaunchError(
+            f"{what}: {reason_of(told)} (its log is {self._log}); if its files are damaged, restore "
+            f"{self._data}, or choose another FIRSTLIGHT_STATE_DIR"
+        )
 
 
 def database_url(sockets: Path, database: str = DATABASE) -> str:

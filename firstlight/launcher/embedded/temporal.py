@@ -18,6 +18,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from firstlight.domain.errors import DiskFull, LaunchError, PortTaken
+from firstlight.launcher.embedded.last_words import reason_of
 from firstlight.launcher.embedded.temporal_command import ADDRESS, command, find_program
 from firstlight.launcher.log_files import open_log, tail
 from firstlight.launcher.machine_checks import check_port, disk_full, free_port, is_about_space
@@ -148,7 +149,10 @@ class EmbeddedTemporal:
             )
         if is_about_space(told):
             return disk_full(f"the disk of {self._folder} is full")
-        return LaunchError(f"the embedded Temporal {what} (see {self.log_path}):\n{told}")
+        return LaunchError(
+            f"the embedded Temporal {what}: {reason_of(told)} (its log is {self.log_path}); if its file is "
+            f"damaged, restore {self._folder}, or choose another FIRSTLIGHT_STATE_DIR"
+        )
 
 
 async def _until_listening(port: int) -> None:
