@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -190,3 +192,10 @@ def test_a_directory_with_a_manifest_is_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(b"{}")
     with pytest.raises(ManifestInvalid):
         load_state_dict(tmp_path)
+
+
+def test_importing_the_library_imports_no_torch_and_no_numpy() -> None:
+    """What only opens, verifies or hands memory out does not wait for them."""
+    program = "import sys, native_loader; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
