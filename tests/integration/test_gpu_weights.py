@@ -177,7 +177,11 @@ async def test_an_engine_serves_what_came_from_the_store(
             AttachCommand(instance_id="i", epoch=1, model="tiny", checkpoint_id=MODEL, max_concurrency=1)
         )
         request = EngineRequest(request_id="r", prompt_token_ids=PROMPT, max_tokens=6, ignore_eos=True)
-        events = [event async for event in state.ready_engine().start(request)]
+        engine = state.ready_engine()
+        try:
+            events = [event async for event in engine.start(request)]
+        finally:
+            engine.close()
         assert [event.token_id for event in events if isinstance(event, Token)] == expected
         parameters = sum(entry.size_bytes for entry in checkpoint.manifest.tensors)
         assert attached.parameter_bytes == parameters, "what is tied is there once"

@@ -55,9 +55,11 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
     """With slow, uneven copies; whatever a test does, all that was lent must be given back."""
     monkeypatch.setenv("STANDIN_CUDA_DELAY_US", "2000")
     standin = Standin()
+    gc.collect()
+    before = standin.live
     yield standin
     gc.collect()
-    assert standin.live == 0
+    assert standin.live == before
 
 
 @pytest.fixture
@@ -112,17 +114,18 @@ def test_a_driver_without_a_gpu_says_so() -> None:
 
 def test_what_the_driver_says_of_its_gpus(standin: Standin) -> None:
     driver = CudaDriver(library())
+    before = standin.contexts
     gpus = driver.gpus()
     assert [gpu.index for gpu in gpus] == [0, 1]
     assert gpus[0].name == "Stand-in GPU 0 (host memory)"
     assert gpus[0].memory_bytes == 4 << 30
     assert len(gpus[0].uuid) == 32 and gpus[0].uuid != gpus[1].uuid
     assert driver.version == 13000
-    assert standin.contexts == 0, "asking took memory of a GPU"
+    assert standin.contexts == before, "asking took memory of a GPU"
     device = driver.open(1)
-    assert standin.contexts == 1
+    assert standin.contexts == before + 1
     del device
-    assert standin.contexts == 0
+    assert standin.contexts == before
     with pytest.raises(GpuUnavailable, match="no GPU 2: the driver shows 2"):
         driver.open(2)
 
