@@ -75,7 +75,7 @@ def test_an_error_at_every_call_is_said_and_leaves_nothing(tmp_path: Path, shim:
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
-    for report in run(tmp_path, "random", str(seed), "50"):
+    for report in run(tmp_path, "random", str(seed), "25"):
         assert report["found"] in ("nothing", "all"), (seed, report)
         assert report["swept"] == (["checkpoint"] if report["found"] == "all" else []), (seed, report)
 
