@@ -12,6 +12,8 @@ Run as root on a quiet machine: huge pages are reserved for fio and for the stor
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +40,8 @@ QUICK_ROUNDS = 2
 
 def main() -> int:
     arguments = _arguments()
+    # Told to end, it still ends the store and gives the huge pages back.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     report = Report("loader")
     directory = arguments.directory.resolve()
     files = prepare_files(directory, int(arguments.size_gib * GIB))

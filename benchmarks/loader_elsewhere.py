@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.loader_gpu import report_gpu
+from benchmarks.loader_gpu import SIZE_GIB, report_gpu
 from benchmarks.report import Report
 
 GIB, MIB = 1 << 30, 1 << 20
 LINK_BYTES_PER_S = 100 * MIB
+QUICK_GPU_GIB = 0.25
 REMOTE_BOUNDS = (
     ("remote → first layer usable, of the link's time", "<= 1.1"),
     ("remote → all resident, of the link's time", "<= 1.05"),
@@ -18,7 +19,9 @@ REMOTE_BOUNDS = (
 def measure_elsewhere(report: Report, directory: Path, *, rounds: int, is_quick: bool) -> None:
     """Both edges; what cannot be measured here is said so, and not as held."""
     _remote(report, directory, rounds=rounds, is_quick=is_quick)
-    report_gpu(report, directory, rounds=rounds)
+    # A folder of its own: another size would take the place of files that were to be kept.
+    size_gib = QUICK_GPU_GIB if is_quick else SIZE_GIB
+    report_gpu(report, directory / "gpu", rounds=rounds, size_gib=size_gib)
 
 
 def _remote(report: Report, directory: Path, *, rounds: int, is_quick: bool) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from gpu_worker.engine.bound_ahead import BoundAhead
-from gpu_worker.engine.skeleton import Skeleton
 from gpu_worker.engine.store_link import Pinned
 from native_loader import ArenaView, Checkpoint, parse_manifest
 from native_loader.manifest import MANIFEST_NAME
 from native_loader.reader import LARGEST_MANIFEST_BYTES
 from native_loader.regular_file import read_regular
+
+if TYPE_CHECKING:
+    from gpu_worker.engine.skeleton import Skeleton
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 

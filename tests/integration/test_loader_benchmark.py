@@ -20,7 +20,7 @@ from benchmarks.loader_trial import Taken, touch
 from benchmarks.loader_ways import all_ways
 from benchmarks.report import Report
 
-WAYS = "store-ssd,store-dram-model,safetensors-load-file"
+WAYS = "store-ssd,store-dram,safetensors-load-file"
 
 
 @pytest.mark.slow
@@ -38,8 +38,8 @@ def test_a_quick_run_writes_a_report_and_leaves_nothing(tmp_path: Path) -> None:
         ("store-ssd", "cold"),
         ("safetensors-load-file", "cold"),
         ("safetensors-load-file", "warm"),
-        ("store-dram-model", "warm"),
-        ("store-dram-model", "pressed"),
+        ("store-dram", "warm"),
+        ("store-dram", "pressed"),
     }
     loads = [trial for trial in body["trials"] if trial["way"] != "limit"]
     assert all(0 < one["returned_s"] <= one["resident_s"] <= one["checked_s"] for one in loads)
