@@ -27,8 +27,9 @@ from firstlight.contracts.instances import KeepAliveSignal, StopSignal
 from firstlight.contracts.migrations import MigrationInput, MigrationResult
 from firstlight.contracts.starts import ColdStartInput, ColdStartResult, StartPlan
 
-# A start hands its ready instance over within so long, a restart of its worker included.
-HANDOVER_S = 5.0
+# A start hands its ready instance over when all of its bytes are there: in milliseconds, or in seconds when its
+# agent was killed meanwhile and another attempt has to find out.
+HANDOVER_S = 20.0
 # A killed control worker costs a start at most this long: then another one takes the workflow task.
 TASK_TIMEOUT = timedelta(seconds=3)
 DOWNLOADING = "downloading"
@@ -165,7 +166,7 @@ async def stop_instance(client: Client, *, instance_id: str, request: StopSignal
     handle = client.get_workflow_handle(naming.instance_workflow_id(instance_id))
     deadline_s = time.monotonic() + HANDOVER_S
     while not await _told(handle.signal(naming.STOP, request)):
-        # An instance is ready some milliseconds before its start hands it over to its workflow.
+        # An instance is ready a little before its start hands it over to its workflow.
         if time.monotonic() > deadline_s or await _has_closed(handle):
             return False
         await asyncio.sleep(0.05)
