@@ -78,9 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the report there as JSON")
     parser.add_argument("--quick", action="store_true", help="few rounds, under a minute once converted")
     parser.add_argument("--rounds", type=int, default=20, help="cold starts per tier (default 20)")
-    parser.add_argument(
-        "--source", default=demo_source(), help="checkpoint source (default: SmolLM2's GGUF)"
-    )
+    parser.add_argument("--source", default=demo_source(), help="checkpoint source (default: SmolLM2's GGUF)")
     parser.add_argument(
         "--state-dir",
         type=Path,

@@ -380,7 +380,7 @@ class GpuMemory:
     @property
     def device_index(self) -> int: ...
     @property
-    def __cuda_array_interface__(self) -> dict:
+    def __cuda_array_interface__(self) -> dict[str, object]:
         """
         Bytes in a row, for torch.as_tensor and others, which keep this object alive.
         """
@@ -482,7 +482,7 @@ class GpuCopyJob:
         bounce_bytes: int = 8388608,
     ) -> None:
         """
-        Without `source_board` the bytes are there. `depth` copies are in flight at most, cut to `piece_bytes`.
+        Without `source_board` the bytes are there. At most `depth` copies of `piece_bytes` are in flight.
         What `pinning` does not cover goes through a registered ring of `depth` times `bounce_bytes`.
 
         Raises: InvalidInput (a chunk outside of source, target or board), GpuError.

@@ -41,7 +41,7 @@ class HostDrain:
                 if receipt.left == 0:
                     self._story.end("drained")
                     return DrainResult(host_id=request.host_id, begun=begun)
-                await asyncio.sleep(LOOK_AGAIN.total_seconds())
+                await workflow.sleep(LOOK_AGAIN, summary="look again")
         except asyncio.CancelledError:
             self._story.end("called off")
             raise

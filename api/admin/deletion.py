@@ -76,7 +76,9 @@ class Deletions:
             if instance.state is InstanceState.STARTING:
                 await cancel_start(self._temporal, model=instance.model, instance_id=instance.instance_id)
             else:
-                await stop_instance(self._temporal, instance_id=instance.instance_id, request=request)
+                await stop_instance(
+                    self._temporal, model=instance.model, instance_id=instance.instance_id, request=request
+                )
         except (RPCError, OSError, RuntimeError) as error:
             raise Overloaded(
                 f"Temporal does not answer, so instance {instance.instance_id} could not be told to stop; "

@@ -27,8 +27,8 @@ from firstlight.contracts.instances import KeepAliveSignal, StopSignal
 from firstlight.contracts.migrations import MigrationInput, MigrationResult
 from firstlight.contracts.starts import ColdStartInput, ColdStartResult, StartPlan
 
-# A start hands its ready instance over when all of its bytes are there: in milliseconds, or in seconds when its
-# agent was killed meanwhile and another attempt has to find out.
+# A start hands its ready instance over when all of its bytes are there: in milliseconds, or in seconds when
+# its agent was killed meanwhile and another attempt has to find out.
 HANDOVER_S = 20.0
 # A killed control worker costs a start at most this long: then another one takes the workflow task.
 TASK_TIMEOUT = timedelta(seconds=3)
@@ -161,14 +161,21 @@ async def cancel_start(client: Client, *, model: str, instance_id: str) -> bool:
     return await _told(handle.cancel())
 
 
-async def stop_instance(client: Client, *, instance_id: str, request: StopSignal) -> bool:
+async def stop_instance(client: Client, *, model: str, instance_id: str, request: StopSignal) -> bool:
     """Ask a running instance to drain and end. False: it has no workflow (any more)."""
     handle = client.get_workflow_handle(naming.instance_workflow_id(instance_id))
     deadline_s = time.monotonic() + HANDOVER_S
+    has_cancelled = False
     while not await _told(handle.signal(naming.STOP, request)):
         # An instance is ready a little before its start hands it over to its workflow.
         if time.monotonic() > deadline_s or await _has_closed(handle):
-            return False
+            return has_cancelled
+        if not has_cancelled:
+            # Its bytes may come for long yet: a start that is cancelled undoes itself.
+            has_cancelled = await cancel_start(client, model=model, instance_id=instance_id)
+        elif await _has_closed(client.get_workflow_handle(naming.cold_start_id(model, instance_id))):
+            # Undone; or it was past that, and has handed its instance over by now.
+            return await _told(handle.signal(naming.STOP, request)) or True
         await asyncio.sleep(0.05)
     return True
 

@@ -95,6 +95,7 @@ void bind_device(nb::module_& module) {
                          description["strides"] = nb::none();
                          return description;
                      },
+                     nb::for_getter(nb::sig("def __cuda_array_interface__(self) -> dict[str, object]")),
                      "Bytes in a row, for torch.as_tensor and others, which keep this object alive.")
         .def(
             "handle",

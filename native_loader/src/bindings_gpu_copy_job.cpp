@@ -97,7 +97,7 @@ void bind_gpu_copy_job(nb::module_& module) {
                      "board: ProgressBoard, *, source_board: ProgressBoard | None = None, "
                      "pinning: GpuPinning | None = None, streams: int = 2, depth: int = 6, "
                      "piece_bytes: int = 33554432, bounce_bytes: int = 8388608) -> None"),
-             "Without `source_board` the bytes are there. `depth` copies are in flight at most, cut to `piece_bytes`.\n"
+             "Without `source_board` the bytes are there. At most `depth` copies of `piece_bytes` are in flight.\n"
              "What `pinning` does not cover goes through a registered ring of `depth` times `bounce_bytes`.\n\n"
              "Raises: InvalidInput (a chunk outside of source, target or board), GpuError.")
         .def_prop_ro("bytes_total", [](const PyGpuCopyJob& self) { return self.job->bytes_total(); })

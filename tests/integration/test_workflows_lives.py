@@ -83,13 +83,18 @@ async def test_an_idle_instance_that_the_minimum_needs_stays(here: World) -> Non
 async def test_an_asked_stop_drains_as_long_as_it_says(here: World) -> None:
     instance_id = await running_instance(here)
     assert await stop_instance(
-        here.client, instance_id=instance_id, request=StopSignal("model deleted", drain_timeout_s=5.0)
+        here.client,
+        model="smollm2",
+        instance_id=instance_id,
+        request=StopSignal("model deleted", drain_timeout_s=5.0),
     )
     assert await end_of(here, instance_id) == "stopped"
     [stop] = here.host().script.requests("stop_instance")
     assert (stop.drain_timeout_s, stop.reason) == (5.0, "model deleted")
     assert not here.control.script.requests("begin_drain")[0].respect_minimum
-    assert not await stop_instance(here.client, instance_id=instance_id, request=StopSignal("again"))
+    assert not await stop_instance(
+        here.client, model="smollm2", instance_id=instance_id, request=StopSignal("again")
+    )
 
 
 async def test_a_new_keep_alive_time_reaches_the_watch(here: World) -> None:
@@ -186,7 +191,9 @@ async def test_an_instance_that_lives_long_renews_its_history(here: World) -> No
     assert (await handle.describe()).run_id != first_run
     # What was changed since the start outlives the renewal.
     assert watches.requests("watch_instance")[-1].keep_alive_s == 77.0
-    assert await stop_instance(here.client, instance_id=instance_id, request=StopSignal("enough"))
+    assert await stop_instance(
+        here.client, model="smollm2", instance_id=instance_id, request=StopSignal("enough")
+    )
     assert await end_of(here, instance_id) == "stopped"
 
 

@@ -60,7 +60,8 @@ async def cluster(
 
 async def stop(cluster: LiveCluster, instance_id: str) -> None:
     request = StopSignal("test over", 1.0)
-    assert await stop_instance(cluster.client, instance_id=instance_id, request=request)
+    model = (await cluster.instance(instance_id)).model
+    assert await stop_instance(cluster.client, model=model, instance_id=instance_id, request=request)
     await cluster.until_state(instance_id, *ENDED, within_s=15)
 
 

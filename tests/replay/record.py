@@ -142,7 +142,9 @@ async def instance_exited(here: World) -> list[str]:
 
 async def instance_stopped(here: World) -> list[str]:
     workflow_id, instance_id = await _instance(here)
-    await stop_instance(here.client, instance_id=instance_id, request=StopSignal("model deleted", 5.0))
+    await stop_instance(
+        here.client, model="smollm2", instance_id=instance_id, request=StopSignal("model deleted", 5.0)
+    )
     await here.client.get_workflow_handle(workflow_id).result()
     return [workflow_id]
 

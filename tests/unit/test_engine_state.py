@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 
 from firstlight.domain.errors import EngineGone, StaleEpoch
+from firstlight.rpc.engine_pb2 import SessionPart
 from gpu_worker.engine.control import AttachCommand
-from gpu_worker.engine.interface import Engine, EngineRequest, Event, Load
+from gpu_worker.engine.interface import (
+    Engine,
+    EngineRequest,
+    Event,
+    Load,
+    MoveEvent,
+    MoveOrder,
+    Receiver,
+)
 from gpu_worker.engine.state import EngineState
 
 
@@ -59,6 +68,15 @@ class NoEngine(Engine):
     max_concurrency = context_length = 1
 
     def start(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
+        raise NotImplementedError
+
+    async def receive(self, parts: AsyncIterator[SessionPart]) -> int:
+        raise NotImplementedError
+
+    def drop(self, session_id: str) -> bool:
+        raise NotImplementedError
+
+    def move_out(self, order: MoveOrder, receiver: Receiver) -> AsyncGenerator[MoveEvent, None]:
         raise NotImplementedError
 
     def load(self) -> Load:

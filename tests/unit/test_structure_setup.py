@@ -62,6 +62,8 @@ def test_constraints_pin_what_the_project_pins() -> None:
         one for extra in project["optional-dependencies"].values() for one in extra
     ]
     pins = [
-        one.lower().replace("_", "-").partition("[")[0] for one in wanted if "==" in one and "[" not in one
+        one.partition(";")[0].strip().lower().replace("_", "-").partition("[")[0]
+        for one in wanted
+        if "==" in one and "[" not in one
     ]
     assert [pin for pin in pins if pin not in constraints] == []

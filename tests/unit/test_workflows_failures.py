@@ -118,6 +118,7 @@ def test_policies_give_up_at_once_on_what_cannot_pass(policy: Any) -> None:
 
 def test_codes_cover_whole_branches() -> None:
     assert codes_of(errors.SourceError) == [
+        "peer_unreachable",
         "source_corrupt",
         "source_error",
         "source_unreachable",
