@@ -1,4 +1,4 @@
-"""The downloads under way: one for each checkpoint, joined by repeats, stopped by nobody who leaves."""
+"""The downloads under way: one for each checkpoint, joined by repeats, stopped when nobody wants them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from firstlight.domain.errors import Conflict
+from firstlight.domain.errors import Cancelled, Conflict
 from gpu_worker.store.conversion import CONVERTER
 from gpu_worker.store.download import Download
 from gpu_worker.store.download_order import DownloadOrder, DownloadState, done
@@ -20,9 +20,16 @@ from gpu_worker.store.streaming.planner import Planner
 
 log = logging.getLogger("store.download")
 
+# Longer than a host agent needs to come back and ask again.
+UNWANTED_S = 60.0
+
 
 class Downloads:
-    """The downloads under way. A caller that goes away does not stop one; repeats join it."""
+    """The downloads under way. Repeats join; a caller that goes away does not stop one.
+
+    One that nobody has waited for in `unwanted_s` stops at a chunk (its model was deleted, a hint came to
+    nothing); what it fetched stays for the next.
+    """
 
     def __init__(
         self,
@@ -33,6 +40,7 @@ class Downloads:
         planner: Planner | None = None,
         loads: Loads | None = None,
         open_peer: PeerOpener | None = None,
+        unwanted_s: float = UNWANTED_S,
     ) -> None:
         self._cache = cache
         self._parts = DownloadParts(
@@ -44,6 +52,7 @@ class Downloads:
             loads=loads,
             open_peer=open_peer,
         )
+        self._unwanted_s = unwanted_s
         self._running: dict[str, tuple[DownloadOrder, SharedWork[DownloadState]]] = {}
 
     def is_running(self, checkpoint_id: str) -> bool:
@@ -84,9 +93,24 @@ class Downloads:
             if present is not None:
                 work.tell(done(work.progress, present, was_present=True))
                 return
-            await Download(self._parts, order, work).run()
+            await self._while_wanted(order, work)
         finally:
             del self._running[order.checkpoint_id]
+
+    async def _while_wanted(self, order: DownloadOrder, work: SharedWork[DownloadState]) -> None:
+        """Raises: Cancelled when it was stopped because nobody waits; what the download raises."""
+        download = asyncio.create_task(Download(self._parts, order, work).run())
+        try:
+            while not download.done():
+                await asyncio.wait([download], timeout=max(0.01, self._unwanted_s - work.unwatched_s))
+                if not download.done() and work.unwatched_s >= self._unwanted_s:
+                    log.warning("download stopped, nobody waits for it checkpoint=%s", order.checkpoint_id)
+                    raise Cancelled(f"nobody waits for the download of {order.checkpoint_id} any more")
+        finally:
+            # It must have stopped before another may begin: both would write the same files.
+            download.cancel()
+            await asyncio.gather(download, return_exceptions=True)
+        await download
 
     def _present(self, order: DownloadOrder) -> CachedCheckpoint | None:
         """What is on SSD already, unless it holds other bytes than are expected: then it goes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -18,6 +19,7 @@ class SharedWork(Generic[Progress]):
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._watchers = 0
+        self._left_s = time.monotonic()
 
     # Any: what a coroutine yields and is sent is asyncio's own affair.
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -29,6 +31,11 @@ class SharedWork(Generic[Progress]):
     def is_watched(self) -> bool:
         """Whether anybody waits for it now."""
         return self._watchers > 0
+
+    @property
+    def unwatched_s(self) -> float:
+        """How long nobody has waited for it."""
+        return 0.0 if self._watchers else time.monotonic() - self._left_s
 
     @property
     def progress(self) -> Progress:
@@ -72,6 +79,7 @@ class SharedWork(Generic[Progress]):
             yield
         finally:
             self._watchers -= 1
+            self._left_s = time.monotonic()
 
     def _wake(self) -> None:
         # A fresh event each time, so that nobody misses a change between looking and waiting.

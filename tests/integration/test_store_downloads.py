@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from firstlight.domain.errors import (
+    Cancelled,
     CheckpointMismatch,
     Conflict,
     DiskFull,
@@ -21,7 +22,7 @@ from firstlight.domain.errors import (
 from gpu_worker.store.download_order import DownloadOrder
 from gpu_worker.store.downloads import Downloads
 from gpu_worker.store.ssd_cache import SsdCache
-from tests.integration.store_processes import descendants, is_alive
+from tests.integration.store_processes import command_line, descendants, is_alive
 
 CONVERTER = (sys.executable, str(Path(__file__).with_name("fake_converter.py")))
 NAME = "tiny@aaaa"
@@ -150,3 +151,26 @@ async def test_a_close_ends_the_converter_and_removes_its_half(
 def test_a_dtype_that_is_none_of_ours_is_refused(source: Path) -> None:
     with pytest.raises(InvalidInput):
         DownloadOrder(checkpoint_id=NAME, source=source.as_uri(), dtype="int8", expected_digest="")
+
+
+async def test_a_download_that_nobody_wants_any_more_stops_and_the_next_one_goes_on(
+    cache: SsdCache, source: Path, tmp_path: Path
+) -> None:
+    slow = (sys.executable, "-c", "import time; time.sleep(600)")
+    running = Downloads(cache=cache, fetch_parallelism=2, converter=slow, unwanted_s=0.3)
+    watched = running.order(order(source))
+    watching = asyncio.create_task(watched.wait())
+    # As long as somebody waits it goes on, however long it takes.
+    done, _ = await asyncio.wait([watching], timeout=0.8)
+    assert not done and running.is_running(NAME)
+    watching.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.wait([watched.task])
+    assert not running.is_running(NAME)
+    assert isinstance(watched.task.exception(), Cancelled)
+    assert not [
+        pid for pid in descendants(os.getpid()) if is_alive(pid) and "time.sleep(600)" in command_line(pid)
+    ]
+    again = await downloads(cache).order(order(source)).wait()
+    assert again.size_bytes > 0
+    await running.close()
