@@ -26,6 +26,7 @@ from firstlight.database import (
 from firstlight.database.connection import Database
 from firstlight.domain.errors import UnknownModel
 from firstlight.domain.lifecycle import HostState, ModelState
+from firstlight.rpc.channels import Channels
 
 # A migration whose workflow has not begun by then never will: who planned it is dead.
 LOST_AFTER_S = 30.0
@@ -80,7 +81,8 @@ class Control(ControlActivities):
     @activity.defn(name="move_off")
     @answering
     async def move_off(self, request: draining.DrainInput) -> draining.MoveOffReceipt:
-        return await move_off(self._database, self._client, request)
+        async with Channels() as channels:
+            return await move_off(self._database, self._client, channels, request)
 
     @activity.defn(name="finish_migration")
     @answering

@@ -14,9 +14,13 @@ from firstlight.database.migrations_repository import moving_instances, plan_mig
 from firstlight.database.records import InstanceRecord
 from firstlight.domain.errors import Conflict, NoCapacity, UnknownInstance
 from firstlight.domain.lifecycle import InstanceState
+from firstlight.rpc.channels import Channels
+from firstlight.rpc.idle_engines import IdleEngines
 
 
-async def move_off(database: Database, client: Client, request: DrainInput) -> MoveOffReceipt:
+async def move_off(
+    database: Database, client: Client, channels: Channels, request: DrainInput
+) -> MoveOffReceipt:
     """Idempotent: what moves already is counted, not begun again."""
     async with database.session() as session:
         live = await instances_of(session, request.host_id)
@@ -26,20 +30,23 @@ async def move_off(database: Database, client: Client, request: DrainInput) -> M
     for instance in live:
         if instance.state is not InstanceState.READY or instance.instance_id in moving:
             continue
-        if (reason := await _begin(database, client, instance, request.reason)) is None:
+        if (reason := await _begin(database, client, channels, instance, request.reason)) is None:
             begun += 1
         else:
             stuck.append(reason)
     return MoveOffReceipt(left=len(live), begun=begun, moving=len(moving) + begun, stuck=stuck)
 
 
-async def _begin(database: Database, client: Client, instance: InstanceRecord, reason: str) -> str | None:
+async def _begin(
+    database: Database, client: Client, channels: Channels, instance: InstanceRecord, reason: str
+) -> str | None:
     """None when it is on its way, else why it is not."""
     try:
         migration = await plan_migration(
             database,
             instance_id=instance.instance_id,
             to_host=None,
+            find_idle=IdleEngines(channels).find,
             reason=reason,
             transfer="exact",
             now_unix_s=time.time(),

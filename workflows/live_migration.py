@@ -31,7 +31,7 @@ from firstlight.contracts.migrations import (
     ServeOnInput,
 )
 from firstlight.contracts.starting import TASK_TIMEOUT
-from firstlight.contracts.starts import ColdStartInput, ColdStartResult
+from firstlight.contracts.starts import ColdStartInput, StartPlan
 from firstlight.domain import errors
 from workflows import control_calls, host_calls
 from workflows.cold_start import ColdStart
@@ -56,9 +56,9 @@ class LiveMigration:
     @workflow.run
     async def run(self, request: MigrationInput) -> MigrationResult:
         try:
-            started = await self._start_destination()
+            destination = await self._destination()
             await self._drain_source()
-            await self._move_requests(started)
+            await self._move_requests(destination)
         except (ActivityError, ChildWorkflowError, ApplicationError, asyncio.CancelledError) as failure:
             await asyncio.shield(self._undo(failure))
             if is_cancelled_exception(failure):
@@ -67,15 +67,22 @@ class LiveMigration:
         await asyncio.shield(self._settle())
         return MigrationResult(
             migration_id=request.migration_id,
-            destination_instance_id=started.instance_id,
-            destination_host_id=started.host_id,
+            destination_instance_id=request.destination_instance_id,
+            destination_host_id=request.destination_host_id,
             start_s=self._start_s,
             move=self._move,
         )
 
-    async def _start_destination(self) -> ColdStartResult:
+    async def _destination(self) -> MovingInstance:
+        request = self._request
+        if request.reused is not None:
+            self._story.tell(f"{request.reused.instance_id} on {request.reused.host_id} is idle: reused")
+            return request.reused
+        assert request.destination is not None
+        return await self._start(request.destination)
+
+    async def _start(self, plan: StartPlan) -> MovingInstance:
         """Raises: ChildWorkflowError; its own compensation has released what it held by then."""
-        plan = self._request.destination
         began_s = workflow.time()
         self._story.enter(STARTING)
         self._story.tell(
@@ -101,7 +108,9 @@ class LiveMigration:
         )
         self._start_s = workflow.time() - began_s
         self._story.tell(f"destination ready at {result.endpoint} after {self._start_s:.2f} s")
-        return result
+        return MovingInstance(
+            instance_id=result.instance_id, epoch=plan.epoch, host_id=result.host_id, endpoint=result.endpoint
+        )
 
     async def _drain_source(self) -> None:
         """New requests go elsewhere from here on. Raises: ApplicationError when it ends for another cause."""
@@ -115,15 +124,9 @@ class LiveMigration:
             )
         self._has_drained = True
 
-    async def _move_requests(self, started: ColdStartResult) -> None:
+    async def _move_requests(self, destination: MovingInstance) -> None:
         request = self._request
         self._story.enter(MOVING)
-        destination = MovingInstance(
-            instance_id=started.instance_id,
-            epoch=request.destination.epoch,
-            host_id=started.host_id,
-            endpoint=started.endpoint,
-        )
         self._move = await host_calls.move_requests(
             MoveInput(
                 migration_id=request.migration_id,
@@ -148,7 +151,7 @@ class LiveMigration:
     async def _settle(self) -> None:
         request = self._request
         self._story.enter(ENDING)
-        await self._stop(request.source.instance_id, f"migrated to {request.destination.host_id}")
+        await self._stop(request.source.instance_id, f"migrated to {request.destination_host_id}")
         await self._finish("completed", "")
         self._story.end("completed", actual_s=self._start_s + self._move.elapsed_s)
 
@@ -162,7 +165,7 @@ class LiveMigration:
             serves = await control_calls.serve_on(ServeOnInput(request.migration_id, request.source))
             self._story.tell("the source serves on" if serves else "the source has ended")
         if self._start_s and not self._move.moved:
-            await self._stop(request.destination.instance_id, f"{request.migration_id} {state}")
+            await self._stop(request.destination_instance_id, f"{request.migration_id} {state}")
         await self._finish(state, error.message)
         self._story.end(state)
 
@@ -189,7 +192,7 @@ class LiveMigration:
 def _failed(request: MigrationInput, failure: BaseException) -> ApplicationError:
     error = error_of(failure)
     return ApplicationError(
-        f"{request.source.instance_id} was not moved to {request.destination.host_id}: {error.message}",
+        f"{request.source.instance_id} was not moved to {request.destination_host_id}: {error.message}",
         {"cause": error.code},
         type=errors.MigrationFailed.code,
         non_retryable=True,

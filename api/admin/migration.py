@@ -17,6 +17,7 @@ from firstlight.database.host_draining import instances_of, set_draining
 from firstlight.database.migrations_repository import finish_migration, plan_migration
 from firstlight.database.starts_repository import abandon_start
 from firstlight.domain.errors import Overloaded
+from firstlight.rpc.idle_engines import IdleEngines
 
 if TYPE_CHECKING:
     from api.services import Services
@@ -87,6 +88,7 @@ async def migrate(services: Services, instance_id: str, wish: MigrateRequest) ->
         services.database,
         instance_id=instance_id,
         to_host=wish.to,
+        find_idle=IdleEngines(services.channels).find,
         reason="an operator asked",
         transfer="exact",
         now_unix_s=time.time(),
@@ -104,17 +106,18 @@ async def migrate(services: Services, instance_id: str, wish: MigrateRequest) ->
         model=planned.model,
         source_instance_id=planned.source.instance_id,
         source_host_id=planned.source.host_id,
-        destination_instance_id=planned.destination.instance_id,
-        destination_host_id=planned.destination.host_id,
-        estimated_s=planned.destination.estimate.total_s,
+        destination_instance_id=planned.destination_instance_id,
+        destination_host_id=planned.destination_host_id,
+        estimated_s=planned.destination.estimate.total_s if planned.destination is not None else 0.0,
     )
 
 
 async def _give_up(services: Services, planned: MigrationInput, failure: str) -> None:
-    abandoned = AbandonInput(plan=planned.destination, failure_code="start_failed", failure=failure)
     ending = FinishMigrationInput(planned.migration_id, "failed", failure=failure)
     async with services.database.transaction() as session:
-        await abandon_start(session, abandoned)
+        if planned.destination is not None:
+            abandoned = AbandonInput(plan=planned.destination, failure_code="start_failed", failure=failure)
+            await abandon_start(session, abandoned)
         await finish_migration(session, ending)
 
 

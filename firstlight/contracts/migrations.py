@@ -19,16 +19,36 @@ class MovingInstance:
 
 @dataclass(frozen=True, slots=True)
 class MigrationInput:
-    """`destination` is reserved already, for an instance of its own."""
+    """`destination` is reserved already, for an instance of its own; or an idle one is `reused`."""
 
     migration_id: str
     model: str
     source: MovingInstance
-    destination: StartPlan
+    # Exactly one of these two.
+    destination: StartPlan | None
     reason: str
     # exact: the KV cache itself is sent. tokens: it is computed anew, which may change a near-tie.
     transfer: str = "exact"
     delta_tokens: int = 16
+    reused: MovingInstance | None = None
+
+    @property
+    def destination_instance_id(self) -> str:
+        return self._target.instance_id
+
+    @property
+    def destination_host_id(self) -> str:
+        return self._target.host_id
+
+    @property
+    def destination_epoch(self) -> int:
+        return self._target.epoch
+
+    @property
+    def _target(self) -> StartPlan | MovingInstance:
+        target = self.destination or self.reused
+        assert target is not None, "a migration goes somewhere"
+        return target
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,8 @@ async def start_migration(client: Client, request: MigrationInput) -> WorkflowHa
 
     Raises: WorkflowAlreadyStartedError if it has ended already.
     """
-    source, destination = request.source, request.destination
+    source, host_id = request.source, request.destination_host_id
+    predicted_s = request.destination.estimate.total_s if request.destination is not None else 0.0
     return await client.start_workflow(
         naming.LIVE_MIGRATION,
         request,
@@ -115,24 +116,27 @@ async def start_migration(client: Client, request: MigrationInput) -> WorkflowHa
         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
         task_timeout=TASK_TIMEOUT,
-        static_summary=(
-            f"Move {request.model} from {source.host_id} to {destination.host_id}: {request.reason}"
-        ),
+        static_summary=(f"Move {request.model} from {source.host_id} to {host_id}: {request.reason}"),
         static_details=(
             f"Requests of `{source.instance_id}` (epoch {source.epoch}, {source.endpoint}) go to "
-            f"`{destination.instance_id}` (epoch {destination.epoch}) by **{request.transfer}**, handed over "
-            f"when at most {request.delta_tokens} tokens are left. A start on {destination.host_id} from "
-            f"{destination.estimate.tier} is predicted to take {destination.estimate.total_s:.2f} s."
+            f"`{request.destination_instance_id}` (epoch {request.destination_epoch}) by "
+            f"**{request.transfer}**, handed over when at most {request.delta_tokens} tokens are left. "
+            + (
+                f"An idle instance on {host_id} is reused."
+                if request.destination is None
+                else f"A start on {host_id} from {request.destination.estimate.tier} is predicted to take "
+                f"{predicted_s:.2f} s."
+            )
         ),
         search_attributes=TypedSearchAttributes(
             [
                 SearchAttributePair(naming.MODEL, request.model),
-                SearchAttributePair(naming.HOST, destination.host_id),
+                SearchAttributePair(naming.HOST, host_id),
                 SearchAttributePair(naming.SOURCE_HOST, source.host_id),
-                SearchAttributePair(naming.ESTIMATED_MS, round(destination.estimate.total_s * 1000)),
+                SearchAttributePair(naming.ESTIMATED_MS, round(predicted_s * 1000)),
             ]
         ),
-        memo={"source": source.instance_id, "destination": destination.instance_id},
+        memo={"source": source.instance_id, "destination": request.destination_instance_id},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 
 from sqlalchemy import func, select
@@ -22,15 +22,21 @@ from firstlight.database.instance_closing import LONGEST_FAILURE, lock_instance
 from firstlight.database.locks import lock_decision
 from firstlight.database.plan_writing import Asked, GpuTaken, write_place
 from firstlight.database.records import MigrationRecord
-from firstlight.database.tables import InstanceRow, MigrationRow
+from firstlight.database.tables import HostRow, InstanceRow, MigrationRow
 from firstlight.domain.errors import Conflict, NoCapacity, UnknownHost
 from firstlight.domain.fleet import StartRequest
-from firstlight.domain.lifecycle import InstanceState, ModelState
+from firstlight.domain.lifecycle import HostState, InstanceState, ModelState
 from firstlight.domain.migration import MoveObservation
 from firstlight.domain.names import HostId
 from firstlight.domain.scheduler import Place, decide
 
 ATTEMPTS = 5
+# Of instances that serve, one that has nothing to do; None if all are busy or do not answer.
+FindIdle = Callable[[Sequence[MovingInstance]], Awaitable[MovingInstance | None]]
+
+
+async def _no_idle(others: Sequence[MovingInstance]) -> MovingInstance | None:
+    return None
 
 
 async def plan_migration(
@@ -41,22 +47,29 @@ async def plan_migration(
     reason: str,
     transfer: str,
     now_unix_s: float,
-    avoid_hosts: frozenset[HostId] = frozenset(),
+    find_idle: FindIdle = _no_idle,
 ) -> MigrationInput:
     """Reserve a place for the instance on `to_host`, or on the host where it would be ready soonest.
 
-    One migration of an instance at a time. Raises: UnknownInstance, UnknownHost; Conflict when it does not
-    serve or moves already; NoCapacity when no host has room.
+    An instance of the same model that serves there already and of which `find_idle` says that it has nothing
+    to do is taken instead. One migration of an instance at a time.
+
+    Raises: UnknownInstance, UnknownHost; Conflict when it does not serve or moves already; NoCapacity when no
+    host has room.
     """
     async with database.session() as session:
         model = (await _serving(session, instance_id, is_locked=False)).model
+        others = await _others(session, instance_id, model, to_host)
+    idle = await find_idle(others)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             async with database.transaction() as session:
                 await lock_decision(session, model, is_last_attempt=attempt == ATTEMPTS)
                 source = await _serving(session, instance_id, is_locked=True)
+                if idle is not None and await _still_serves(session, idle):
+                    return await _reuse(session, source, idle, reason=reason, transfer=transfer)
                 view = await read_fleet(session, model=model, now_unix_s=now_unix_s)
-                decision = _decide(view, source, to_host, avoid_hosts)
+                decision = _decide(view, source, to_host)
                 return await _write(session, view, source, decision, reason=reason, transfer=transfer)
         except GpuTaken:
             continue
@@ -83,13 +96,56 @@ async def _serving(session: AsyncSession, instance_id: str, *, is_locked: bool) 
     return row
 
 
-def _decide(
-    view: FleetView, source: InstanceRow, to_host: str | None, avoid_hosts: frozenset[HostId]
-) -> Place:
+async def _others(
+    session: AsyncSession, instance_id: str, model: str, to_host: str | None
+) -> list[MovingInstance]:
+    """Instances of the model that serve on other hosts, and neither come nor go."""
+    here = select(InstanceRow.host_id).where(InstanceRow.instance_id == instance_id).scalar_subquery()
+    moving = select(MigrationRow.source_instance_id).where(MigrationRow.state == "running")
+    query = select(InstanceRow).where(
+        InstanceRow.model == model,
+        InstanceRow.state == InstanceState.READY,
+        InstanceRow.host_id != here,
+        InstanceRow.instance_id.not_in(moving),
+    )
+    if to_host is not None:
+        query = query.where(InstanceRow.host_id == to_host)
+    rows = await session.scalars(query.order_by(InstanceRow.instance_id))
+    return [
+        MovingInstance(row.instance_id, row.epoch, row.host_id, row.endpoint)
+        for row in rows
+        if row.endpoint is not None
+    ]
+
+
+async def _still_serves(session: AsyncSession, idle: MovingInstance) -> bool:
+    row = await session.get(InstanceRow, idle.instance_id)
+    host = await session.get(HostRow, idle.host_id)
+    is_open = host is not None and host.state == HostState.READY
+    return row is not None and row.state == InstanceState.READY and row.epoch == idle.epoch and is_open
+
+
+async def _reuse(
+    session: AsyncSession, source: InstanceRow, idle: MovingInstance, *, reason: str, transfer: str
+) -> MigrationInput:
+    migration_id = await _next_id(session, source)
+    _add_row(session, migration_id, source, idle.instance_id, reason=reason, transfer=transfer)
+    return MigrationInput(
+        migration_id=migration_id,
+        model=source.model,
+        source=_moving(source),
+        destination=None,
+        reason=reason,
+        transfer=transfer,
+        reused=idle,
+    )
+
+
+def _decide(view: FleetView, source: InstanceRow, to_host: str | None) -> Place:
     if view.wanted.state is ModelState.DELETING:
         raise Conflict(f"model {source.model!r} is being deleted", model=source.model)
     hosts = {host.host_id for host in view.snapshot.hosts}
-    excluded = {HostId(source.host_id), *avoid_hosts}
+    excluded = {HostId(source.host_id)}
     if to_host is not None:
         if to_host not in hosts:
             raise UnknownHost(f"there is no host {to_host!r}", host_id=to_host)
@@ -115,32 +171,52 @@ async def _write(
     reason: str,
     transfer: str,
 ) -> MigrationInput:
-    earlier = await session.scalar(
-        select(func.count()).where(MigrationRow.source_instance_id == source.instance_id)
-    )
-    migration_id = migration_workflow_id(source.instance_id, (earlier or 0) + 1)
+    migration_id = await _next_id(session, source)
     asked = Asked(request_id=migration_id, model=source.model, deadline_s=None)
     destination = await write_place(
         session, asked=asked, view=view, decision=decision, reason=f"migration: {reason}"
     )
+    _add_row(session, migration_id, source, destination.instance_id, reason=reason, transfer=transfer)
+    return MigrationInput(
+        migration_id=migration_id,
+        model=source.model,
+        source=_moving(source),
+        destination=destination,
+        reason=reason,
+        transfer=transfer,
+    )
+
+
+async def _next_id(session: AsyncSession, source: InstanceRow) -> str:
+    earlier = await session.scalar(
+        select(func.count()).where(MigrationRow.source_instance_id == source.instance_id)
+    )
+    return migration_workflow_id(source.instance_id, (earlier or 0) + 1)
+
+
+def _moving(row: InstanceRow) -> MovingInstance:
+    assert row.endpoint is not None, "a row that serves has an endpoint"
+    return MovingInstance(row.instance_id, row.epoch, row.host_id, row.endpoint)
+
+
+def _add_row(
+    session: AsyncSession,
+    migration_id: str,
+    source: InstanceRow,
+    destination_instance_id: str,
+    *,
+    reason: str,
+    transfer: str,
+) -> None:
     session.add(
         MigrationRow(
             migration_id=migration_id,
             source_instance_id=source.instance_id,
-            destination_instance_id=destination.instance_id,
+            destination_instance_id=destination_instance_id,
             state="running",
             reason=reason,
             transfer=transfer,
         )
-    )
-    assert source.endpoint is not None
-    return MigrationInput(
-        migration_id=migration_id,
-        model=source.model,
-        source=MovingInstance(source.instance_id, source.epoch, source.host_id, source.endpoint),
-        destination=destination,
-        reason=reason,
-        transfer=transfer,
     )
 
 

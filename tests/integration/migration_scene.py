@@ -23,13 +23,14 @@ class Scene:
     async def run_source(self) -> None:
         await (await self.here.start(self.source)).result()
 
-    async def begin(self) -> str:
+    async def begin(self, *, reused: MovingInstance | None = None) -> str:
         source = self.source
         request = MigrationInput(
             migration_id=naming.migration_workflow_id(source.instance_id, 1),
             model=source.model,
             source=MovingInstance(source.instance_id, source.epoch, source.host_id, "127.0.0.1:4000"),
-            destination=self.destination,
+            destination=None if reused is not None else self.destination,
+            reused=reused,
             reason="an operator asked",
         )
         handle = await start_migration(self.here.client, request)

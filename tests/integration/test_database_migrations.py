@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 import pytest
 from fleets import add_host, add_model, running
@@ -13,6 +14,7 @@ from firstlight.contracts.migrations import (
     FinishMigrationInput,
     MigrationInput,
     MoveReceipt,
+    MovingInstance,
     RoundRow,
     ServeOnInput,
 )
@@ -65,6 +67,49 @@ async def test_a_place_is_reserved_where_the_instance_does_not_run(database: Dat
     assert await state_of(database, planned.destination.instance_id) is InstanceState.STARTING
     # The maximum of instances does not stand in the way: the source goes.
     assert await state_of(database, source.instance_id) is InstanceState.READY
+
+
+async def test_an_idle_instance_elsewhere_is_reused(database: Database) -> None:
+    for host in ("host-a", "host-b"):
+        await add_host(database, host)
+    await add_model(database, "tiny", max_instances=2)
+    source, other = await running(database, "tiny"), await running(database, "tiny", may_wait=False)
+    assert source.host_id != other.host_id
+    asked: list[str] = []
+
+    async def idle(others: Sequence[MovingInstance]) -> MovingInstance | None:
+        asked.extend(one.instance_id for one in others)
+        return others[0]
+
+    planned = await plan_migration(
+        database,
+        instance_id=source.instance_id,
+        to_host=None,
+        reason="test",
+        transfer="exact",
+        now_unix_s=time.time(),
+        find_idle=idle,
+    )
+    assert asked == [other.instance_id]
+    assert planned.destination is None and planned.reused is not None
+    assert planned.destination_instance_id == other.instance_id
+    assert planned.destination_epoch == other.epoch
+    # One that moves is no destination itself, and it takes no host's room.
+    with pytest.raises(NoCapacity):
+        await plan_migration(
+            database,
+            instance_id=other.instance_id,
+            to_host=None,
+            reason="test",
+            transfer="exact",
+            now_unix_s=time.time(),
+            find_idle=none_found,
+        )
+
+
+async def none_found(others: Sequence[MovingInstance]) -> MovingInstance | None:
+    assert not others
+    return None
 
 
 async def test_many_ask_at_once_and_one_moves(database: Database) -> None:

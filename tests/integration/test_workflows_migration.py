@@ -14,7 +14,7 @@ from workflow_world import World, world
 from firstlight.contracts import naming
 from firstlight.contracts.failures import error_of
 from firstlight.contracts.instances import BeginDrainReceipt
-from firstlight.contracts.migrations import MoveReceipt
+from firstlight.contracts.migrations import MoveReceipt, MovingInstance
 from firstlight.domain.errors import AttachFailed, EngineGone, MigrationFailed
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 
@@ -77,6 +77,22 @@ async def test_a_destination_that_does_not_start_costs_the_source_nothing(scene:
     [abandoned] = here.control.script.requests("abandon_start")
     assert abandoned.plan.instance_id == scene.destination.instance_id
     assert await scene.status_of(scene.source.instance_id) is WorkflowExecutionStatus.RUNNING
+
+
+async def test_an_idle_instance_is_reused_and_outlives_a_failure(scene: Scene) -> None:
+    here = scene.here
+    await (await here.start(scene.destination)).result()
+    starts = len(here.host("b").script.requests("bring_up"))
+    there = scene.destination
+    reused = MovingInstance(there.instance_id, there.epoch, there.host_id, "127.0.0.1:4000")
+    here.host("a").script.then("move_requests", MoveReceipt(failed=1, error="the link broke"))
+    with pytest.raises(WorkflowFailureError):
+        await here.client.get_workflow_handle(await scene.begin(reused=reused)).result()
+    [moved] = here.host("a").script.requests("move_requests")
+    assert moved.destination == reused
+    assert len(here.host("b").script.requests("bring_up")) == starts
+    for instance in (scene.source, scene.destination):
+        assert await scene.status_of(instance.instance_id) is WorkflowExecutionStatus.RUNNING
 
 
 async def test_requests_that_stay_keep_their_source(scene: Scene) -> None:
