@@ -20,12 +20,14 @@ from native_loader import ProgressBoard
 class Arrival:
     """A checkpoint on its way into the pool, as a reader who follows it needs to know it.
 
-    `directory` holds its manifest and small files; an empty `manifest_digest` is one that is not known yet.
+    `directory` holds its manifest and config.json; an empty `manifest_digest` is one that is not known yet.
+    `files` becomes the folder of all its small files when those have come; None: they stand in `directory`.
     """
 
     directory: Path
     manifest_digest: str
     board: ProgressBoard
+    files: asyncio.Future[Path] | None = None
 
 
 class Landing:
@@ -50,7 +52,8 @@ class Landing:
         loop = asyncio.get_running_loop()
         self.arrival: asyncio.Future[Arrival] = loop.create_future()
         self.outcome: asyncio.Future[None] = loop.create_future()
-        for future in (self.arrival, self.outcome):
+        self._files: asyncio.Future[Path] = loop.create_future()
+        for future in (self.arrival, self.outcome, self._files):
             # Looked at, so that a failure nobody waits for is not reported as lost.
             future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
@@ -61,8 +64,15 @@ class Landing:
     def offer(self, directory: Path, *, manifest_digest: str = "") -> None:
         """Let readers in already: `directory` holds a manifest with this layout, and config.json."""
         if not self.arrival.done():
-            found = Arrival(directory=directory, manifest_digest=manifest_digest, board=self.board)
+            found = Arrival(
+                directory=directory, manifest_digest=manifest_digest, board=self.board, files=self._files
+            )
             self.arrival.set_result(found)
+
+    def offer_files(self, folder: Path) -> None:
+        """All its small files are in `folder`: who writes prompts for it need not wait for the weights."""
+        if not self._files.done():
+            self._files.set_result(folder)
 
     def commit(self) -> None:
         """Every byte is there and verified: it is resident from now on. Raises: Conflict."""
@@ -85,4 +95,6 @@ class Landing:
         self._on_abandon()
         if not self.arrival.done():
             self.arrival.set_exception(failure)
+        if not self._files.done():
+            self._files.set_exception(failure)
         self.outcome.set_exception(failure)

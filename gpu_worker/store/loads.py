@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from firstlight.domain.errors import Cancelled, CheckpointError, Conflict, UnknownCheckpoint
 from gpu_worker.store.extents import Extent
@@ -164,6 +165,14 @@ class Loads:
             return await asyncio.shield(load.arrival)
         finally:
             load.followers -= 1
+
+    async def small_files(self, checkpoint_id: str) -> Path:
+        """The folder of its small files, for one on its way or landed, once they are there.
+
+        Raises: UnknownCheckpoint, or why it failed.
+        """
+        found = self.landed(checkpoint_id) or await self.arrival(checkpoint_id)
+        return found.directory if found.files is None else await asyncio.shield(found.files)
 
     def landed(self, checkpoint_id: str) -> Arrival | None:
         """Of what is resident and did not come from SSD."""

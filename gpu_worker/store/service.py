@@ -79,7 +79,11 @@ class StoreService(StoreServicer):
     async def GetFiles(self, request: wire.GetFilesRequest, context: Context) -> wire.GetFilesReply:
         async with answering(context):
             parse_checkpoint_id(request.checkpoint_id)
-            cached = self._store.cache.get(request.checkpoint_id)
+            cached = self._store.cache.find(request.checkpoint_id)
+            if cached is None:
+                # On its way: its engine may serve before the last of its weights is here.
+                folder = await self._store.loads.small_files(request.checkpoint_id)
+                return wire.GetFilesReply(files=await asyncio.to_thread(small_files, folder))
             files = await asyncio.to_thread(small_files, cached.directory)
             return wire.GetFilesReply(files=files, manifest_digest=cached.manifest_digest)
 

@@ -14,10 +14,13 @@ import pytest
 from openai import OpenAI, OpenAIError
 
 from benchmarks.platform import Platform
+from benchmarks.rate_limited_proxy import RateLimitedProxy
 from tests.integration.store_processes import command_line, descendants
+from tests.integration.test_store_sources import folder_server
 from tests.platform_fixtures import running_platform, tiny_source
 
 ANSWER_WITHIN_S = 120.0
+LINK_S = 4.0
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +64,21 @@ def starting_host(platform: Platform, model: str) -> str | None:
 @pytest.mark.parametrize("victim", ["control-worker", "host-agent", "temporal server", "store"])
 def test_a_start_survives_the_death_of(victim: str, platform: Platform, tmp_path: Path) -> None:
     model = f"tiny-{victim.replace(' ', '-')}"
-    platform.post("/admin/v1/models", {"name": model, "source": tiny_source(tmp_path / "hf").as_uri()})
+    # A link so slow that the weights take seconds, however quick this machine is.
+    folder = tiny_source(tmp_path / "hf")
+    weights_bytes = (folder / "model.safetensors").stat().st_size
+    with folder_server(folder) as server, RateLimitedProxy(server) as link:
+        platform.post("/admin/v1/models", {"name": model, "source": f"{link.endpoint}/plain/tiny"})
+        link.bytes_per_s = weights_bytes / LINK_S
+        _kill_midway(platform, model, victim)
+
+
+def _kill_midway(platform: Platform, model: str, victim: str) -> None:
     request = Request(platform, model)
     request.start()
     platform.wait_for(lambda: starting_host(platform, model) is not None, what="the start", deadline_s=30)
     host = starting_host(platform, model)
-    # The conversion takes seconds: anywhere in its first one is in the middle of the start.
+    # Anywhere in the link's first second is in the middle of the start.
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     time.sleep(random.Random(seed).uniform(0.05, 1.0))

@@ -47,6 +47,16 @@ def write_files(directory: Path, files: Mapping[str, bytes], manifest_text: byte
         raise storage_error(failure, directory) from failure
 
 
+def write_small(folder: Path, files: Mapping[str, bytes]) -> None:
+    """For readers of now, not for ever: nothing is synced. Raises: StorageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as failure:
+        raise storage_error(failure, folder) from failure
+
+
 def offer_folder(plan: StreamPlan, files: Mapping[str, bytes], folder: Path, *, chunk_bytes: int) -> None:
     """What a reader opens before all is there: the layout without checksums, over partitions of holes.
 

@@ -31,7 +31,7 @@ from gpu_worker.store.landing import Landing
 from gpu_worker.store.loads import Loads
 from gpu_worker.store.sources import Layout, Source, SourceDescription
 from gpu_worker.store.streaming.ahead import ReadAhead
-from gpu_worker.store.streaming.assembly import finished_manifest, offer_folder, write_files
+from gpu_worker.store.streaming.assembly import finished_manifest, offer_folder, write_files, write_small
 from gpu_worker.store.streaming.chunk_book import ChunkBook
 from gpu_worker.store.streaming.chunk_journal import ChunkJournal
 from gpu_worker.store.streaming.headers import fetch_whole, later_files
@@ -46,6 +46,8 @@ from native_loader.manifest import CHUNK_BYTES, Manifest
 
 log = logging.getLogger("store.stream")
 
+# Of the offered folder: what stands beside the weights, for readers of text.
+SMALL = "small"
 _BLOCK_BYTES, _MOST_BLOCKS = 2**20, 2**15
 _FIRST_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.0\.")
 
@@ -202,8 +204,10 @@ class Session:
             landing.offer(self._offered)
         running = asyncio.ensure_future(stream.run())
         small = asyncio.ensure_future(self._small_files(plan, landing))
+        offering = asyncio.ensure_future(self._offer_files(small, landing))
         try:
             files = await _before(stream.resident, running, small)
+            await offering
             manifest, text = finished_manifest(plan, stream.crc32c, files)
             self._verify(manifest)
             await asyncio.to_thread(write_files, self._staging / WHOLE, files, text)
@@ -212,10 +216,20 @@ class Session:
             await running
             await asyncio.to_thread(disk.sync)
         finally:
-            for task in (small, running):
+            for task in (small, running, offering):
                 task.cancel()
             # The stream's threads have stopped when this returns: only then may its room go to another.
-            await asyncio.gather(small, running, return_exceptions=True)
+            await asyncio.gather(small, running, offering, return_exceptions=True)
+
+    async def _offer_files(self, small: asyncio.Future[dict[str, bytes]], landing: Landing | None) -> None:
+        """Hand the small files out as soon as they are there, long before the weights are."""
+        if landing is None:
+            return
+        await asyncio.wait([small])
+        if not small.cancelled() and small.exception() is None:
+            folder = self._offered / SMALL
+            await asyncio.to_thread(write_small, folder, small.result())
+            landing.offer_files(folder)
 
     async def _small_files(self, plan: StreamPlan, landing: Landing | None) -> dict[str, bytes]:
         """Those of the plan and the rest, which must not hold up the first layer."""
