@@ -30,8 +30,10 @@ lint: dev ## Formatting, types, import rules, generated stubs
 check: lint ## lint, and the tests that need no I/O
 	@exec $(BIN)/python -m pytest -q tests/unit
 
+# A file at a time in each of a few processes: most tests wait for servers and for processes of their own.
+TEST_PROCESSES ?= 3
 test: lint ## lint, and every test
-	@exec $(BIN)/python -m pytest -q
+	@exec $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 
 clean: ## Remove .venv, build products and local state
 	rm -rf .venv build .firstlight .mypy_cache .ruff_cache .pytest_cache .hypothesis
