@@ -21,6 +21,7 @@ from firstlight.domain.errors import (
     SourceCorrupt,
     SourceUnsupported,
 )
+from gpu_worker.store.contents import small_files
 from gpu_worker.store.streaming.planner import Planner
 from native_loader import open_checkpoint
 from tests.integration import store_s3
@@ -155,6 +156,10 @@ async def test_the_first_layer_is_there_before_the_rest_and_readers_are_let_in(
     ]
     prefix = manifest.prefix_bytes_for(["model.layers.0.mlp.down_proj.weight"])
     assert await asyncio.to_thread(arrival.board.wait_prefix, prefix, 30)
+    assert not work.task.done() and arrival.board.bytes_done < arrival.board.bytes_total
+    # Who writes prompts for it gets its tokenizer while the rest of the weights is still on its way.
+    folder = await asyncio.wait_for(host.loads.small_files(NAME), 30)
+    assert small_files(folder) == small_files(whole)
     assert not work.task.done() and arrival.board.bytes_done < arrival.board.bytes_total
     link.bytes_per_s = 1e12
     state = await work.wait()
