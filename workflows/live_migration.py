@@ -52,6 +52,7 @@ class LiveMigration:
         self._start_s = 0.0
         self._move = MoveReceipt()
         self._has_drained = False
+        self._source_is_gone = False
 
     @workflow.run
     async def run(self, request: MigrationInput) -> MigrationResult:
@@ -119,6 +120,7 @@ class LiveMigration:
             BeginDrainInput(source.instance_id, source.epoch, self._request.migration_id)
         )
         if not receipt.draining:
+            self._source_is_gone = True
             raise ApplicationError(
                 f"the source is {receipt.state} already", type=errors.Conflict.code, non_retryable=True
             )
@@ -127,15 +129,19 @@ class LiveMigration:
     async def _move_requests(self, destination: MovingInstance) -> None:
         request = self._request
         self._story.enter(MOVING)
-        self._move = await host_calls.move_requests(
-            MoveInput(
-                migration_id=request.migration_id,
-                source=request.source,
-                destination=destination,
-                transfer=request.transfer,
-                delta_tokens=request.delta_tokens,
-            )
+        order = MoveInput(
+            migration_id=request.migration_id,
+            source=request.source,
+            destination=destination,
+            transfer=request.transfer,
+            delta_tokens=request.delta_tokens,
         )
+        try:
+            self._move = await host_calls.move_requests(order)
+        except ActivityError as failure:
+            # Nobody answers for it: its requests go on elsewhere, and here is where they find room.
+            self._source_is_gone = not is_cancelled_exception(failure)
+            raise
         self._story.tell(
             f"{self._move.moved} requests moved, {self._move.ended} ended by themselves; the longest stood "
             f"still for {self._move.held_s * 1000:.0f} ms",
@@ -156,7 +162,7 @@ class LiveMigration:
         self._story.end("completed", actual_s=self._start_s + self._move.elapsed_s)
 
     async def _undo(self, failure: BaseException) -> None:
-        """The source serves on. A destination that nothing moved to goes; one that serves requests stays."""
+        """The source serves on if it lives, and a destination that nothing moved to goes; else it stays."""
         request = self._request
         error = error_of(failure)
         state = "cancelled" if is_cancelled_exception(failure) else "failed"
@@ -164,7 +170,7 @@ class LiveMigration:
         if self._has_drained:
             serves = await control_calls.serve_on(ServeOnInput(request.migration_id, request.source))
             self._story.tell("the source serves on" if serves else "the source has ended")
-        if self._start_s and not self._move.moved:
+        if self._start_s and not self._move.moved and not self._source_is_gone:
             await self._stop(request.destination_instance_id, f"{request.migration_id} {state}")
         await self._finish(state, error.message)
         self._story.end(state)

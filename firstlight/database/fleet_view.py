@@ -48,8 +48,13 @@ _HOSTS = """
     JOIN checkpoints c ON c.checkpoint_id = i.checkpoint_id
     WHERE i.is_live AND i.state = 'starting') s) AS starts,
   (SELECT json_agg(control_s) FROM (
-    SELECT control_s FROM startup_observations WHERE control_s IS NOT NULL AND plans_tried = 1
-    ORDER BY recorded_at DESC LIMIT :observations) o) AS control
+    SELECT control_s FROM startup_observations
+    WHERE control_s IS NOT NULL AND plans_tried = 1 AND tier = 'dram'
+    ORDER BY recorded_at DESC LIMIT :observations) o) AS control,
+  (SELECT json_agg(control_s) FROM (
+    SELECT control_s FROM startup_observations
+    WHERE control_s IS NOT NULL AND plans_tried = 1 AND tier <> 'dram'
+    ORDER BY recorded_at DESC LIMIT :observations) o) AS control_beside_bytes
 """
 # S608: joined of constants; every value is a bound parameter.
 _READ = text(f"""
@@ -167,6 +172,7 @@ def _snapshot(row: _Row, *, now_unix_s: float) -> FleetSnapshot:
         ),
         starts=tuple(_start(start) for start in starts),
         control_s=learned_overhead_s(row["control"] or [], PRIOR_CONTROL_S),
+        control_beside_bytes_s=learned_overhead_s(row["control_beside_bytes"] or [], PRIOR_CONTROL_S),
     )
 
 

@@ -90,7 +90,7 @@ def estimate_start(
         download_s=way.download_s,
         load_s=way.load_s,
         attach_s=model.attach_s.get(attach_key(host.host_class, way.tier), PRIOR_ATTACH_S),
-        control_s=snapshot.control_s,
+        control_s=snapshot.control_s if way.tier is Tier.DRAM else snapshot.control_beside_bytes_s,
         tier=way.tier,
         peer_host_id=way.peer_host_id,
     )

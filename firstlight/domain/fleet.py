@@ -98,6 +98,8 @@ class FleetSnapshot:
     starts: tuple[StartUnderWay, ...] = ()
     # Learned share of a start that is neither bytes nor compute.
     control_s: float = 0.05
+    # The same of starts whose bytes move meanwhile: only what those do not hide.
+    control_beside_bytes_s: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", 64 * 2**20),
     ("grpc.max_receive_message_length", 64 * 2**20),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # No pause but what one attempt to connect has for it: a busy machine needs more than some milliseconds.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Two roles with the same target must not share (and break) one TCP connection.
     ("grpc.use_local_subchannel_pool", 1),

@@ -106,6 +106,9 @@ class Download:
             )
             try:
                 whole = await session.run()
+            except SourceCorrupt as failure:
+                self._keep_or_drop(failure)
+                raise SourceCorrupt(f"the source is damaged: {failure.message}") from failure
             except BaseException as failure:  # cancellation too: what is there is for the next one
                 self._keep_or_drop(failure)
                 raise

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.domain.errors import EngineGone, StaleEpoch, UnknownCheckpoint
+from firstlight.domain.errors import EngineGone, StaleEpoch
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import HostClient, InferenceClient, StoreClient
 from firstlight.rpc.engine_pb2 import GenerateRequest, Sampling
@@ -167,12 +167,10 @@ async def test_from_ssd_to_tokens(host: RunningHost) -> None:
     assert not again.was_running
 
 
-async def test_attach_without_a_load_is_refused_and_can_be_tried_again(host: RunningHost) -> None:
+async def test_attach_brings_what_it_needs_from_ssd(host: RunningHost) -> None:
     await host.store.remove(NAME, only_dram=True) if await in_dram(host) else None
-    with pytest.raises(UnknownCheckpoint):
-        await host.attach("i1", 21)
-    await host.bring()
     await host.attach("i1", 21)
+    assert await in_dram(host)
     with pytest.raises(StaleEpoch):
         await host.attach("i0", 20)
 

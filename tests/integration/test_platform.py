@@ -326,7 +326,10 @@ def test_a_checkpoint_whose_bytes_do_not_match_is_fetched_again(platform: Platfo
     answer = chat(platform, "bitrot", temperature=0)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["content"] == before
-    assert list(platform.state_dir.glob("**/quarantine/*")), "the bad bytes are kept for a look"
+    # Noticed by the host that holds them, which keeps them for a look, or by another that asked it for them.
+    is_kept = any(platform.state_dir.glob("**/quarantine/*"))
+    is_refused = "differs from its checksum" in platform.log_end()
+    assert is_kept or is_refused, platform.log_end()
 
 
 def _drop_from_dram(platform: Platform, model: str) -> None:

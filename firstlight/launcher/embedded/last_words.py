@@ -8,11 +8,17 @@ from pathlib import Path
 # Postgres' severities and what its programs write, and Temporal's last line.
 _REASON = re.compile(r"(?:FATAL: +|PANIC: +|^Error: |^\w+: (?=could not)|error: )(?P<reason>.+)$")
 
+# A setting that is refused is named in a line before the one that says that it ends.
+_SETTING = re.compile(r"LOG: +(?P<reason>(?:unrecognized configuration parameter|invalid value for) .+)$")
+
 
 def reason_of(told: str) -> str:
-    """The last reason in what was told, else its last line."""
-    found = [match["reason"] for line in told.splitlines() if (match := _REASON.search(line))]
+    """The last reason in what was told, behind what Postgres says of its settings; else its last line."""
     lines = told.strip().splitlines()
+    found = [match["reason"] for line in lines if (match := _REASON.search(line))]
+    settings = [match["reason"] for line in lines if (match := _SETTING.search(line))]
+    if found and settings:
+        return f"{'; '.join(dict.fromkeys(settings))} ({found[-1].strip()})"
     return (found[-1] if found else lines[-1] if lines else "it said nothing").strip()
 
 
