@@ -167,6 +167,8 @@ def test_logs_show_the_end_of_a_role_and_refuse_an_unknown_one(tmp_path: Path) -
     folder.mkdir()
     (folder / "api.log").write_text("one\ntwo\nthree\n")
     assert firstlight("logs", "api", "-n", "2", state_dir=tmp_path).stdout == "two\nthree\n"
+    as_json = firstlight("logs", "api", "-n", "1", "--json", state_dir=tmp_path).stdout
+    assert json.loads(as_json) == {"role": "api", "line": "three"}
     done = firstlight("logs", "nobody", state_dir=tmp_path)
     assert done.returncode == 1
     assert "role 'nobody' has no log" in done.stderr
