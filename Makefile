@@ -31,7 +31,7 @@ check: lint ## lint, and the tests that need no I/O
 	@exec $(BIN)/python -m pytest -q tests/unit
 
 # A file at a time in each of a few processes: most tests wait for servers and for processes of their own.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 test: lint ## lint, and every test
 	@exec $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 

@@ -199,9 +199,12 @@ async def test_bytes_are_the_files_and_went_straight_from_pinned_memory(
         assert (await running.load(MODEL)).gpu_bytes == checkpoint.size_bytes
         outcome = await link.gpu_outcome(MODEL)
         assert outcome["pinned_bytes"] + outcome["bounced_bytes"] == checkpoint.size_bytes
-        again = await put(checkpoint, link)
-        assert await until_there(again) and is_whole(again, checkpoint)
-        assert (await link.gpu_outcome(MODEL))["pinned_bytes"] == checkpoint.size_bytes
+        # The arena is pinned in the background: sooner or later all of a copy comes from pinned memory.
+        async with asyncio.timeout(60):
+            while outcome["pinned_bytes"] != checkpoint.size_bytes:
+                again = await put(checkpoint, link)
+                assert await until_there(again) and is_whole(again, checkpoint)
+                outcome = await link.gpu_outcome(MODEL)
         embedding = weights.tensors["model.embed_tokens.weight"]
         assert weights.tensors["lm_head.weight"].data_ptr() == embedding.data_ptr()
 

@@ -47,7 +47,7 @@ async def test_a_migration_ends_the_source_and_leaves_the_destination(scene: Sce
 
 async def has_ended(scene: Scene, instance_id: str) -> None:
     handle = scene.here.client.get_workflow_handle(naming.instance_workflow_id(instance_id))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await handle.result()
 
 
@@ -132,7 +132,8 @@ async def test_a_source_that_ends_meanwhile_is_not_emptied(scene: Scene) -> None
     with pytest.raises(WorkflowFailureError):
         await here.client.get_workflow_handle(await scene.begin()).result()
     assert here.host("a").script.requests("move_requests") == []
-    await has_ended(scene, scene.destination.instance_id)
+    # Its requests go on elsewhere, and the destination is where they find room.
+    assert await scene.status_of(scene.destination.instance_id) is WorkflowExecutionStatus.RUNNING
 
 
 async def test_a_cancelled_migration_leaves_the_source_serving(scene: Scene) -> None:
