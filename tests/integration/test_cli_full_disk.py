@@ -89,7 +89,7 @@ def test_a_full_disk_is_said_once_and_everything_goes_on_when_there_is_room(
         assert here.run("deploy", "tiny", source).returncode == 0
         # Postgres can still tell what happens; the checkpoint finds no room.
         filler = fill(disk, but_bytes=300_000)
-        failed = here.run("chat", "tiny", "Hello", "--max-tokens", "2", timeout_s=240)
+        failed = here.run("chat", "tiny", "Hello", "--max-tokens", "2", timeout_s=120)
         assert failed.returncode == 1
         (sentence,) = failed.stderr.splitlines()
         assert "No space left on device" in sentence
@@ -101,7 +101,7 @@ def test_a_full_disk_is_said_once_and_everything_goes_on_when_there_is_room(
         rest = disk / "rest"
         rest.write_bytes(b"")
         fill_rest(rest)
-        assert here.run("chat", "tiny", "Hello", "--max-tokens", "2", timeout_s=240).returncode == 1
+        assert here.run("chat", "tiny", "Hello", "--max-tokens", "2", timeout_s=120).returncode == 1
         rest.unlink()
         filler.unlink()
         until(lambda: here.run("chat", "tiny", "Hello", "--max-tokens", "2").returncode == 0)

@@ -151,8 +151,9 @@ def test_up_on_given_servers_asks_everybody_for_a_key(given: Installation) -> No
         assert not (given.state_dir / "postgres").exists()
         # A shell with the keys of the API needs no other, and the data is the given database's.
         told = given.json("status")
-        # Runs before this one have a say in how many hosts there are, until their leases end.
-        assert told.pop("hosts") >= 1 and told.pop("instances") >= 0
+        # Runs before this one have a say in how many there are of these, until their leases end.
+        del told["instances"]
+        assert told.pop("hosts") >= 1
         assert told == {
             "api": record.api_url,
             "ready": True,

@@ -47,7 +47,7 @@ async def test_a_migration_ends_the_source_and_leaves_the_destination(scene: Sce
 
 async def has_ended(scene: Scene, instance_id: str) -> None:
     handle = scene.here.client.get_workflow_handle(naming.instance_workflow_id(instance_id))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(10):
         await handle.result()
 
 
