@@ -28,7 +28,7 @@ from firstlight.domain.fleet import StartRequest
 from firstlight.domain.lifecycle import HostState, InstanceState, ModelState
 from firstlight.domain.migration import MoveObservation
 from firstlight.domain.names import HostId
-from firstlight.domain.scheduler import Place, decide
+from firstlight.domain.scheduler import Migrate, Place, decide
 
 ATTEMPTS = 5
 # Of instances that serve, one that has nothing to do; None if all are busy or do not answer.
@@ -155,6 +155,7 @@ def _decide(view: FleetView, source: InstanceRow, to_host: str | None) -> Place:
     decision = decide(
         StartRequest(view.wanted.model, None, frozenset(excluded), may_wait=False), view.snapshot
     )
+    assert not isinstance(decision, Migrate), "no instance is shown to the scheduler"
     if not isinstance(decision, Place):
         raise NoCapacity(
             f"instance {source.instance_id} has nowhere to go: {decision.reason}", retry_after_s=5.0

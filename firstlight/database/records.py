@@ -9,7 +9,7 @@ from firstlight.contracts.starts import PlannedEstimate, StartPlan
 from firstlight.domain.fleet import Edge, EdgeModel, Tier
 from firstlight.domain.lifecycle import HostState, InstanceState, ModelState, PlacementState
 from firstlight.domain.migration import MoveObservation
-from firstlight.domain.scheduler import Candidate, Decision
+from firstlight.domain.scheduler import Candidate, Place, Reject, Wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class PlannedStart:
     """A decision as kept; `plan` is there exactly when the decision is Place."""
 
     decision_id: str
-    decision: Decision
+    decision: Place | Wait | Reject
     plan: StartPlan | None
     candidates_markdown: str
 

@@ -24,7 +24,7 @@ from firstlight.domain.errors import ModelBeingDeleted, StartFailed, UnknownMode
 from firstlight.domain.fleet import StartRequest
 from firstlight.domain.lifecycle import InstanceState, ModelState
 from firstlight.domain.names import HostId
-from firstlight.domain.scheduler import Place, decide
+from firstlight.domain.scheduler import Migrate, Place, decide
 
 ATTEMPTS = 5
 # No name of a model.
@@ -59,6 +59,7 @@ async def plan_start(
             raise ModelBeingDeleted(f"model {model!r} is being deleted", model=model)
         request = StartRequest(view.wanted.model, deadline_s, excluded_hosts, may_wait)
         decision = at_maximum(view, may_wait=may_wait) or decide(request, view.snapshot)
+        assert not isinstance(decision, Migrate), "no instance is shown to the scheduler"
         if not isinstance(decision, Place):
             decision_id = await write_refusal(session, asked=asked, decision=decision)
             plan, chosen = None, None
@@ -135,6 +136,7 @@ async def _replan(session: AsyncSession, request: ReplanInput, now_unix_s: float
         # Nobody else can: a host whose agent was only being restarted is better than none.
         excluded -= frozenset(HostId(host) for host in request.silent_hosts)
         decision = decide(StartRequest(view.wanted.model, None, excluded, may_wait=False), view.snapshot)
+    assert not isinstance(decision, Migrate), "no instance is shown to the scheduler"
     asked = Asked(
         request_id=f"replan-{failed.instance_id}",
         model=failed.model,

@@ -46,10 +46,12 @@ class StartEstimate:
     tier: Tier
     # Whose store the bytes come from, if tier is PEER.
     peer_host_id: HostId | None = None
+    # How much longer than its bytes' way into DRAM the start waits for its GPUs to be freed.
+    free_s: float = 0.0
 
     @property
     def total_s(self) -> float:
-        return self.queue_s + self.download_s + self.load_s + self.attach_s + self.control_s
+        return self.queue_s + self.download_s + self.load_s + self.free_s + self.attach_s + self.control_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,11 @@ def estimate_start(
 def attach_key(host_class: str, tier: Tier) -> str:
     """Under which seconds to attach are learned: beside a load, only what that does not hide counts."""
     return host_class if tier is Tier.DRAM else f"{host_class} beside a load"
+
+
+def move_key(model_name: str, host_class: str) -> str:
+    """Under which the cost of moving requests is learned; the class is the destination's."""
+    return f"{model_name} on {host_class}"
 
 
 def givers_of(model: Model, snapshot: FleetSnapshot) -> tuple[Host, ...]:

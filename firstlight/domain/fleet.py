@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from firstlight.domain.lifecycle import HostState
+from firstlight.domain.migration import MoveModel
 from firstlight.domain.names import CheckpointId, HostId, InstanceId, ModelName
+
+# Draining an engine that has nothing to do, and its process giving back the GPU.
+PRIOR_EVICT_S = 0.1
 
 
 class Tier(StrEnum):
@@ -81,6 +85,31 @@ class Model:
     gpu_count: int = 1
     # Learned seconds to bind an engine, by `estimator.attach_key`.
     attach_s: Mapping[str, float] = field(default_factory=dict)
+    # Higher wins: an instance is never touched for a model of lower priority.
+    priority: int = 0
+    # So many idle instances are kept, whoever wants their GPUs.
+    min_instances: int = 0
+    # Starting and serving ones together; None: as many as fit.
+    max_instances: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A READY instance, with what freeing its GPUs would mean."""
+
+    instance_id: InstanceId
+    model: Model
+    host_id: HostId
+    gpu_indices: tuple[int, ...]
+    # Requests it is computing, and their tokens so far, prompts included.
+    requests: int = 0
+    tokens: int = 0
+    # Since when it has had nothing to do; None: it is busy.
+    idle_s: float | None = None
+    # False while it migrates already, drains, or its requests may not be moved.
+    is_movable: bool = True
+    # How much longer nobody is likely to ask for it, by its own history; None: not known.
+    expected_idle_for_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +129,12 @@ class FleetSnapshot:
     control_s: float = 0.05
     # The same of starts whose bytes move meanwhile: only what those do not hide.
     control_beside_bytes_s: float = 0.05
+    # Instances whose GPUs may be freed for a start; one that is left out is never touched.
+    running: tuple[Running, ...] = ()
+    # Learned cost of moving an instance's requests, by `estimator.move_key`; absent: PRIOR_MOVE.
+    moves: Mapping[str, MoveModel] = field(default_factory=dict)
+    # Learned seconds until an idle instance that is told to end has given its GPUs back.
+    evict_s: float = PRIOR_EVICT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +146,10 @@ class StartRequest:
     excluded_hosts: frozenset[HostId] = frozenset()
     # Whether a start of the same model that is under way may serve this request.
     may_wait: bool = True
+    # Whether running instances may be moved or ended to make room.
+    may_free: bool = True
+    # How long this start has been put off for GPUs that are only expected back. None: never put it off
+    # while there is a plan that can begin now.
+    waited_s: float | None = None
+    # The live instance that this start takes the place of: it does not count against `max_instances`.
+    replaces: InstanceId | None = None

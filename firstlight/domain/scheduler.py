@@ -7,11 +7,36 @@ soonest. Ties: tightest fit of GPUs, then host id. The caller makes the choice r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from firstlight.domain.estimator import StartEstimate, estimate_start, givers_of
 from firstlight.domain.fleet import FleetSnapshot, Host, Model, StartRequest
 from firstlight.domain.lifecycle import HostState
-from firstlight.domain.names import HostId, InstanceId
+from firstlight.domain.names import HostId, InstanceId, ModelName
+
+
+class VictimAction(StrEnum):
+    """What becomes of a running instance whose GPUs are wanted."""
+
+    # It has nothing to do: it ends.
+    EVICT = "evict"
+    # Its requests go on elsewhere.
+    MOVE = "move"
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """One instance that gives up its GPUs. `seconds`: from the decision until they are free."""
+
+    instance_id: InstanceId
+    model_name: ModelName
+    action: VictimAction
+    # Where a moved one goes: GPUs that are free, or that an EVICT before it in the plan frees.
+    to_host: HostId | None = None
+    to_gpu_indices: tuple[int, ...] = ()
+    seconds: float = 0.0
+    # An idle instance of the same model at `to_host` that takes the requests: nothing is started there.
+    to_instance_id: InstanceId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +50,30 @@ class Candidate:
     gpu_indices: tuple[int, ...] = ()
     # GPUs of the host that would stay free; kept while deciding only.
     spare_gpus: int = 0
+    # Who would have to go first, in order; empty: the GPUs are free.
+    victims: tuple[Victim, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     host_id: HostId
     gpu_indices: tuple[int, ...]
+    estimate: StartEstimate
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Migrate:
+    """Start on GPUs that others hold: every victim goes, in this order, then the start takes its GPUs.
+
+    Evictions come first; one may be on another host, where it makes room for a move. The moves run side by
+    side, and so does the way of the start's own bytes into this host's DRAM: `estimate.free_s` is only what
+    the victims take longer than that (all they take where the checkpoint is larger than the pool).
+    """
+
+    host_id: HostId
+    gpu_indices: tuple[int, ...]
+    victims: tuple[Victim, ...]
     estimate: StartEstimate
     candidates: tuple[Candidate, ...]
 
@@ -52,7 +95,7 @@ class Reject:
     candidates: tuple[Candidate, ...]
 
 
-Decision = Place | Wait | Reject
+Decision = Place | Migrate | Wait | Reject
 
 
 def decide(request: StartRequest, snapshot: FleetSnapshot) -> Decision:

@@ -25,9 +25,10 @@ from firstlight.domain.estimator import StartEstimate
 from firstlight.domain.fleet import Tier
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.domain.names import HostId
-from firstlight.domain.scheduler import Decision, Place, Reject, Wait
+from firstlight.domain.scheduler import Place, Reject, Wait
 
 HOST = HostId("host-a")
+Answer = Place | Wait | Reject
 ESTIMATE = StartEstimate(0.0, 0.0, 0.1, 0.1, 0.05, Tier.SSD)
 
 
@@ -49,7 +50,7 @@ def test_what_a_lane_needs(figures: LaneFigures, need: Need) -> None:
     assert need_of(figures) is need
 
 
-def planned(decision: Decision, number: int = 0) -> PlannedStart:
+def planned(decision: Answer, number: int = 0) -> PlannedStart:
     plan = None
     if isinstance(decision, Place):
         plan = StartPlan(
@@ -74,7 +75,7 @@ PLACE = Place(HOST, (0,), ESTIMATE, ())
 class ScriptedStarter(Starter):
     """Answers with the given decisions or errors, one after the other; the last one for ever."""
 
-    def __init__(self, *answers: Decision | Exception, begin_errors: int = 0) -> None:
+    def __init__(self, *answers: Answer | Exception, begin_errors: int = 0) -> None:
         self.answers = list(answers)
         self.begin_errors = begin_errors
         self.plans: list[bool] = []
