@@ -25,7 +25,7 @@ from benchmarks.loader_elsewhere import measure_elsewhere
 from benchmarks.loader_figures import Measured, absent, summarise
 from benchmarks.loader_files import BenchmarkFiles, prepare_files, remove_files
 from benchmarks.loader_huge_pages import huge_pages
-from benchmarks.loader_limit import Limit, find_limit
+from benchmarks.loader_limit import Limit, find_limit, one_at_a_time
 from benchmarks.loader_plot import draw
 from benchmarks.loader_pressure import KINDS, pressure
 from benchmarks.loader_rounds import Bench, cold_round, warm_round
@@ -113,6 +113,8 @@ def _measure(
     rounds = _rounds(arguments)
     limit = find_limit(files.partition)
     report.notes += [why for why in (why_no_huge_pages, limit.why) if why]
+    if limit.fio:
+        _one_at_a_time(report, files)
     present = [way for way in measured.ways.values() if not way.missing]
     missing = absent(measured.ways.values())
     with BenchmarkStore(files, files.directory / "store") as store:
@@ -125,6 +127,17 @@ def _measure(
     report.notes.append(f"memory pressure: {arguments.pressure}")
     summarise(report, measured, limit)
     print_tables(measured, limit, missing)
+
+
+def _one_at_a_time(report: Report, files: BenchmarkFiles) -> None:
+    """Why the limit has many requests under way: see loader_limit."""
+    with huge_pages(files.partition.stat().st_size) as why:
+        if why is not None:
+            report.notes.append(f"direct reads one at a time were not measured: {why}")
+            return
+        for own_places, into in ((False, "one buffer"), (True, "own places")):
+            seconds = [one_at_a_time(files.partition, own_places=own_places) for _ in range(3)]
+            report.add(f"no limit: 4 MiB one at a time into {into}", [s * 1e3 for s in seconds], unit="ms")
 
 
 def _cold(bench: Bench, measured: Measured, ways: Sequence[Way], rounds: int) -> None:

@@ -116,19 +116,22 @@ def _reach_cold(report: Report, measured: Measured, limit: Limit) -> None:
 
 
 def _reach_cpu(report: Report, measured: Measured) -> None:
-    """The store's CPU less what checksums cost, which the pool with and without them tells."""
+    """The CPU of store and reader, less what the store's threads say that their checksums took."""
 
-    def cpu(way: str) -> dict[int, float]:
-        return measured.values(way, "cold", lambda taken: taken.returned_cpu_s / measured.size_bytes * GB)
+    def per_gb(value: Callable[[Taken], float]) -> list[float]:
+        return [
+            found / measured.size_bytes * GB for found in measured.values("store-ssd", "cold", value).values()
+        ]
 
-    store, verified, unverified = cpu("store-ssd"), cpu("pool"), cpu("pool-unverified")
-    rounds = store.keys() & verified.keys() & unverified.keys()
-    checksums = [verified[number] - unverified[number] for number in rounds]
-    rest = [store[number] - (verified[number] - unverified[number]) for number in rounds]
-    report.add("cold store: CPU to returned, checksums", checksums, unit="s/GB")
+    rest = per_gb(lambda taken: taken.returned_cpu_s - taken.checksum_cpu_s)
+    report.add("cold store: CPU to returned, checksums", per_gb(_checksums), unit="s/GB")
     report.add("cold store: CPU to returned, besides checksums", rest, unit="s/GB")
     if rest:
         report.require("cold SSD → returned, CPU besides checksums", median(rest), at_most=0.02, unit="s/GB")
+
+
+def _checksums(taken: Taken) -> float:
+    return taken.checksum_cpu_s
 
 
 def _compare(

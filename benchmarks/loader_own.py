@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loader_files import CHECKPOINT_ID, BenchmarkFiles
+from benchmarks.loader_usage import checksum_cpu_s
 from benchmarks.loader_ways import Load, Setting, Tensors, Way
 from native_loader import Checkpoint
 
@@ -73,8 +74,9 @@ def _store_from_ssd(setting: Setting) -> Load:
     stub = store_pb2_grpc.StoreStub(channel)
 
     def load() -> Tensors:
-        for _ in stub.Load(store_pb2.LoadRequest(checkpoint_id=CHECKPOINT_ID)):
-            pass
+        for progress in stub.Load(store_pb2.LoadRequest(checkpoint_id=CHECKPOINT_ID)):
+            if progress.done:
+                checksum_cpu_s.append(progress.checksum_cpu_s)
         reader.connect()
         return reader.tensors(reader.manifest())
 

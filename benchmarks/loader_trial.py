@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.loader_files import BenchmarkFiles, checksum
-from benchmarks.loader_usage import cpu_s, memory, reset_peak
+from benchmarks.loader_usage import checksum_cpu_s, cpu_s, memory, reset_peak
 from benchmarks.loader_ways import Setting, Tensors, way_named
 
 PAGE_BYTES = 4096
@@ -35,6 +35,8 @@ class Taken:
     checked_s: float
     returned_cpu_s: float
     resident_cpu_s: float
+    # Part of it; 0 where nothing was verified, or nobody said.
+    checksum_cpu_s: float
     private_bytes: int
     shared_bytes: int
     peak_bytes: int
@@ -75,6 +77,7 @@ def main() -> int:
         checked_s=checked_s,
         returned_cpu_s=returned_cpu,
         resident_cpu_s=resident_cpu,
+        checksum_cpu_s=sum(checksum_cpu_s),
         private_bytes=after.private_bytes - before.private_bytes,
         shared_bytes=after.shared_bytes - before.shared_bytes,
         peak_bytes=after.peak_bytes - before.private_bytes - before.shared_bytes,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KIB = 1024
+# Of the load that this process makes, where its maker says so: seconds of CPU time for checksums.
+checksum_cpu_s: list[float] = []
 
 
 def cpu_s(processes: Sequence[int]) -> float:

@@ -225,6 +225,7 @@ class LoadProgress(_message.Message):
     REMOTE_BYTES_FIELD_NUMBER: _builtins.int
     SSD_BYTES_FIELD_NUMBER: _builtins.int
     DRAM_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_CPU_S_FIELD_NUMBER: _builtins.int
     bytes_done: _builtins.int
     bytes_total: _builtins.int
     queue_s: _builtins.float
@@ -242,6 +243,8 @@ class LoadProgress(_message.Message):
     """Done so far, by the tier they were moved to or from: fetched over the network, read from SSD, in DRAM."""
     ssd_bytes: _builtins.int
     dram_bytes: _builtins.int
+    checksum_cpu_s: _builtins.float
+    """of the reading threads' CPU time, at the end of a load from SSD"""
     def __init__(
         self,
         *,
@@ -256,10 +259,11 @@ class LoadProgress(_message.Message):
         remote_bytes: _builtins.int = ...,
         ssd_bytes: _builtins.int = ...,
         dram_bytes: _builtins.int = ...,
+        checksum_cpu_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "done", b"done", "dram_bytes", b"dram_bytes", "elapsed_s", b"elapsed_s", "from_tier", b"from_tier", "gpu_bytes", b"gpu_bytes", "moving_at_unix_s", b"moving_at_unix_s", "queue_s", b"queue_s", "remote_bytes", b"remote_bytes", "ssd_bytes", b"ssd_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "checksum_cpu_s", b"checksum_cpu_s", "done", b"done", "dram_bytes", b"dram_bytes", "elapsed_s", b"elapsed_s", "from_tier", b"from_tier", "gpu_bytes", b"gpu_bytes", "moving_at_unix_s", b"moving_at_unix_s", "queue_s", b"queue_s", "remote_bytes", b"remote_bytes", "ssd_bytes", b"ssd_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,6 +19,8 @@ class LoadState:
     from_tier: str = "ssd"
     is_done: bool = False
     moving_at_unix_s: float = 0.0
+    # What the verification of a load from SSD cost its threads; known at its end.
+    checksum_cpu_s: float = 0.0
 
 
 def resident(size_bytes: int) -> LoadState:

@@ -17,6 +17,8 @@ class Transfer(ABC):
     """
 
     board: ProgressBoard
+    # What verifying cost its threads; known at its end.
+    checksum_cpu_s: float = 0.0
 
     @property
     @abstractmethod

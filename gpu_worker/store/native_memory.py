@@ -33,7 +33,7 @@ class NativeTransfer(Transfer):
             self._job.cancel()
             await asyncio.to_thread(self._job.wait)
             raise
-        self._job.result(timeout_s=0)
+        self.checksum_cpu_s = self._job.result(timeout_s=0).checksum_seconds
 
     async def _ended(self) -> None:
         loop = asyncio.get_running_loop()

@@ -203,4 +203,5 @@ def _load_progress(state: LoadState, gpu_bytes: int) -> wire.LoadProgress:
         remote_bytes=state.bytes_done if state.from_tier in ("remote", "peer") else 0,
         ssd_bytes=state.bytes_done if state.from_tier == "ssd" else 0,
         dram_bytes=state.bytes_done,
+        checksum_cpu_s=state.checksum_cpu_s,
     )

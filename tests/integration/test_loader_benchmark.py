@@ -100,6 +100,7 @@ def _trial(way: str, state: str, number: int, seconds: float) -> Trial:
         resident_s=2 * seconds,
         checked_s=3 * seconds,
         returned_cpu_s=0.01,
+        checksum_cpu_s=0.004,
         resident_cpu_s=0.02,
         private_bytes=0,
         shared_bytes=1,
