@@ -38,6 +38,9 @@ SOONEST_LOOK_S = 0.25
 LATEST_LOOK_S = 30.0
 # How long to try to begin a start that nobody waits for.
 LATER_WITHIN_S = 30.0
+# Postgres and Temporal are back within seconds of a crash. Who has been away for longer (a full disk, a
+# broken network) is not worth the rest of a request's deadline: its client hears why, and when to come again.
+STORES_AWAY_S = 45.0
 
 
 class Starter(ABC):
@@ -78,6 +81,8 @@ class StartDirector:
         self._wakes: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._backoff_s: dict[str, float] = {}
+        # Since when no plan could be made for a model (monotonic), while that is so.
+        self._away_since_s: dict[str, float] = {}
 
     def demand(self, lane: Lane) -> None:
         """A request begins to wait in `lane`."""
@@ -121,6 +126,7 @@ class StartDirector:
 
     def _ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
         self._tasks.pop(lane.model, None)
+        self._away_since_s.pop(lane.model, None)
         if task.cancelled():
             return
         if (failure := task.exception()) is not None:
@@ -155,11 +161,19 @@ class StartDirector:
         except ModelBeingDeleted:
             lane.fail_waiting(UnknownModel(f"model {lane.model!r} was deleted", model=lane.model))
         except Overloaded as error:
-            # Postgres is away: the requests wait for it as long as they would for a start.
-            logger.warning("no plan for %s now: %s", lane.model, error.message)
-            return self._next_backoff(lane.model)
+            return self._no_plan(lane, error)
         except FirstlightError as error:
             lane.fail_waiting(error)
+        return None
+
+    def _no_plan(self, lane: Lane, error: Overloaded) -> float | None:
+        """Postgres is away: the requests wait for it, but not for ever."""
+        logger.warning("no plan for %s now: %s", lane.model, error.message)
+        now_s = time.monotonic()
+        if now_s - self._away_since_s.setdefault(lane.model, now_s) < STORES_AWAY_S:
+            return self._next_backoff(lane.model)
+        self._away_since_s.pop(lane.model)
+        lane.fail_waiting(error)
         return None
 
     def _figures(self, lane: Lane) -> LaneFigures:
@@ -181,6 +195,7 @@ class StartDirector:
             may_wait=need is Need.FIRST,
             request_id=lane.first_request_id,
         )
+        self._away_since_s.pop(lane.model, None)
         self._on_planned(lane.model, planned)
         match planned.decision:
             case Place():
@@ -252,6 +267,7 @@ class StartDirector:
     async def _begin(self, lane: Lane, planned: PlannedStart, *, deadline_s: float) -> None:
         assert planned.plan is not None
         backoff_s = FIRST_BACKOFF_S
+        deadline_s = min(deadline_s, time.monotonic() + STORES_AWAY_S)
         while True:
             try:
                 await self._starter.begin(planned)

@@ -59,8 +59,8 @@ async def test_a_hundred_requests_at_once_cause_one_start(api: Stand, host: Fake
     engine = next(iter(api.engines.values()))
     assert engine.most_running <= 4
     assert api.services.table.lane(MODEL).running == 0
-    # The store was told at once, and what the first request saw is kept.
-    assert api.store.prepared == [f"{MODEL}@abcd1234"]
+    # The store was told at once (again if the plan took long), and what the first request saw is kept.
+    assert set(api.store.prepared) == {f"{MODEL}@abcd1234"}
 
     async def kept() -> bool:
         async with api.database.session() as session:
