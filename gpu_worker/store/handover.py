@@ -144,6 +144,10 @@ class Handover:
     async def _converse(self, connection: socket.socket, lines: asyncio.StreamReader, reader: str) -> None:
         line = await lines.readline()
         while line:
+            if (answer := self._at_once(line, reader)) is not None:
+                answer.send(connection)
+                line = await lines.readline()
+                continue
             # Read on while an answer is waited for: a reader that is killed meanwhile must not hold a pin.
             following = asyncio.ensure_future(lines.readline())
             answering = asyncio.ensure_future(self._answer(line, reader))
@@ -156,14 +160,22 @@ class Handover:
             finally:
                 await _ended(following, answering)
 
+    def _at_once(self, line: bytes, reader: str) -> _Answer | None:
+        """What needs no waiting: a pin of what is resident is part of every warm start. None for the rest."""
+        try:
+            match json.loads(line):
+                case {"pin": str(checkpoint_id), **rest} if not rest:
+                    return self._pin(checkpoint_id, reader, None)
+        except FirstlightError as refusal:
+            return _refused(refusal)
+        return None
+
     async def _answer(self, line: bytes, reader: str) -> _Answer:
         try:
             # Any: decoded JSON from the socket, checked here.
             match json.loads(line):
                 case {"pin": str(checkpoint_id), "while_loading": True}:
                     return await self._pin_early(checkpoint_id, reader)
-                case {"pin": str(checkpoint_id)}:
-                    return self._pin(checkpoint_id, reader, None)
                 case {"unpin": str(checkpoint_id)}:
                     self._pool.unpin(checkpoint_id, reader)
                     return _Answer({"unpinned": checkpoint_id})
@@ -176,7 +188,7 @@ class Handover:
                     return _Answer(*await answer)
             raise InvalidInput("expected {'pin': checkpoint} or {'unpin': checkpoint}")
         except FirstlightError as refusal:
-            return _Answer({"error": refusal.code, "message": refusal.message})
+            return _refused(refusal)
 
     async def _pin_early(self, checkpoint_id: str, reader: str) -> _Answer:
         arrival = await self._reach.reach(checkpoint_id)
@@ -231,6 +243,10 @@ class Handover:
         if arrival is None and (arrival := self._reach.landed(checkpoint_id)) is None:
             raise UnknownCheckpoint(f"this host does not hold {checkpoint_id}", checkpoint_id=checkpoint_id)
         return arrival.directory, arrival.manifest_digest
+
+
+def _refused(refusal: FirstlightError) -> _Answer:
+    return _Answer({"error": refusal.code, "message": refusal.message})
 
 
 # Any: what the tasks' coroutines yield is asyncio's own affair.
