@@ -44,20 +44,27 @@ def prior_edge(edge: Edge, *, ssd_read_bytes_per_s: float) -> EdgeModel:
 
 
 def remaining_bytes(
-    edges: Mapping[Edge, EdgeModel], *, tier: Tier, size_bytes: int, source_bytes: int, elapsed_s: float
+    edges: Mapping[Edge, EdgeModel],
+    *,
+    tier: Tier,
+    size_bytes: int,
+    source_bytes: int,
+    elapsed_s: float,
+    lands_in_dram: bool = True,
 ) -> dict[Edge, int]:
     """Bytes a start from `tier`, under way for `elapsed_s`, has still to move, by edge.
 
-    A download comes before the load, and both are taken to run at the edge's bandwidth.
+    What is fetched goes into DRAM as it comes if `lands_in_dram`, else it is read from SSD afterwards. Each
+    edge is taken to run at its bandwidth.
     """
     remaining: dict[Edge, int] = {}
     left_s = max(0.0, elapsed_s)
     if tier is Tier.PEER:
-        return {Edge.PEER_TO_DRAM: _move(edges, Edge.PEER_TO_DRAM, size_bytes, left_s)[0]}
+        remaining[Edge.PEER_TO_DRAM], left_s = _move(edges, Edge.PEER_TO_DRAM, size_bytes, left_s)
     if tier is Tier.REMOTE:
         total_bytes = max(size_bytes, source_bytes)
         remaining[Edge.REMOTE_TO_SSD], left_s = _move(edges, Edge.REMOTE_TO_SSD, total_bytes, left_s)
-    if tier is not Tier.DRAM:
+    if tier is Tier.SSD or (tier is not Tier.DRAM and not lands_in_dram):
         remaining[Edge.SSD_TO_DRAM], left_s = _move(edges, Edge.SSD_TO_DRAM, size_bytes, left_s)
     return remaining
 

@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from firstlight.database.decision_json import estimate_from_json
 from firstlight.database.edges import edges_from_json, remaining_bytes
 from firstlight.domain.errors import UnknownModel
-from firstlight.domain.estimator import PRIOR_CONTROL_S, learned_overhead_s
+from firstlight.domain.estimator import PRIOR_CONTROL_S
 from firstlight.domain.fleet import Edge, EdgeModel, FleetSnapshot, Gpu, Host, Model, StartUnderWay, Tier
+from firstlight.domain.learning import learned_overhead_s
 from firstlight.domain.lifecycle import HostState, InstanceState, ModelState
 from firstlight.domain.names import CheckpointId, HostId, InstanceId, ModelName
 
@@ -186,10 +187,11 @@ def _by_host(rows: list[_Row] | None) -> dict[str, list[_Row]]:
 def _uplink_bytes(hosts: list[_Row], starts: list[_Row]) -> dict[str, int]:
     """Bytes that starts elsewhere have still to fetch, by the host that gives them."""
     edges = {host["host_id"]: edges_from_json(host["edges"]) for host in hosts}
+    dram_bytes = {host["host_id"]: host["dram_capacity_bytes"] for host in hosts}
     found: dict[str, int] = defaultdict(int)
     for start in starts:
         if giver := start["estimate"].get("peer_host_id"):
-            remaining = _remaining(edges.get(start["host_id"], {}), start)
+            remaining = _remaining(edges.get(start["host_id"], {}), start, dram_bytes[start["host_id"]])
             found[giver] += remaining.get(Edge.PEER_TO_DRAM, 0)
     return found
 
@@ -231,7 +233,7 @@ def _host(
         gpus=tuple(_gpu(gpu) for gpu in gpus),
         edges=edges,
         tiers=_tiers(placements),
-        queued_bytes=_queued_bytes(edges, starts),
+        queued_bytes=_queued_bytes(edges, starts, host["dram_capacity_bytes"]),
         dram_capacity_bytes=host["dram_capacity_bytes"],
         ssd_capacity_bytes=host["ssd_capacity_bytes"],
         peer_endpoint=host["peer_endpoint"],
@@ -249,21 +251,26 @@ def _tiers(placements: list[_Row]) -> dict[CheckpointId, Tier]:
     return found
 
 
-def _queued_bytes(edges: Mapping[Edge, EdgeModel], starts: list[_Row]) -> dict[Edge, int]:
+def _queued_bytes(
+    edges: Mapping[Edge, EdgeModel], starts: list[_Row], dram_capacity_bytes: int
+) -> dict[Edge, int]:
     queued = {Edge.REMOTE_TO_SSD: 0, Edge.PEER_TO_DRAM: 0, Edge.SSD_TO_DRAM: 0}
     for start in starts:
-        for edge, size_bytes in _remaining(edges, start).items():
+        for edge, size_bytes in _remaining(edges, start, dram_capacity_bytes).items():
             queued[edge] += size_bytes
     return queued
 
 
-def _remaining(edges: Mapping[Edge, EdgeModel], start: _Row) -> dict[Edge, int]:
+def _remaining(
+    edges: Mapping[Edge, EdgeModel], start: _Row, dram_capacity_bytes: int
+) -> dict[Edge, int]:
     return remaining_bytes(
         edges,
         tier=Tier(start["estimate"]["tier"]),
         size_bytes=start["size_bytes"],
         source_bytes=start["source_bytes"],
         elapsed_s=start["elapsed_s"],
+        lands_in_dram=not 0 < dram_capacity_bytes < start["size_bytes"],
     )
 
 

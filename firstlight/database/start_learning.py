@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, case, func, literal, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -12,14 +12,9 @@ from firstlight.contracts.starts import RecordStartInput
 from firstlight.database.edges import edges_from_json, edges_to_json, prior_edge
 from firstlight.database.tables import CheckpointRow, HostRow, InstanceRow, ModelRow, StartupObservationRow
 from firstlight.domain.errors import UnknownHost, UnknownInstance
-from firstlight.domain.estimator import (
-    PRIOR_ATTACH_S,
-    TransferObservation,
-    attach_key,
-    fit_edge,
-    learned_seconds,
-)
+from firstlight.domain.estimator import PRIOR_ATTACH_S, attach_key
 from firstlight.domain.fleet import Edge, Tier
+from firstlight.domain.learning import TransferObservation, fit_edge, learned_seconds
 
 # Hardware and networks change: what was seen long ago is no longer asked.
 EDGE_OBSERVATIONS = 32
@@ -112,7 +107,7 @@ async def _refit_edges(session: AsyncSession, host: HostRow) -> None:
     for edge in (Edge.REMOTE_TO_SSD, Edge.PEER_TO_DRAM, Edge.SSD_TO_DRAM):
         seen = [
             TransferObservation(int(size_bytes), float(elapsed_s))
-            for size_bytes, elapsed_s in await session.execute(_transfers(host.host_id, edge))
+            for size_bytes, elapsed_s in await session.execute(_transfers(host, edge))
         ]
         if seen:
             prior = prior_edge(edge, ssd_read_bytes_per_s=host.ssd_read_bytes_per_s)
@@ -120,14 +115,18 @@ async def _refit_edges(session: AsyncSession, host: HostRow) -> None:
     host.edges = edges_to_json(edges)
 
 
-def _transfers(host_id: str, edge: Edge) -> Select[int, float]:
+def _transfers(host: HostRow, edge: Edge) -> Select[int, float]:
     """Bytes and seconds of the last transfers over the edge, newest first."""
     row = StartupObservationRow
+    # What fits the pool lands there as it is fetched, and its estimate has no load. Where a source had to be
+    # converted whole first, the load behind it is part of what fetching cost.
+    lands_in_dram = or_(literal(host.dram_capacity_bytes == 0), row.size_bytes <= host.dram_capacity_bytes)
+    until_in_dram = row.download_s + case((lands_in_dram, func.coalesce(row.load_s, 0.0)), else_=0.0)
     # A download counts by the larger of what goes in and what comes out, as the estimator does.
     size, elapsed, tiers = {
         Edge.REMOTE_TO_SSD: (
             func.greatest(row.size_bytes, func.coalesce(ModelRow.source_bytes, 0)),
-            row.download_s,
+            until_in_dram,
             [Tier.REMOTE],
         ),
         Edge.PEER_TO_DRAM: (row.size_bytes, row.download_s, [Tier.PEER]),
@@ -136,7 +135,7 @@ def _transfers(host_id: str, edge: Edge) -> Select[int, float]:
     return (
         select(size, elapsed)
         .outerjoin(ModelRow, ModelRow.name == row.model)
-        .where(row.host_id == host_id, row.tier.in_(tiers), elapsed > 0, row.size_bytes > 0)
+        .where(row.host_id == host.host_id, row.tier.in_(tiers), elapsed > 0, row.size_bytes > 0)
         .order_by(row.recorded_at.desc())
         .limit(EDGE_OBSERVATIONS)
     )

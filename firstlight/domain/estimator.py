@@ -1,17 +1,16 @@
 """The startup-time estimator: how long would a start take on this host, term by term.
 
-load on a host = q + Σ overhead + max over pipelined edges of n/b (ServerlessLLM, OSDI'24, §5.1:
-q + n/b; pipelined tiers count only the slowest). Here remote→ssd converts the whole checkpoint before it
-is read, so it is a stage of its own; peer→dram brings it as it is; ssd→dram and dram→gpu pipeline on GPU
-hosts and are sequential where "gpu" is the same memory (its bandwidth term is then zero cost: a binding,
-not a copy).
+load on a host = q + overhead + max over pipelined edges of n/b (ServerlessLLM, OSDI'24, §5.1: q + n/b;
+pipelined tiers count only the slowest). What comes from a source or a peer lands in DRAM as it comes, beside
+its way to the SSD, so nothing is read back; only a checkpoint larger than the pool is read from SSD again.
+dram→gpu runs beside all of these: of it counts what they do not hide. A host without that edge computes in
+the memory that the bytes are in already: a binding, not a copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from firstlight.domain.errors import InvalidEstimate
 from firstlight.domain.fleet import Edge, EdgeModel, FleetSnapshot, Host, Model, Tier
@@ -28,8 +27,6 @@ PRIORS: Mapping[Edge, EdgeModel] = {
 }
 PRIOR_ATTACH_S = 0.08
 PRIOR_CONTROL_S = 0.05
-# An overhead of so many times the usual one is no overhead, but recovery from something.
-MISHAP_FACTOR = 10.0
 # Each candidate host is looked at with each of these.
 GIVERS_AT_MOST = 8
 
@@ -54,12 +51,6 @@ class StartEstimate:
         return self.queue_s + self.download_s + self.load_s + self.free_s + self.attach_s + self.control_s
 
 
-@dataclass(frozen=True, slots=True)
-class TransferObservation:
-    size_bytes: int
-    elapsed_s: float
-
-
 def transfer_seconds(edge: EdgeModel, size_bytes: int) -> float:
     """`overhead_s + size_bytes / bandwidth`. Raises: InvalidEstimate for a size or model without meaning."""
     if size_bytes < 0:
@@ -81,21 +72,54 @@ def estimate_start(
     the source or from one of `givers`, whichever is sooner.
     Raises: InvalidEstimate for a host whose edges have no meaning.
     """
-    here = host.tiers.get(model.checkpoint_id, Tier.REMOTE)
-    ways = [_from_source(model, host)] if here is Tier.REMOTE else [_from_here(model, host, here)]
-    if here is Tier.REMOTE:
-        ways += [_from_peer(model, host, peer) for peer in givers]
-    # The first of equals: the source, then the givers in their order.
-    way = min(ways, key=lambda one: one.seconds)
+    way = soonest(ways_of(model, host, givers), model, host)
     return StartEstimate(
         queue_s=way.queue_s,
         download_s=way.download_s,
         load_s=way.load_s,
-        attach_s=model.attach_s.get(attach_key(host.host_class, way.tier), PRIOR_ATTACH_S),
-        control_s=snapshot.control_s if way.tier is Tier.DRAM else snapshot.control_beside_bytes_s,
+        attach_s=attach_seconds(model, host, way),
+        control_s=control_seconds(snapshot, way.tier),
         tier=way.tier,
         peer_host_id=way.peer_host_id,
     )
+
+
+def ways_of(model: Model, host: Host, givers: Sequence[Host] = ()) -> list[Way]:
+    """Every way in which the checkpoint could come into the host's DRAM."""
+    here = host.tiers.get(model.checkpoint_id, Tier.REMOTE)
+    if here is not Tier.REMOTE:
+        return [_from_here(model, host, here)]
+    return [_from_source(model, host), *(_from_peer(model, host, peer) for peer in givers)]
+
+
+def soonest(ways: Sequence[Way], model: Model, host: Host) -> Way:
+    """The first of equals: the source, then the givers in their order."""
+    if len(ways) == 1:
+        return ways[0]
+    return min(ways, key=lambda way: way.seconds + attach_seconds(model, host, way))
+
+
+def attach_seconds(model: Model, host: Host, way: Way) -> float:
+    """As learned; before that the prior, and what of the copy to the GPUs the bytes' way does not hide."""
+    learned = model.attach_s.get(attach_key(host.host_class, way.tier))
+    if learned is not None:
+        return learned
+    return PRIOR_ATTACH_S + max(0.0, copy_seconds(model, host) - way.download_s - way.load_s)
+
+
+def copy_seconds(model: Model, host: Host) -> float:
+    """DRAM to GPUs, each over its own link; nothing on a host that computes in the same memory."""
+    edge = host.edges.get(Edge.DRAM_TO_GPU)
+    return 0.0 if edge is None else transfer_seconds(edge, -(-model.size_bytes // model.gpu_count))
+
+
+def control_seconds(snapshot: FleetSnapshot, tier: Tier) -> float:
+    return snapshot.control_s if tier is Tier.DRAM else snapshot.control_beside_bytes_s
+
+
+def lands_in_dram(model: Model, host: Host) -> bool:
+    """Whether what is fetched goes straight into the pool: all of it must fit there. 0: of unknown size."""
+    return not 0 < host.dram_capacity_bytes < model.size_bytes
 
 
 def attach_key(host_class: str, tier: Tier) -> str:
@@ -123,7 +147,7 @@ def givers_of(model: Model, snapshot: FleetSnapshot) -> tuple[Host, ...]:
 
     def wait_s(host: Host) -> tuple[bool, float, str]:
         is_on_disk = host.tiers[model.checkpoint_id] is not Tier.DRAM
-        edge = _edge(host, Edge.SSD_TO_DRAM if is_on_disk else Edge.PEER_TO_DRAM)
+        edge = edge_of(host, Edge.SSD_TO_DRAM if is_on_disk else Edge.PEER_TO_DRAM)
         queued_s = (host.uplink_queued_bytes + model.size_bytes) / edge.bandwidth_bytes_per_s
         return is_on_disk, queued_s, host.host_id
 
@@ -131,7 +155,7 @@ def givers_of(model: Model, snapshot: FleetSnapshot) -> tuple[Host, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Way:
+class Way:
     """One way for the bytes to come into a host's DRAM."""
 
     tier: Tier
@@ -145,101 +169,63 @@ class _Way:
         return self.queue_s + self.download_s + self.load_s
 
 
-def _edge(host: Host, edge: Edge) -> EdgeModel:
+def edge_of(host: Host, edge: Edge) -> EdgeModel:
     return host.edges.get(edge, PRIORS[edge])
 
 
+def peer_edge(model: Model, host: Host, peer: Host) -> EdgeModel:
+    """From the peer's store to this host's: a peer that has it on SSD gives it at that disk's rate."""
+    edge = edge_of(host, Edge.PEER_TO_DRAM)
+    if peer.tiers[model.checkpoint_id] is Tier.DRAM:
+        return edge
+    disk = edge_of(peer, Edge.SSD_TO_DRAM).bandwidth_bytes_per_s
+    return EdgeModel(edge.overhead_s, min(edge.bandwidth_bytes_per_s, disk), edge.observations)
+
+
+def fetched_bytes(model: Model) -> int:
+    """What a download counts by: the bytes that come out, not those that go in.
+
+    A 4-bit GGUF is eight times smaller than the weights it becomes; conversion takes its time, not the link.
+    """
+    return max(model.size_bytes, model.source_bytes)
+
+
 def _queued_s(host: Host, edge: Edge) -> float:
-    return host.queued_bytes.get(edge, 0) / _edge(host, edge).bandwidth_bytes_per_s
+    return host.queued_bytes.get(edge, 0) / edge_of(host, edge).bandwidth_bytes_per_s
 
 
-def _from_here(model: Model, host: Host, tier: Tier) -> _Way:
+def _from_here(model: Model, host: Host, tier: Tier) -> Way:
     if tier is Tier.DRAM:
-        return _Way(tier=tier)
-    return _Way(
+        return Way(tier=tier)
+    return Way(
         tier=tier,
         queue_s=_queued_s(host, Edge.SSD_TO_DRAM),
-        load_s=transfer_seconds(_edge(host, Edge.SSD_TO_DRAM), model.size_bytes),
+        load_s=transfer_seconds(edge_of(host, Edge.SSD_TO_DRAM), model.size_bytes),
     )
 
 
-def _from_source(model: Model, host: Host) -> _Way:
-    # By the bytes that come out, not those that go in: a 4-bit GGUF is eight times smaller than
-    # the weights it becomes, and conversion, not the link, is what takes its time.
-    size_bytes = max(model.size_bytes, model.source_bytes)
-    load = _from_here(model, host, Tier.SSD)
-    return _Way(
+def _from_source(model: Model, host: Host) -> Way:
+    queue_s, load_s = _queued_s(host, Edge.REMOTE_TO_SSD), 0.0
+    if not lands_in_dram(model, host):
+        load = _from_here(model, host, Tier.SSD)
+        queue_s, load_s = queue_s + load.queue_s, load.load_s
+    return Way(
         tier=Tier.REMOTE,
-        queue_s=load.queue_s + _queued_s(host, Edge.REMOTE_TO_SSD),
-        download_s=transfer_seconds(_edge(host, Edge.REMOTE_TO_SSD), size_bytes),
-        load_s=load.load_s,
+        queue_s=queue_s,
+        download_s=transfer_seconds(edge_of(host, Edge.REMOTE_TO_SSD), fetched_bytes(model)),
+        load_s=load_s,
     )
 
 
-def _from_peer(model: Model, host: Host, peer: Host) -> _Way:
-    """The bytes go into DRAM as they come. A peer that has them on SSD gives them at that disk's rate."""
-    edge = _edge(host, Edge.PEER_TO_DRAM)
-    bandwidth = edge.bandwidth_bytes_per_s
-    if peer.tiers[model.checkpoint_id] is not Tier.DRAM:
-        bandwidth = min(bandwidth, _edge(peer, Edge.SSD_TO_DRAM).bandwidth_bytes_per_s)
+def _from_peer(model: Model, host: Host, peer: Host) -> Way:
+    edge = peer_edge(model, host, peer)
+    load = Way(tier=Tier.PEER) if lands_in_dram(model, host) else _from_here(model, host, Tier.SSD)
     # Two links, each with a queue of its own; the longer one is waited for.
     queued_bytes = max(host.queued_bytes.get(Edge.PEER_TO_DRAM, 0), peer.uplink_queued_bytes)
-    return _Way(
+    return Way(
         tier=Tier.PEER,
-        queue_s=queued_bytes / bandwidth,
-        download_s=transfer_seconds(EdgeModel(edge.overhead_s, bandwidth), model.size_bytes),
+        queue_s=queued_bytes / edge.bandwidth_bytes_per_s + load.queue_s,
+        download_s=transfer_seconds(edge, model.size_bytes),
+        load_s=load.load_s,
         peer_host_id=peer.host_id,
     )
-
-
-def fit_edge(observations: Sequence[TransferObservation], prior: EdgeModel, *, weight: int = 2) -> EdgeModel:
-    """Fit overhead and bandwidth to what was seen, robust to outliers.
-
-    Bandwidth is the Theil–Sen slope (median over pairs of Δs/Δn) where sizes differ enough, else the
-    median of n / (s − overhead); overhead is the median residual. The prior counts as `weight`
-    observations in the medians, so that one odd first transfer cannot ruin the next decisions.
-    """
-    seen = [row for row in observations if row.size_bytes > 0 and row.elapsed_s > 0]
-    if not seen:
-        return prior
-    pseudo = [row.elapsed_s - prior.overhead_s for row in seen]
-    per_byte = [max(s, 1e-6) / row.size_bytes for s, row in zip(pseudo, seen, strict=True)]
-    slopes = _pair_slopes(seen)
-    chosen = slopes if len(slopes) >= 3 else per_byte
-    shrink = [1 / prior.bandwidth_bytes_per_s] * max(0, weight - len(seen) // 2)
-    seconds_per_byte = max(median([*chosen, *shrink]), 1e-15)
-    overhead_s = max(0.0, median(row.elapsed_s - row.size_bytes * seconds_per_byte for row in seen))
-    return EdgeModel(
-        overhead_s=overhead_s, bandwidth_bytes_per_s=1 / seconds_per_byte, observations=len(seen)
-    )
-
-
-def _pair_slopes(rows: Sequence[TransferObservation]) -> list[float]:
-    slopes = []
-    for index, left in enumerate(rows):
-        for right in rows[index + 1 :]:
-            delta_bytes = right.size_bytes - left.size_bytes
-            # Sizes within a quarter of each other say nothing of the slope, only of the noise.
-            if abs(delta_bytes) * 4 > max(left.size_bytes, right.size_bytes):
-                slope = (right.elapsed_s - left.elapsed_s) / delta_bytes
-                if slope > 0:
-                    slopes.append(slope)
-    return slopes
-
-
-def learned_seconds(observed_s: Iterable[float], prior_s: float) -> float:
-    """Median of the last observations; the prior stands until there is one."""
-    rows = [seconds for seconds in observed_s if seconds >= 0]
-    return median(rows) if rows else prior_s
-
-
-def learned_overhead_s(observed_s: Iterable[float], prior_s: float) -> float:
-    """As `learned_seconds`, without what only a mishap explains: a worker killed midway adds seconds.
-
-    A mishap only ever adds, so the quicker quarter says what is usual. The prior is one voice among them.
-    """
-    rows = sorted(seconds for seconds in observed_s if seconds >= 0)
-    voices = sorted([*rows, prior_s])
-    usual_s = voices[(len(voices) - 1) // 4]
-    kept = [seconds for seconds in rows if seconds <= MISHAP_FACTOR * usual_s]
-    return median(kept) if kept else usual_s

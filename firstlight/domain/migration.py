@@ -11,6 +11,7 @@ from enum import StrEnum
 from statistics import median
 
 from firstlight.domain.errors import InvalidEstimate
+from firstlight.domain.robust_line import fit_line
 
 # Beyond this the oldest observations say little of what the machines are like now.
 OBSERVATIONS_AT_MOST = 64
@@ -57,7 +58,7 @@ def choose_transfer(policy: Transfer, *, tokens: int, cache_bytes: int, link: Li
 
 @dataclass(frozen=True, slots=True)
 class MoveObservation:
-    """One request that was handed over: its tokens, and seconds from the first round to the hand-over."""
+    """Requests that were handed over together, or one: all their tokens, and seconds until the last was."""
 
     tokens: int
     seconds: float
@@ -82,19 +83,17 @@ PRIOR_MOVE = MoveModel(seconds_per_token=1e-4, overhead_s=0.05)
 
 
 def fit_move(observations: Sequence[MoveObservation], *, prior: MoveModel = PRIOR_MOVE) -> MoveModel:
-    """The line through the latest observations, robust to outliers: Theil and Sen's median of slopes.
+    """The line through the latest observations, robust to outliers.
 
-    Neither slope nor overhead is ever negative; lengths that are all alike tell of the overhead alone.
+    Lengths that are all alike tell of the overhead alone, beside the prior's slope as far as it fits in.
     """
-    latest = list(observations)[-OBSERVATIONS_AT_MOST:]
+    latest = [one for one in observations if one.seconds >= 0][-OBSERVATIONS_AT_MOST:]
     if not latest:
         return prior
-    slopes = [
-        (second.seconds - first.seconds) / (second.tokens - first.tokens)
-        for index, first in enumerate(latest)
-        for second in latest[index + 1 :]
-        if second.tokens != first.tokens
-    ]
-    slope = max(0.0, median(slopes)) if slopes else prior.seconds_per_token
+    line = fit_line([(float(one.tokens), one.seconds) for one in latest])
+    if line is not None:
+        return MoveModel(line.slope, line.intercept, len(latest))
+    per_token = [one.seconds / one.tokens for one in latest if one.tokens > 0]
+    slope = min([prior.seconds_per_token, *([median(per_token)] if per_token else [])])
     overhead_s = max(0.0, median(one.seconds - slope * one.tokens for one in latest))
     return MoveModel(seconds_per_token=slope, overhead_s=overhead_s, observations=len(latest))

@@ -70,7 +70,7 @@ def test_what_is_left_shrinks_with_time_and_never_below_nothing(
     assert (
         set(whole)
         == {
-            Tier.REMOTE: {Edge.REMOTE_TO_SSD, Edge.SSD_TO_DRAM},
+            Tier.REMOTE: {Edge.REMOTE_TO_SSD},
             Tier.PEER: {Edge.PEER_TO_DRAM},
             Tier.SSD: {Edge.SSD_TO_DRAM},
             Tier.DRAM: set(),
@@ -81,11 +81,16 @@ def test_what_is_left_shrinks_with_time_and_never_below_nothing(
 
 
 @given(edges, sizes, sizes, seconds)
-def test_nothing_is_read_from_the_disk_before_the_download_has_ended(
+def test_what_does_not_fit_the_pool_is_not_read_from_the_disk_before_the_download_has_ended(
     model: dict[Edge, EdgeModel], size_bytes: int, source_bytes: int, elapsed_s: float
 ) -> None:
     left = remaining_bytes(
-        model, tier=Tier.REMOTE, size_bytes=size_bytes, source_bytes=source_bytes, elapsed_s=elapsed_s
+        model,
+        tier=Tier.REMOTE,
+        size_bytes=size_bytes,
+        source_bytes=source_bytes,
+        elapsed_s=elapsed_s,
+        lands_in_dram=False,
     )
     # A byte is lost to rounding at most.
     assert left[Edge.REMOTE_TO_SSD] <= 1 or left[Edge.SSD_TO_DRAM] == size_bytes

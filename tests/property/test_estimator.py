@@ -9,15 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.domain.errors import InvalidEstimate
-from firstlight.domain.estimator import (
-    PRIORS,
-    TransferObservation,
-    fit_edge,
-    learned_overhead_s,
-    learned_seconds,
-    transfer_seconds,
-)
+from firstlight.domain.estimator import PRIORS, transfer_seconds
 from firstlight.domain.fleet import Edge, EdgeModel
+from firstlight.domain.learning import TransferObservation, fit_edge, learned_overhead_s, learned_seconds
 
 PRIOR = PRIORS[Edge.SSD_TO_DRAM]
 
@@ -46,6 +40,49 @@ def test_a_minority_of_outliers_does_not_move_the_fit(outliers: list[float]) -> 
     wild = [TransferObservation(16 << 26, seconds) for seconds in outliers]
     fitted = fit_edge([*clean, *wild], PRIOR)
     assert transfer_seconds(fitted, 16 << 26) == pytest.approx(0.01 + (16 << 26) / 2e9, rel=0.2)
+
+
+@given(
+    st.floats(0.0, 2.0),
+    st.floats(1e8, 1e10),
+    st.lists(st.tuples(st.integers(0, 29), st.floats(0.001, 100.0)), max_size=6),
+    st.randoms(use_true_random=False),
+)
+def test_a_fifth_of_wild_transfers_hardly_changes_the_estimate(
+    overhead_s: float, bandwidth: float, wild: list[tuple[int, float]], chance: Random
+) -> None:
+    sizes = [(1 + number) << 28 for number in range(30)]
+    rows = [
+        TransferObservation(size, (overhead_s + size / bandwidth) * chance.uniform(0.95, 1.05))
+        for size in sizes
+    ]
+    for index, factor in wild:
+        rows[index] = TransferObservation(sizes[index], rows[index].elapsed_s * factor)
+    chance.shuffle(rows)
+    fitted = fit_edge(rows, PRIOR)
+    for size in (1 << 29, 1 << 31, 30 << 28):
+        # Of what the largest takes, an error is as good as none for the smallest.
+        little_s = 0.05 * (overhead_s + sizes[-1] / bandwidth)
+        expected_s = overhead_s + size / bandwidth
+        assert transfer_seconds(fitted, size) == pytest.approx(expected_s, rel=0.2, abs=little_s)
+
+
+@given(st.floats(1.0, 1e4))
+def test_one_odd_first_transfer_is_believed_by_half(times_slower: float) -> None:
+    size = 500_000_000
+    usual_s = transfer_seconds(PRIOR, size)
+    fitted = fit_edge([TransferObservation(size, usual_s * times_slower)], PRIOR)
+    assert transfer_seconds(fitted, size) == pytest.approx(usual_s * times_slower**0.5, rel=1e-6)
+
+
+@given(st.floats(0.1, 100.0), st.integers(3, 10))
+def test_sizes_never_seen_are_foretold_in_proportion(times_slower: float, count: int) -> None:
+    """A start that was quicker than the prior's overhead says nothing of a bandwidth without end."""
+    size = 100_000_000
+    rows = [TransferObservation(size, transfer_seconds(PRIOR, size) * times_slower)] * count
+    fitted = fit_edge(rows, PRIOR)
+    expected_s = transfer_seconds(PRIOR, 20 * size) * times_slower
+    assert transfer_seconds(fitted, 20 * size) == pytest.approx(expected_s, rel=1e-6)
 
 
 @given(st.lists(st.tuples(st.integers(-5, 1 << 40), st.floats(-1, 1e4)), max_size=10))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,21 +56,43 @@ def test_an_estimate_grows_with_tokens_and_is_never_negative(seen: list[MoveObse
     assert 0.0 <= model.seconds(0) <= model.seconds(more) <= model.seconds(more + 1)
 
 
-@given(
-    lengths=st.lists(tokens, min_size=3, max_size=30, unique=True),
-    slope=st.floats(min_value=1e-6, max_value=1e-2),
-    overhead_s=st.floats(min_value=0.0, max_value=2.0),
-    outlier_s=st.floats(min_value=10.0, max_value=1000.0),
-)
-def test_a_line_is_found_through_an_outlier(
-    lengths: list[int], slope: float, overhead_s: float, outlier_s: float
-) -> None:
-    seen = [MoveObservation(length, slope * length + overhead_s) for length in lengths]
-    model = fit_move(seen)
+# One length of each octave: what is all alike tells of no slope.
+apart = st.lists(st.integers(16, 8192), min_size=6, unique_by=lambda count: count.bit_length())
+
+
+@given(lengths=apart, slope=st.floats(1e-6, 1e-2), overhead_s=st.floats(0.0, 2.0))
+def test_a_line_is_found(lengths: list[int], slope: float, overhead_s: float) -> None:
+    model = fit_move([MoveObservation(length, slope * length + overhead_s) for length in lengths])
     assert model.seconds(1000) == pytest.approx(slope * 1000 + overhead_s, rel=1e-3, abs=1e-6)
-    if len(seen) >= 8:
-        disturbed = fit_move([*seen, MoveObservation(4000, outlier_s)])
-        assert disturbed.seconds(1000) == pytest.approx(slope * 1000 + overhead_s, rel=0.5, abs=0.5)
+
+
+@given(
+    slope=st.floats(1e-5, 1e-2),
+    overhead_s=st.floats(0.01, 2.0),
+    wild=st.lists(st.tuples(st.integers(0, 39), st.floats(0.0, 1000.0)), max_size=8),
+    chance=st.randoms(use_true_random=False),
+)
+def test_a_fifth_of_wild_moves_hardly_changes_the_estimate(
+    slope: float, overhead_s: float, wild: list[tuple[int, float]], chance: Random
+) -> None:
+    lengths = [64 + 50 * number for number in range(40)]
+    seen = [
+        MoveObservation(length, (slope * length + overhead_s) * chance.uniform(0.95, 1.05))
+        for length in lengths
+    ]
+    for index, seconds in wild:
+        seen[index] = MoveObservation(lengths[index], seconds)
+    chance.shuffle(seen)
+    model = fit_move(seen)
+    for length in (64, 500, 2000):
+        little_s = 0.05 * model.seconds(2000)
+        assert model.seconds(length) == pytest.approx(slope * length + overhead_s, rel=0.2, abs=little_s)
+
+
+@given(length=tokens, took_s=st.floats(0.001, 30.0), count=st.integers(1, 20))
+def test_one_length_again_and_again_is_foretold_as_it_was(length: int, took_s: float, count: int) -> None:
+    model = fit_move([MoveObservation(length, took_s)] * count)
+    assert model.seconds(length) == pytest.approx(took_s, rel=1e-6)
 
 
 def test_without_observations_the_prior_stands() -> None:
