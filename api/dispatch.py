@@ -17,6 +17,7 @@ from api.engine_client import EngineClient, Health
 from api.journal import Journal
 from api.routing.lane import Lane, Route, Slot
 from api.routing.route_table import RouteTable
+from firstlight import fault_points
 from firstlight.domain.errors import (
     EngineBusy,
     EngineError,
@@ -100,6 +101,7 @@ class Dispatcher:
             async for chunk in stream:
                 if chunk.HasField("migrated"):
                     self._move(journal, chunk.migrated, slot.route)
+                    await fault_points.reach("stream moved", of=journal.request_id)
                     return
                 if chunk.has_token:
                     if not self._is_next(journal, chunk, slot.route):

@@ -12,6 +12,9 @@ from firstlight.rpc import engine_pb2
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import InferenceClient
 
+# What an engine said before it ended may still be on its way: a hand-over, or a stream's last tokens.
+LAST_WORDS_S = 3.0
+
 
 class Health(StrEnum):
     WELL = "well"
@@ -39,9 +42,9 @@ class EngineClient:
         return Health.WELL if is_same and status.state == "ready" else Health.GONE
 
     async def forget(self, endpoint: str) -> None:
-        """Close the channel to an engine that has ended."""
+        """Close the channel to an engine that has ended. Streams that hang on it go on elsewhere."""
         if self._clients.pop(endpoint, None) is not None:
-            await self._channels.forget(endpoint)
+            await self._channels.forget(endpoint, grace_s=LAST_WORDS_S)
 
     def _client(self, endpoint: str) -> InferenceClient:
         client = self._clients.get(endpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,9 +13,12 @@ from api.errors import http_error, internal_error
 from api.openai.shapes import DONE, event
 from api.routing.lane import Lane
 from api.web.exchange import Sink
-from firstlight.domain.errors import FirstlightError
+from firstlight.domain.errors import Cancelled, FirstlightError
 
 Answer = TypeVar("Answer")
+# A client that does not read must not hold up a stop.
+LAST_WORDS_S = 0.5
+_STOPPING = Cancelled("the server stopped before this answer was done; ask again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,13 @@ async def ending_clearly(sink: Sink) -> AsyncIterator[None]:
         if not sink.has_begun:
             raise
         await _end_with(sink, http_error(error).body())
+    except asyncio.CancelledError:
+        # This process stops, and cuts its answers; to a client that has left, nothing is written.
+        if sink.has_begun:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await _end_with(sink, http_error(_STOPPING).body())
+        raise
     except Exception:
         # Raised on, so that it is logged like any other bug.
         if sink.has_begun:

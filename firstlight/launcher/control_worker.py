@@ -14,6 +14,7 @@ from firstlight.contracts.activities import ControlActivities
 from firstlight.contracts.naming import CONTROL_QUEUE
 from firstlight.database.connection import Database
 from firstlight.domain.errors import InvalidSettings
+from firstlight.launcher.activity_boundaries import boundaries
 from firstlight.launcher.role_process import run_role, unless_stopped
 from firstlight.launcher.schema_check import check_schema
 from firstlight.launcher.temporal_client import connect, ensure_reconciler
@@ -54,6 +55,7 @@ def worker_of(client: Client, control: ControlActivities) -> Worker:
             control.finish_migration,
             control.move_off,
         ],
+        interceptors=boundaries(),
         workflow_runner=runner(),
         # Every host of the fleet holds one slot with its lease watch.
         max_concurrent_activities=2000,

@@ -24,6 +24,7 @@ from firstlight.database.connection import Database
 from firstlight.database.records import GpuDescription, HostRegistration
 from firstlight.domain.errors import EngineGone, InvalidSettings, StartTimeout
 from firstlight.domain.names import HostId
+from firstlight.launcher.activity_boundaries import boundaries
 from firstlight.launcher.control_worker import GRACEFUL_SHUTDOWN, database_url
 from firstlight.launcher.gpu_host import host_dir, host_ids
 from firstlight.launcher.membership import Membership
@@ -56,6 +57,7 @@ def host_worker(client: Client, host_id: str, activities: HostActivities) -> Wor
             activities.move_requests,
             activities.report_inventory,
         ],
+        interceptors=boundaries(),
         max_concurrent_activities=200,
         # A cancellation travels back with a heartbeat, so heartbeats must not be held back for long.
         max_heartbeat_throttle_interval=timedelta(milliseconds=300),

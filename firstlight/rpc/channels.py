@@ -39,10 +39,13 @@ class Channels:
             self._open[address] = grpc.aio.insecure_channel(address, options=OPTIONS)
         return self._open[address]
 
-    async def forget(self, address: str) -> None:
-        """Close the channel to an address that will not be used again (an engine that ended)."""
+    async def forget(self, address: str, *, grace_s: float | None = None) -> None:
+        """Close the channel to an address that will not be used again (an engine that ended).
+
+        Calls under way have `grace_s` to end by themselves; then they end with EngineGone.
+        """
         if (channel := self._open.pop(address, None)) is not None:
-            await channel.close(None)
+            await channel.close(grace_s)
 
     async def close(self) -> None:
         channels, self._open = list(self._open.values()), {}

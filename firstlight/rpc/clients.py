@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
 
 import grpc
 
+from firstlight.domain.errors import EngineGone
 from firstlight.rpc import engine_pb2, host_pb2, store_pb2
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.engine_pb2_grpc import InferenceStub
@@ -23,6 +25,9 @@ async def _answer(call: Awaitable[Message], *, peer: str) -> Message:
         return await call
     except grpc.aio.AioRpcError as failure:
         raise error_from(failure, peer=peer) from failure
+    except asyncio.CancelledError:
+        _check_closed(peer)
+        raise
 
 
 async def _stream(
@@ -34,9 +39,22 @@ async def _stream(
             yield message
     except grpc.aio.AioRpcError as failure:
         raise error_from(failure, peer=peer) from failure
+    except asyncio.CancelledError:
+        _check_closed(peer)
+        raise
     finally:
         # A caller that stops reading (or is cancelled) must not leave the call open on the server.
         call.cancel()
+
+
+def _check_closed(peer: str) -> None:
+    """A channel that is closed under a call ends it as if its caller had been cancelled, and nobody was.
+
+    Taken for a cancellation it would end the caller's whole task without a word. Raises: EngineGone.
+    """
+    task = asyncio.current_task()
+    if task is not None and not task.cancelling():
+        raise EngineGone(f"the connection to {peer} was closed", peer=peer) from None
 
 
 class StoreClient:

@@ -17,6 +17,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
+from firstlight import fault_points
 from firstlight.domain.errors import FirstlightError
 from firstlight.domain.migration import Transfer, choose_transfer
 from firstlight.rpc.engine_pb2 import CachePart, GenerateRequest, SessionPart
@@ -91,6 +92,7 @@ class Move:
             )
         )
         self._sent_tokens, self._sent_cached = len(tokens), cached
+        await fault_points.reach("round sent", of=self._active.request.request_id)
 
     async def _parts(self, tokens: list[int], cached: int, sent: _Counter) -> AsyncIterator[SessionPart]:
         is_exact = self._transfer is Transfer.EXACT
@@ -119,6 +121,7 @@ class Move:
     async def _hand_over(self) -> None:
         is_held = await self._hold()
         began_s = time.monotonic()
+        await fault_points.reach("request held", of=self._active.request.request_id)
         has_session = self._active.cached_tokens > 0
         if is_held and has_session and self._has_news():
             await self._send()
@@ -144,6 +147,7 @@ class Move:
                 transfer=self._transfer if has_session else "",
             )
         )
+        await fault_points.reach("request handed over", of=self._active.request.request_id)
 
     def _has_news(self) -> bool:
         active = self._active
