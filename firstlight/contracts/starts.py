@@ -17,10 +17,12 @@ class PlannedEstimate:
     tier: str
     # Whose store the bytes come from, if tier is "peer".
     peer_host_id: str = ""
+    # How much longer than its bytes it waits for its GPUs.
+    free_s: float = 0.0
 
     @property
     def total_s(self) -> float:
-        return self.queue_s + self.download_s + self.load_s + self.attach_s + self.control_s
+        return self.queue_s + self.download_s + self.load_s + self.free_s + self.attach_s + self.control_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,38 @@ class StartPlan:
     keep_alive_s: float
     decided_at_unix_s: float
     context_length: int = 0  # 0: the model's own
+    # Instances that give way to it.
+    victims: list[PlannedVictim] = field(default_factory=list)
+    # Some of its GPUs are promised and still another instance's: it may attach once they are its own.
+    awaits_gpus: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedVictim:
+    """An instance that gives its GPUs up for a start: it ends when idle, or its requests move.
+
+    One that moves has a migration, whose row and destination are written already: `destination` is a start
+    reserved for it, or `to_instance_id` an idle instance that takes its requests.
+    """
+
+    instance_id: str
+    epoch: int
+    host_id: str
+    endpoint: str
+    model: str
+    # Predicted, from the decision until its GPUs are free.
+    seconds: float
+    migration_id: str = ""
+    transfer: str = "exact"
+    destination: StartPlan | None = None
+    to_instance_id: str = ""
+    to_epoch: int = 0
+    to_host_id: str = ""
+    to_endpoint: str = ""
+
+    @property
+    def is_moved(self) -> bool:
+        return bool(self.migration_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +106,8 @@ class PhaseSeconds:
     control_s: float = 0.0
     total_s: float = 0.0
     tier: str = ""
+    # Stood still for GPUs that others still held, beyond the arrival of its bytes.
+    free_s: float = 0.0
     bytes_moved: int = 0
     # When the first byte moved towards DRAM, on the host's clock; 0: it was there already.
     moving_at_unix_s: float = 0.0
@@ -129,6 +165,8 @@ class ReplanInput:
     failure: str
     # Those of failed_hosts whose agents merely did not answer: chosen again if no other host can.
     silent_hosts: list[str] = field(default_factory=list)
+    # Instances that were to give way and did not: not asked again.
+    spared: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +183,12 @@ class AbandonInput:
     failure: str
     # "failed" or, for a start that was cancelled (delete), "stopped"
     outcome: str = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonReceipt:
+    # A later plan of this very instance that nobody carries out yet: an operator has the start resumed.
+    resumed: StartPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)

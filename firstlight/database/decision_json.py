@@ -10,7 +10,7 @@ from firstlight.contracts.starts import PlannedEstimate
 from firstlight.domain.estimator import StartEstimate
 from firstlight.domain.fleet import Tier
 from firstlight.domain.names import HostId
-from firstlight.domain.scheduler import Candidate
+from firstlight.domain.scheduler import Candidate, Victim, VictimAction
 
 # Any below: JSON documents this module has written.
 
@@ -24,6 +24,7 @@ def planned_estimate(estimate: StartEstimate) -> PlannedEstimate:
         control_s=estimate.control_s,
         tier=str(estimate.tier),
         peer_host_id=estimate.peer_host_id or "",
+        free_s=estimate.free_s,
     )
 
 
@@ -40,6 +41,7 @@ def estimate_from_json(document: Mapping[str, Any]) -> PlannedEstimate:
         control_s=document["control_s"],
         tier=document["tier"],
         peer_host_id=document.get("peer_host_id") or "",
+        free_s=document.get("free_s", 0.0),
     )
 
 
@@ -50,6 +52,7 @@ def candidates_to_json(candidates: Iterable[Candidate]) -> list[dict[str, object
             "gpu_indices": list(candidate.gpu_indices),
             "estimate": estimate_to_json(candidate.estimate) if candidate.estimate else None,
             "reason": candidate.reason,
+            "victims": [_victim_to_json(victim) for victim in candidate.victims],
         }
         for candidate in candidates
     ]
@@ -62,9 +65,19 @@ def candidates_from_json(documents: Iterable[Mapping[str, Any]]) -> tuple[Candid
             estimate=_start_estimate(document["estimate"]) if document["estimate"] else None,
             reason=document["reason"],
             gpu_indices=tuple(document["gpu_indices"]),
+            victims=tuple(_victim_from_json(victim) for victim in document.get("victims", [])),
         )
         for document in documents
     )
+
+
+def _victim_to_json(victim: Victim) -> dict[str, object]:
+    return {**asdict(victim), "action": str(victim.action), "to_gpu_indices": list(victim.to_gpu_indices)}
+
+
+def _victim_from_json(document: Mapping[str, Any]) -> Victim:
+    known = {**document, "action": VictimAction(document["action"])}
+    return Victim(**{**known, "to_gpu_indices": tuple(document["to_gpu_indices"])})
 
 
 def _start_estimate(document: Mapping[str, Any]) -> StartEstimate:
@@ -83,33 +96,41 @@ def candidates_markdown(candidates: Sequence[Candidate], *, chosen: HostId | Non
         candidates,
         key=lambda row: (row.host_id != chosen, row.estimate.total_s if row.estimate else 1e12, row.host_id),
     )
-    heads = ("from", "queue", "download", "load", "attach", "control", "total ms", "verdict")
+    heads = ("from", "queue", "download", "load", "free", "attach", "control", "total ms", "verdict")
     lines = [
         "| host |" + "".join(_apart(head.replace(" ", "\u00a0")) + " |" for head in heads),
-        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
         *(_line(candidate, chosen=chosen) for candidate in ordered[:SHOWN_CANDIDATES]),
     ]
     if (hidden := len(ordered) - SHOWN_CANDIDATES) > 0:
-        lines.append(f"| … {hidden} more | | | | | | | | |")
+        lines.append(f"| … {hidden} more | | | | | | | | | |")
     return "\n".join(lines)
 
 
 def _line(candidate: Candidate, *, chosen: HostId | None) -> str:
     estimate = candidate.estimate
     if estimate is None:
-        return f"| {candidate.host_id} | | | | | | | | {candidate.reason} |"
+        return f"| {candidate.host_id} | | | | | | | | | {candidate.reason} |"
     seconds = (
         estimate.queue_s,
         estimate.download_s,
         estimate.load_s,
+        estimate.free_s,
         estimate.attach_s,
         estimate.control_s,
         estimate.total_s,
     )
     figures = " | ".join(f"{value * 1000:.0f}" for value in seconds)
     verdict = "**chosen**" if candidate.host_id == chosen else "possible"
+    if candidate.victims:
+        verdict += ": " + ", ".join(_fate(victim) for victim in candidate.victims)
     origin = f"{estimate.tier} {estimate.peer_host_id or ''}".rstrip()
     return f"| {candidate.host_id} |{_apart(origin)} | {figures} |{_apart(verdict)} |"
+
+
+def _fate(victim: Victim) -> str:
+    what = "ends" if victim.action is VictimAction.EVICT else f"moves to {victim.to_host}"
+    return f"{victim.model_name} `{victim.instance_id}` {what}"
 
 
 def _apart(text: str) -> str:

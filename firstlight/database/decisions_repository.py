@@ -16,7 +16,7 @@ from firstlight.domain.scheduler import Candidate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionRecord:
-    """`kind` is place, wait or reject; host, instance, epoch and estimate are there for place only."""
+    """`kind` is place, migrate, wait or reject; the first two have host, instance, epoch and estimate."""
 
     decision_id: str
     request_id: str

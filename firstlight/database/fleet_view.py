@@ -10,8 +10,11 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from firstlight.contracts.loads import EngineLoad
+from firstlight.contracts.migrations import MovingInstance
 from firstlight.database.decision_json import estimate_from_json
 from firstlight.database.edges import edges_from_json, remaining_bytes
+from firstlight.database.running_view import running_instances, serving_instances
 from firstlight.domain.errors import UnknownModel
 from firstlight.domain.estimator import PRIOR_CONTROL_S
 from firstlight.domain.fleet import Edge, EdgeModel, FleetSnapshot, Gpu, Host, Model, StartUnderWay, Tier
@@ -21,6 +24,8 @@ from firstlight.domain.names import CheckpointId, HostId, InstanceId, ModelName
 
 # A draining instance ends within its drain timeout, mostly at once.
 DRAINING_FREE_IN_S = 5.0
+# Figures of an engine whose host's agent has been silent for longer say nothing: it is left alone.
+LOAD_COUNTS_FOR_S = 15.0
 # Starts that the share of control work is learned from.
 CONTROL_OBSERVATIONS = 32
 
@@ -34,9 +39,11 @@ _HOSTS = """
     FROM hosts) h) AS hosts,
   (SELECT json_agg(row_to_json(g)) FROM (
     SELECT gpus.host_id, gpus.gpu_index, gpus.memory_bytes, r.instance_id, i.state,
-      CASE WHEN m.min_instances = 0 THEN i.keep_alive_s END AS free_in_s
+      -- What is promised to a start comes back to nobody else.
+      CASE WHEN m.min_instances = 0 THEN i.keep_alive_s END AS free_in_s, p.instance_id AS heir
     FROM gpus
     LEFT JOIN reservations r USING (host_id, gpu_index)
+    LEFT JOIN promises p USING (host_id, gpu_index)
     LEFT JOIN instances i ON i.instance_id = r.instance_id
     LEFT JOIN models m ON m.model_id = i.model_id) g) AS gpus,
   (SELECT json_agg(row_to_json(s)) FROM (
@@ -48,6 +55,19 @@ _HOSTS = """
     JOIN models m ON m.model_id = i.model_id
     JOIN checkpoints c ON c.checkpoint_id = i.checkpoint_id
     WHERE i.is_live AND i.state = 'starting') s) AS starts,
+  (SELECT json_agg(row_to_json(n)) FROM (
+    SELECT i.instance_id, i.model, i.host_id, i.epoch, i.endpoint,
+      (SELECT array_agg(r.gpu_index ORDER BY r.gpu_index) FROM reservations r
+        WHERE r.instance_id = i.instance_id) AS gpu_indices,
+      l.requests, l.tokens,
+      extract(epoch FROM clock_timestamp() - l.idle_since) AS idle_s,
+      coalesce(l.seen_at > clock_timestamp() - make_interval(secs => :load_counts_for_s), false) AS is_known,
+      EXISTS (SELECT FROM reservations r JOIN promises p USING (host_id, gpu_index)
+        WHERE r.instance_id = i.instance_id) AS gives_way,
+      EXISTS (SELECT FROM migrations g WHERE g.state = 'running'
+        AND i.instance_id IN (g.source_instance_id, g.destination_instance_id)) AS moves
+    FROM instances i LEFT JOIN engine_loads l USING (instance_id)
+    WHERE i.is_live AND i.state = 'ready' ORDER BY i.created_at) n) AS running,
   (SELECT json_agg(control_s) FROM (
     SELECT control_s FROM startup_observations
     WHERE control_s IS NOT NULL AND plans_tried = 1 AND tier = 'dram'
@@ -64,10 +84,18 @@ WITH wanted AS (
   FROM models m JOIN checkpoints c USING (checkpoint_id) WHERE m.name = :model
 )
 SELECT
-  (SELECT row_to_json(wanted) FROM wanted) AS model,
+  (SELECT row_to_json(wanted) FROM wanted) AS wanted,
+  (SELECT json_agg(row_to_json(w)) FROM (
+    SELECT m.*, c.manifest_digest, c.size_bytes AS exact_bytes
+    FROM models m JOIN checkpoints c USING (checkpoint_id)
+    WHERE m.state = 'active'
+      AND m.model_id IN (SELECT model_id FROM instances WHERE is_live AND state = 'ready')) w) AS models,
+  -- Those of what runs too: it may have to move to where its bytes are near.
   (SELECT json_agg(row_to_json(p)) FROM (
     SELECT host_id, checkpoint_id, tier FROM placements
-    WHERE checkpoint_id = (SELECT checkpoint_id FROM wanted) AND state = 'ready') p) AS placements,
+    WHERE state = 'ready' AND checkpoint_id IN (
+      SELECT checkpoint_id FROM wanted
+      UNION SELECT checkpoint_id FROM instances WHERE is_live AND state = 'ready')) p) AS placements,
   (SELECT json_agg(row_to_json(l)) FROM (
     SELECT instance_id, state FROM instances
     WHERE is_live AND state <> 'draining' AND model_id = (SELECT model_id FROM wanted)
@@ -83,6 +111,8 @@ SELECT
     SELECT host_id, checkpoint_id, tier FROM placements WHERE state = 'ready') p) AS placements,
 {_HOSTS}
 """)  # noqa: S608
+
+_CONSTANTS = {"observations": CONTROL_OBSERVATIONS, "load_counts_for_s": LOAD_COUNTS_FOR_S}
 
 # Any: rows of the statements above; each is read by exactly one function below.
 _Row = dict[str, Any]
@@ -102,12 +132,16 @@ class WantedModel:
     max_instances: int
     max_concurrency: int
     keep_alive_s: float
+    # How the KV cache of its requests travels when an instance of it moves.
+    transfer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetView:
     wanted: WantedModel
     snapshot: FleetSnapshot
+    # Instances that serve, of any model: where their engines are.
+    serving: Mapping[InstanceId, MovingInstance]
     # The wanted model's instances that start or serve, oldest first.
     starting: tuple[InstanceId, ...]
     ready: tuple[InstanceId, ...]
@@ -119,22 +153,31 @@ class FleetPicture:
 
     models: Mapping[str, WantedModel]
     snapshot: FleetSnapshot
+    serving: Mapping[InstanceId, MovingInstance]
     addresses: Mapping[str, tuple[str, str]]
 
 
-async def read_fleet(session: AsyncSession, *, model: str, now_unix_s: float) -> FleetView:
-    """Raises: UnknownModel."""
-    row: _Row = dict(
-        (await session.execute(_READ, {"model": model, "observations": CONTROL_OBSERVATIONS})).one()._mapping
-    )
-    if row["model"] is None:
+async def read_fleet(
+    session: AsyncSession,
+    *,
+    model: str,
+    now_unix_s: float,
+    loads: Mapping[str, EngineLoad | None] | None = None,
+) -> FleetView:
+    """`loads`: what engines have just said themselves; None for one that did not answer.
+
+    Raises: UnknownModel.
+    """
+    row: _Row = dict((await session.execute(_READ, {"model": model, **_CONSTANTS})).one()._mapping)
+    if row["wanted"] is None:
         raise UnknownModel(f"there is no model {model!r}", model=model)
-    wanted = _wanted(row["model"])
-    snapshot = _snapshot(row, now_unix_s=now_unix_s)
+    wanted = _wanted(row["wanted"])
+    snapshot = _snapshot(row, now_unix_s=now_unix_s, loads=loads or {})
     live = row["live"] or []
     return FleetView(
         wanted=wanted,
         snapshot=snapshot,
+        serving=serving_instances(row["running"] or []),
         starting=_in_state(live, InstanceState.STARTING),
         ready=_in_state(live, InstanceState.READY),
     )
@@ -142,20 +185,19 @@ async def read_fleet(session: AsyncSession, *, model: str, now_unix_s: float) ->
 
 async def read_picture(session: AsyncSession, *, now_unix_s: float) -> FleetPicture:
     """Everything a decision about any model would look at, read in one statement."""
-    row: _Row = dict(
-        (await session.execute(_READ_ALL, {"observations": CONTROL_OBSERVATIONS})).one()._mapping
-    )
+    row: _Row = dict((await session.execute(_READ_ALL, _CONSTANTS)).one()._mapping)
     wanted = [_wanted(model) for model in row["models"] or []]
     return FleetPicture(
         models={one.model.name: one for one in wanted},
-        snapshot=_snapshot(row, now_unix_s=now_unix_s),
+        snapshot=_snapshot(row, now_unix_s=now_unix_s, loads={}),
+        serving=serving_instances(row["running"] or []),
         addresses={
             host["host_id"]: (host["host_address"], host["store_address"]) for host in row["hosts"] or []
         },
     )
 
 
-def _snapshot(row: _Row, *, now_unix_s: float) -> FleetSnapshot:
+def _snapshot(row: _Row, *, now_unix_s: float, loads: Mapping[str, EngineLoad | None]) -> FleetSnapshot:
     starts = row["starts"] or []
     gpus, placements, queued = (_by_host(row[name]) for name in ("gpus", "placements", "starts"))
     uplinks = _uplink_bytes(row["hosts"] or [], starts)
@@ -174,6 +216,11 @@ def _snapshot(row: _Row, *, now_unix_s: float) -> FleetSnapshot:
         starts=tuple(_start(start) for start in starts),
         control_s=learned_overhead_s(row["control"] or [], PRIOR_CONTROL_S),
         control_beside_bytes_s=learned_overhead_s(row["control_beside_bytes"] or [], PRIOR_CONTROL_S),
+        running=running_instances(
+            row["running"] or [],
+            models={model["name"]: _wanted(model).model for model in row["models"] or []},
+            loads=loads,
+        ),
     )
 
 
@@ -210,6 +257,9 @@ def _wanted(row: _Row) -> WantedModel:
             source_bytes=row["source_bytes"],
             gpu_count=row["gpu_count"],
             attach_s=row["attach_s"],
+            priority=row["priority"],
+            min_instances=row["min_instances"],
+            max_instances=row["max_instances"],
         ),
         state=ModelState(row["state"]),
         source=row["source"],
@@ -219,6 +269,7 @@ def _wanted(row: _Row) -> WantedModel:
         max_instances=row["max_instances"],
         max_concurrency=row["max_concurrency"],
         keep_alive_s=row["keep_alive_s"],
+        transfer=row["transfer"],
     )
 
 
@@ -261,9 +312,7 @@ def _queued_bytes(
     return queued
 
 
-def _remaining(
-    edges: Mapping[Edge, EdgeModel], start: _Row, dram_capacity_bytes: int
-) -> dict[Edge, int]:
+def _remaining(edges: Mapping[Edge, EdgeModel], start: _Row, dram_capacity_bytes: int) -> dict[Edge, int]:
     return remaining_bytes(
         edges,
         tier=Tier(start["estimate"]["tier"]),
@@ -285,6 +334,8 @@ def _gpu(row: _Row) -> Gpu:
 
 def _free_in_s(row: _Row) -> float | None:
     """When a held GPU may come back: only an idle instance says, and only its keep-alive time is known."""
+    if row["heir"] is not None:
+        return None
     if row["state"] == InstanceState.DRAINING:
         return DRAINING_FREE_IN_S
     if row["state"] == InstanceState.READY and row["free_in_s"] is not None:

@@ -17,10 +17,10 @@ class DecisionRow(Base):
 
     __tablename__ = "decisions"
     __table_args__ = (
-        CheckConstraint(one_of("kind", ("place", "wait", "reject")), name="kind_is_known"),
+        CheckConstraint(one_of("kind", ("place", "migrate", "wait", "reject")), name="kind_is_known"),
         CheckConstraint(
-            "kind <> 'place' OR (host_id IS NOT NULL AND instance_id IS NOT NULL AND epoch IS NOT NULL "
-            "AND estimate IS NOT NULL)",
+            "kind NOT IN ('place', 'migrate') OR (host_id IS NOT NULL AND instance_id IS NOT NULL "
+            "AND epoch IS NOT NULL AND estimate IS NOT NULL)",
             name="place_is_complete",
         ),
         Index("ix_decisions_model_decided_at", "model", "decided_at"),
@@ -41,6 +41,8 @@ class DecisionRow(Base):
     estimate: Mapped[JsonDocument | None]
     # [{"host_id": …, "gpu_indices": […], "estimate": {…} | null, "reason": … | null}, …]
     candidates: Mapped[JsonRows]
+    # Instances that give way to the start, as its plan names them.
+    victims: Mapped[JsonRows] = mapped_column(server_default=text("'[]'::jsonb"))
     deadline_s: Mapped[float | None]
     # The decision whose plan failed, if this one replaces it.
     replaces: Mapped[str | None] = mapped_column(unique=True)
@@ -77,12 +79,14 @@ class StartupObservationRow(Base):
     predicted_load_s: Mapped[float | None]
     predicted_attach_s: Mapped[float | None]
     predicted_control_s: Mapped[float | None]
+    predicted_free_s: Mapped[float | None]
     predicted_total_s: Mapped[float | None]
     queue_s: Mapped[float | None]
     download_s: Mapped[float | None]
     load_s: Mapped[float | None]
     attach_s: Mapped[float | None]
     control_s: Mapped[float | None]
+    free_s: Mapped[float | None]
     total_s: Mapped[float | None]
     # Engine ready → first token, and client's request → first token.
     first_token_s: Mapped[float | None]
@@ -123,6 +127,8 @@ class MigrationRow(Base):
         ForeignKey("instances.instance_id", ondelete="CASCADE"), index=True
     )
     state: Mapped[str]
+    # Counts the attempts an operator has granted after failures.
+    attempt: Mapped[int] = mapped_column(server_default=text("1"))
     reason: Mapped[str]
     transfer: Mapped[str]
     # Zeros until it has ended.

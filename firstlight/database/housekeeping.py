@@ -63,7 +63,7 @@ async def forget_old_refusals(session: AsyncSession) -> None:
     """Remove old decisions that started nothing, a bounded number at a time."""
     old = (
         select(DecisionRow.decision_id)
-        .where(DecisionRow.kind != "place", DecisionRow.decided_at < func.now() - KEEP_REFUSALS)
+        .where(DecisionRow.kind.in_(["wait", "reject"]), DecisionRow.decided_at < func.now() - KEEP_REFUSALS)
         .order_by(DecisionRow.decided_at)
         .limit(FORGOTTEN_AT_ONCE)
     )

@@ -6,7 +6,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import ColumnExpressionArgument
 
-from firstlight.database.tables import InstanceRow, ReservationRow
+from firstlight.database.tables import InstanceRow, PromiseRow, ReservationRow
 from firstlight.domain.errors import UnknownInstance
 from firstlight.domain.lifecycle import INSTANCE_STEPS, InstanceState, check_step
 
@@ -48,6 +48,12 @@ async def lock_instances(
 
 
 async def release_gpus(session: AsyncSession, instance_id: str) -> None:
+    """Give up what the instance holds and what it was promised; its row is locked by the caller.
+
+    A GPU that is promised to another start becomes that start's at once.
+    """
+    # In this order: a promise may become a reservation while we wait for it.
+    await session.execute(delete(PromiseRow).where(PromiseRow.instance_id == instance_id))
     await session.execute(delete(ReservationRow).where(ReservationRow.instance_id == instance_id))
 
 

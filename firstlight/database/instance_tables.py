@@ -1,4 +1,4 @@
-"""`instances` and `reservations`: who runs where, and which GPU is whose."""
+"""`instances`, `reservations` and `promises`: who runs where, which GPU is whose, and whose it is next."""
 
 from __future__ import annotations
 
@@ -103,3 +103,46 @@ class ReservationRow(Base):
     epoch: Mapped[int]
     instance_is_live: Mapped[bool] = mapped_column(server_default=text("true"))
     reserved_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class PromiseRow(Base):
+    """A GPU that a start will hold as soon as the instance before it gives it back.
+
+    The trigger `hand_gpu_on` makes it that start's reservation in the very transaction that releases it, so
+    that nobody else can take it between. A promise of a start that has ended cannot exist.
+    """
+
+    __tablename__ = "promises"
+    __table_args__ = (
+        CheckConstraint("instance_is_live", name="instance_is_live"),
+        ForeignKeyConstraint(["host_id", "gpu_index"], ["gpus.host_id", "gpus.gpu_index"]),
+        ForeignKeyConstraint(
+            ["instance_id", "host_id", "epoch", "instance_is_live"],
+            ["instances.instance_id", "instances.host_id", "instances.epoch", "instances.is_live"],
+        ),
+        Index("ix_promises_instance_id", "instance_id"),
+    )
+
+    host_id: Mapped[str] = mapped_column(primary_key=True)
+    gpu_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    instance_id: Mapped[str]
+    epoch: Mapped[int]
+    instance_is_live: Mapped[bool] = mapped_column(server_default=text("true"))
+    promised_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class EngineLoadRow(Base):
+    """What an engine had to do when its host's agent last asked it; it changes often, so it stands apart."""
+
+    __tablename__ = "engine_loads"
+    __table_args__ = (CheckConstraint("least(requests, tokens) >= 0", name="figures_not_negative"),)
+
+    instance_id: Mapped[str] = mapped_column(
+        ForeignKey("instances.instance_id", ondelete="CASCADE"), primary_key=True
+    )
+    # Running, waiting or on their way there; and the tokens (prompt and generated) of those that run.
+    requests: Mapped[int]
+    tokens: Mapped[int]
+    # Null while it is busy.
+    idle_since: Mapped[datetime | None]
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())

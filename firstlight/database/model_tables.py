@@ -9,6 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from firstlight.database.base import Base, JsonDocument, one_of
 from firstlight.domain.lifecycle import ModelState
+from firstlight.domain.migration import Transfer
 
 
 class CheckpointRow(Base):
@@ -40,6 +41,7 @@ class ModelRow(Base):
         CheckConstraint("keep_alive_s >= 0", name="keep_alive_not_negative"),
         CheckConstraint("max_concurrency >= 1", name="serves_a_request"),
         CheckConstraint("context_length >= 0", name="context_not_negative"),
+        CheckConstraint(one_of("transfer", Transfer), name="transfer_is_known"),
     )
 
     # A surrogate key: history keeps the name of a deleted model, and the name may be deployed again.
@@ -58,6 +60,10 @@ class ModelRow(Base):
     max_instances: Mapped[int]
     keep_alive_s: Mapped[float]
     max_concurrency: Mapped[int]
+    # A start may make instances of lower priority give way; among equals only idle ones, or by moving.
+    priority: Mapped[int] = mapped_column(server_default=text("0"))
+    # How a migration brings a request's KV cache to its new host.
+    transfer: Mapped[str] = mapped_column(server_default=Transfer.EXACT)
     # Learned seconds to bind an engine, by host class: {"cpu-2c": 0.07}.
     attach_s: Mapped[JsonDocument] = mapped_column(server_default=text("'{}'::jsonb"))
     state: Mapped[str] = mapped_column(server_default=ModelState.ACTIVE)

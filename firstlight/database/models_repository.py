@@ -86,6 +86,8 @@ async def scale_model(
     max_instances: int | None = None,
     keep_alive_s: float | None = None,
     max_concurrency: int | None = None,
+    priority: int | None = None,
+    transfer: str | None = None,
     actor: str = "api",
 ) -> ModelRecord:
     """Change what is given, for starts from now on. Raises: UnknownModel, ModelBeingDeleted, InvalidInput."""
@@ -97,6 +99,8 @@ async def scale_model(
         "max_instances": max_instances,
         "keep_alive_s": keep_alive_s,
         "max_concurrency": max_concurrency,
+        "priority": priority,
+        "transfer": transfer,
     }
     changes = {setting: value for setting, value in given.items() if value is not None}
     for setting, value in changes.items():
@@ -216,6 +220,8 @@ def _record(row: ModelRow, checkpoint: CheckpointRow) -> ModelRecord:
         max_instances=row.max_instances,
         keep_alive_s=row.keep_alive_s,
         max_concurrency=row.max_concurrency,
+        priority=row.priority,
+        transfer=row.transfer,
         state=ModelState(row.state),
         created_at_unix_s=row.created_at.timestamp(),
         manifest_digest=checkpoint.manifest_digest or "",

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from firstlight.contracts.starts import CheckpointRef, StartPlan
+from firstlight.contracts.starts import CheckpointRef, PlannedVictim, StartPlan
 from firstlight.database.decision_json import candidates_to_json, estimate_to_json, planned_estimate
 from firstlight.database.failures import constraint_of
 from firstlight.database.fleet_view import FleetView, WantedModel
 from firstlight.domain.estimator import givers_of
 from firstlight.domain.fleet import FleetSnapshot, Model
-from firstlight.domain.scheduler import Decision, Place, Reject, Wait
+from firstlight.domain.scheduler import Decision, Migrate, Place, Reject, Wait
 
 
 class GpuTaken(Exception):
@@ -45,14 +45,19 @@ _RESERVE = """
     INSERT INTO reservations (host_id, gpu_index, instance_id, epoch)
     SELECT :host_id, gpu_index, :instance_id, value
     -- In order, so that two plans for the same GPUs meet at the first and not across.
-    FROM epoch, unnest(CAST(:gpu_indices AS bigint[])) AS gpu_index ORDER BY gpu_index
+    FROM epoch, unnest(CAST(:free_indices AS bigint[])) AS gpu_index ORDER BY gpu_index
+  ),
+  promised AS (
+    INSERT INTO promises (host_id, gpu_index, instance_id, epoch)
+    SELECT :host_id, gpu_index, :instance_id, value
+    FROM epoch, unnest(CAST(:held_indices AS bigint[])) AS gpu_index ORDER BY gpu_index
   )
 """
 _DECIDE_PLACE = """
 INSERT INTO decisions (decision_id, request_id, model, kind, reason, host_id, instance_id, epoch, gpu_indices,
-  estimate, candidates, deadline_s, replaces)
-SELECT :decision_id, :request_id, :model, 'place', :reason, :host_id, :instance_id, value, :gpu_indices,
-  CAST(:estimate AS jsonb), CAST(:candidates AS jsonb), :deadline_s, :replaces
+  estimate, candidates, victims, deadline_s, replaces)
+SELECT :decision_id, :request_id, :model, :kind, :reason, :host_id, :instance_id, value, :gpu_indices,
+  CAST(:estimate AS jsonb), CAST(:candidates AS jsonb), CAST(:victims AS jsonb), :deadline_s, :replaces
 FROM epoch RETURNING epoch
 """
 # S608: these are joined of the constants here; every value is a bound parameter.
@@ -90,23 +95,31 @@ async def write_place(
     *,
     asked: Asked,
     view: FleetView,
-    decision: Place,
+    decision: Place | Migrate,
     reason: str,
     instance_id: str | None = None,
+    held: Sequence[int] = (),
+    victims: Sequence[PlannedVictim] = (),
 ) -> StartPlan:
     """Reserve the GPUs under a new epoch for a new instance, or for `instance_id`, which moves there.
 
+    Of the decision's GPUs those `held` are still another instance's, whose row the caller has locked: they
+    are promised, and become this start's when they are given back.
     Raises: GpuTaken; the transaction is then lost.
     """
     decision_id = new_id("d")
     wanted = view.wanted
     values = {
         **_asked(asked, decision_id, decision),
+        "kind": "migrate" if isinstance(decision, Migrate) else "place",
         "reason": reason,
         "instance_id": instance_id or new_id("i"),
         "model_id": wanted.model_id,
         "host_id": decision.host_id,
         "gpu_indices": list(decision.gpu_indices),
+        "free_indices": [index for index in decision.gpu_indices if index not in held],
+        "held_indices": sorted(held),
+        "victims": json.dumps([asdict(victim) for victim in victims]),
         "gpu_count": len(decision.gpu_indices),
         "checkpoint_id": wanted.model.checkpoint_id,
         "max_concurrency": wanted.max_concurrency,
@@ -116,7 +129,7 @@ async def write_place(
     try:
         written = await session.execute(_MOVE if instance_id else _PLACE, values)
     except IntegrityError as error:
-        if constraint_of(error) == "pk_reservations":
+        if constraint_of(error) in ("pk_reservations", "pk_promises"):
             raise GpuTaken from error
         raise
     return StartPlan(
@@ -132,6 +145,8 @@ async def write_place(
         keep_alive_s=wanted.keep_alive_s,
         decided_at_unix_s=view.snapshot.taken_at_unix_s,
         context_length=wanted.context_length,
+        victims=list(victims),
+        awaits_gpus=bool(held),
     )
 
 
@@ -159,7 +174,7 @@ def checkpoint_ref(wanted: WantedModel, peers: Sequence[str] = ()) -> Checkpoint
     )
 
 
-def peer_endpoints(model: Model, decision: Place, snapshot: FleetSnapshot) -> list[str]:
+def peer_endpoints(model: Model, decision: Place | Migrate, snapshot: FleetSnapshot) -> list[str]:
     """Where the chosen host may fetch from, the chosen peer first; empty unless the plan is to do so."""
     chosen = decision.estimate.peer_host_id
     if chosen is None:

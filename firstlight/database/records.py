@@ -9,7 +9,7 @@ from firstlight.contracts.starts import PlannedEstimate, StartPlan
 from firstlight.domain.fleet import Edge, EdgeModel, Tier
 from firstlight.domain.lifecycle import HostState, InstanceState, ModelState, PlacementState
 from firstlight.domain.migration import MoveObservation
-from firstlight.domain.scheduler import Candidate, Place, Reject, Wait
+from firstlight.domain.scheduler import Candidate, Decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,10 @@ class ModelSpec:
     max_instances: int = 1
     keep_alive_s: float = 300.0
     max_concurrency: int = 8
+    # Higher wins where GPUs are short.
+    priority: int = 0
+    # How the KV cache of its requests travels when an instance moves: exact, tokens or fast.
+    transfer: str = "exact"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +94,10 @@ class MigrationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStart:
-    """A decision as kept; `plan` is there exactly when the decision is Place."""
+    """A decision as kept; `plan` is there exactly when the decision is Place or Migrate."""
 
     decision_id: str
-    decision: Place | Wait | Reject
+    decision: Decision
     plan: StartPlan | None
     candidates_markdown: str
 
@@ -110,6 +114,8 @@ class ActualStart:
     total_s: float
     bytes_moved: int
     plans_tried: int
+    # Stood still for GPUs that others still held.
+    free_s: float = 0.0
     # When the first byte moved towards DRAM, on the host's clock; None: it was there already.
     moving_at_unix_s: float | None = None
 

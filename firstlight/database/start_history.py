@@ -64,4 +64,5 @@ def _actual(seen: StartupObservationRow | None) -> ActualStart | None:
         bytes_moved=seen.bytes_moved or 0,
         moving_at_unix_s=seen.moving_at_unix_s,
         plans_tried=seen.plans_tried or 1,
+        free_s=seen.free_s or 0.0,
     )

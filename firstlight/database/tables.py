@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from firstlight.database.access_tables import ApiKeyRow, AuditRow
+from firstlight.database.access_tables import ApiKeyRow, AuditRow, KeyUsageRow
 from firstlight.database.base import Base
 from firstlight.database.history_tables import DecisionRow, MigrationRow, StartupObservationRow
 from firstlight.database.host_tables import GpuRow, HostRow, PlacementRow
-from firstlight.database.instance_tables import FENCING_EPOCH, LIVE, InstanceRow, ReservationRow
+from firstlight.database.instance_tables import (
+    FENCING_EPOCH,
+    LIVE,
+    EngineLoadRow,
+    InstanceRow,
+    PromiseRow,
+    ReservationRow,
+)
 from firstlight.database.model_tables import CheckpointRow, ModelRow
 
 __all__ = [
@@ -17,12 +24,15 @@ __all__ = [
     "Base",
     "CheckpointRow",
     "DecisionRow",
+    "EngineLoadRow",
     "GpuRow",
     "HostRow",
     "InstanceRow",
+    "KeyUsageRow",
     "MigrationRow",
     "ModelRow",
     "PlacementRow",
+    "PromiseRow",
     "ReservationRow",
     "StartupObservationRow",
 ]

@@ -68,7 +68,8 @@ DECLARE
 BEGIN
   SELECT gpu_count INTO needed FROM instances WHERE instance_id = subject AND is_live;
   IF FOUND THEN
-    SELECT count(*) INTO held FROM reservations WHERE instance_id = subject;
+    SELECT (SELECT count(*) FROM reservations WHERE instance_id = subject)
+      + (SELECT count(*) FROM promises WHERE instance_id = subject) INTO held;
     IF held <> needed THEN
       RAISE EXCEPTION 'instance % holds % of its % GPUs', subject, held, needed
         USING ERRCODE = 'check_violation', CONSTRAINT = 'ck_reservations_gpus_held';
@@ -80,6 +81,30 @@ END $$""",
   ON instances DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION check_gpus_held()""",
     """CREATE CONSTRAINT TRIGGER check_gpus_held AFTER DELETE
   ON reservations DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION check_gpus_held()""",
+    """CREATE CONSTRAINT TRIGGER check_gpus_held AFTER DELETE
+  ON promises DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION check_gpus_held()""",
+]
+
+# The start's row is locked before its promise, in the order of whoever gives that start up.
+_HAND_ON = [
+    """CREATE FUNCTION hand_gpu_on() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+  heir text;
+BEGIN
+  SELECT instance_id INTO heir FROM promises WHERE host_id = OLD.host_id AND gpu_index = OLD.gpu_index;
+  IF FOUND THEN
+    PERFORM 1 FROM instances WHERE instance_id = heir FOR KEY SHARE;
+    WITH kept AS (
+      DELETE FROM promises WHERE host_id = OLD.host_id AND gpu_index = OLD.gpu_index
+      RETURNING host_id, gpu_index, instance_id, epoch
+    )
+    INSERT INTO reservations (host_id, gpu_index, instance_id, epoch)
+      SELECT host_id, gpu_index, instance_id, epoch FROM kept;
+  END IF;
+  RETURN NULL;
+END $$""",
+    """CREATE TRIGGER hand_gpu_on AFTER DELETE ON reservations FOR EACH ROW
+  EXECUTE FUNCTION hand_gpu_on()""",
 ]
 
 # A notification carries at most 8,000 bytes, so the failure's text is cut.
@@ -132,12 +157,14 @@ END $$""",
 STATEMENTS: tuple[str, ...] = (
     *(statement for table in sorted(STEPS) for statement in _step_check(table)),
     *_GPUS_HELD,
+    *_HAND_ON,
     *_NOTIFY,
     *_NOTIFY_FLEET,
 )
 FUNCTIONS: tuple[str, ...] = (
     *(f"check_{table}_step" for table in sorted(STEPS)),
     "check_gpus_held",
+    "hand_gpu_on",
     "notify_instance",
     "notify_model",
     "notify_fleet",
