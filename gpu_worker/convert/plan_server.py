@@ -58,10 +58,16 @@ def _planned(folder: Path, output: Path, about: dict[str, str]) -> dict[str, Any
 
 
 def _tokenizer(folder: Path, output: Path) -> dict[str, Any]:
+    from gpu_worker.convert.quick_gguf import forget
     from gpu_worker.convert.small_files import tokenizer_files
     from gpu_worker.convert.source import ModelSource
 
-    found = tokenizer_files(ModelSource(folder, None))
+    try:
+        # A folder of headers: of the configuration and safetensors, or of the one GGUF file.
+        weights = next(folder.glob("*.gguf"), None) if not (folder / "config.json").exists() else None
+        found = tokenizer_files(ModelSource(folder, weights.name if weights is not None else None))
+    finally:
+        forget()
     output.mkdir(parents=True, exist_ok=True)
     for name, content in found.items():
         (output / name).write_bytes(content)

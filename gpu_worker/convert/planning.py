@@ -10,7 +10,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,11 +21,21 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from firstlight.domain.errors import SourceCorrupt, SourceUnsupported
 from gpu_worker.convert.conversion import aliases_of
+from gpu_worker.convert.gguf_following import Unfollowed, following_gguf
+from gpu_worker.convert.origins import NotStreamable, Origin, gguf_origins, safetensors_origins
 from gpu_worker.convert.provenance import Provenance, Runs
+from gpu_worker.convert.quick_gguf import use_quick_reader
 from gpu_worker.convert.small_files import model_files
 from gpu_worker.convert.source import ModelSource, locate
-from gpu_worker.convert.stream_plan import CASTABLE, Piece, StreamPlan, file_entry, merged, unchecked
-from gpu_worker.convert.weights import in_execution_order, require_complete
+from gpu_worker.convert.stream_plan import (
+    CASTABLE,
+    Piece,
+    StreamPlan,
+    file_entry,
+    merged,
+    unchecked,
+)
+from gpu_worker.convert.weights import in_execution_order, load_model, require_complete
 from gpu_worker.engine.architectures import require_supported
 from native_loader.dtypes import BITS, dtype_name, torch_dtype
 from native_loader.manifest import (
@@ -40,21 +49,13 @@ from native_loader.manifest import (
     align_up,
     partition_name,
 )
-from native_loader.safetensors_source import SafetensorsFile, SourceTensor
-from native_loader.standalone import safetensors_files
+
+__all__ = ["NotStreamable", "plan"]
 
 _NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
+# Rows of all the permuted weights of a very large model; beyond it a plan costs more than it saves.
+MOST_PIECES = 2_000_000
 _UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, SafetensorError)
-
-
-class NotStreamable(Exception):
-    """This model's weights are more than copies and casts of its source's: it has to be converted whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    file: str
-    tensor: SourceTensor
 
 
 def plan(directory: Path, *, dtype: str, model: str, revision: str) -> StreamPlan:
@@ -63,11 +64,13 @@ def plan(directory: Path, *, dtype: str, model: str, revision: str) -> StreamPla
     Raises: NotStreamable; SourceCorrupt, SourceUnsupported as the conversion itself would.
     """
     source = locate(directory)
-    if source.gguf_name is not None:
-        raise NotStreamable("packed weights of a GGUF file are unpacked by a whole conversion")
-    origins = _origins(source)
     following = Provenance()
-    loaded = _loaded(source, origins, following, getattr(torch, dtype))
+    if source.gguf_name is not None:
+        origins = gguf_origins(source.directory / source.gguf_name)
+        loaded = _gguf_loaded(source, following, getattr(torch, dtype))
+    else:
+        origins = safetensors_origins(source)
+        loaded = _loaded(source, origins, following, getattr(torch, dtype))
     # Any: transformers' models are untyped.
     state: dict[str, Any] = loaded.state_dict()
     names = _in_execution_order(loaded)
@@ -79,6 +82,8 @@ def plan(directory: Path, *, dtype: str, model: str, revision: str) -> StreamPla
         pieces += _pieces(entry, following.runs_of(state[name]), origins)
         tensors.append(entry)
         end = start + entry.size_bytes
+        if len(pieces) > MOST_PIECES:
+            raise NotStreamable("its weights stand scattered in the source")
     size_bytes = align_up(end, PARTITION_ALIGNMENT_BYTES)
     files = model_files(source, loaded)
     manifest = Manifest(
@@ -97,20 +102,28 @@ def plan(directory: Path, *, dtype: str, model: str, revision: str) -> StreamPla
     return StreamPlan(unchecked(manifest), merged(pieces), tuple(sorted(files.items())))
 
 
-def _origins(source: ModelSource) -> dict[str, _Origin]:
-    found: dict[str, _Origin] = {}
-    for path in safetensors_files(source.directory):
-        with SafetensorsFile(path) as shard:
-            for tensor in shard.tensors.values():
-                if tensor.name in found:
-                    raise NotStreamable(f"{tensor.name} stands in two shards")
-                found[tensor.name] = _Origin(path.name, tensor)
-    return found
+# Any: transformers' models are untyped.
+def _gguf_loaded(source: ModelSource, following: Provenance, dtype: torch.dtype) -> Any:
+    """With everything of `load_model` but the weights."""
+    assert source.gguf_name is not None
+    use_quick_reader()
+    try:
+        with _in_this_thread(), following, following_gguf(source.directory / source.gguf_name, following):
+            return load_model(source, dtype=dtype, device="meta")
+    except (Unfollowed, AttributeError) as failure:
+        raise NotStreamable(f"what becomes of its weights cannot be foreseen: {failure}") from failure
+    except SourceCorrupt as failure:
+        # Of a stand-in that was asked for more than it knows: a conversion of the whole will tell.
+        if isinstance(failure.__cause__, TypeError | RuntimeError):
+            raise NotStreamable(
+                f"what becomes of its weights cannot be foreseen: {failure.message}"
+            ) from failure
+        raise
 
 
 # Any: transformers' models are untyped.
 def _loaded(
-    source: ModelSource, origins: dict[str, _Origin], following: Provenance, dtype: torch.dtype
+    source: ModelSource, origins: dict[str, Origin], following: Provenance, dtype: torch.dtype
 ) -> Any:
     try:
         config = AutoConfig.from_pretrained(source.directory, trust_remote_code=False, local_files_only=True)
@@ -121,7 +134,7 @@ def _loaded(
     if kind is None:
         raise SourceUnsupported(f"transformers has no causal model for {type(config).__name__}")
     state = {
-        name: following.source(name, shape=origin.tensor.shape, dtype=torch_dtype(origin.tensor.dtype))
+        name: following.source(name, shape=origin.shape, dtype=torch_dtype(origin.dtype))
         for name, origin in origins.items()
     }
     try:
@@ -188,19 +201,23 @@ def _entry(name: str, tensor: torch.Tensor, start: int) -> TensorEntry:
     )
 
 
-def _pieces(entry: TensorEntry, runs: Runs | None, origins: dict[str, _Origin]) -> list[Piece]:
+def _pieces(entry: TensorEntry, runs: Runs | None, origins: dict[str, Origin]) -> list[Piece]:
     if runs is None:
         raise NotStreamable(f"{entry.name} is computed, not copied, from the source's tensors")
     found, start = [], entry.offset
     for run in runs:
-        origin, dtypes = origins[run.source], tuple(dtype_name(dtype) for dtype in run.dtypes)
-        if len(dtypes) > 1 and not CASTABLE.issuperset(dtypes):
-            raise NotStreamable(f"{entry.name} is cast from {dtypes[0]}")
-        if BITS[dtypes[0]] % 8:
+        origin = origins[run.source]
+        if BITS[origin.dtype] % 8:
             raise NotStreamable(f"{entry.name} has elements of less than a byte")
-        each, size_bytes = BITS[dtypes[0]] // 8, run.length * BITS[dtypes[-1]] // 8
-        at = origin.tensor.offset + run.start * each
-        found.append(Piece(0, start, size_bytes, origin.file, at, run.length * each, dtypes))
+        dtypes, block = origin.types(run.dtypes), origin.block
+        if len(dtypes) > 1 and not CASTABLE.issuperset(dtypes if block.elements == 1 else dtypes[1:]):
+            raise NotStreamable(f"{entry.name} is cast from {dtypes[0]}")
+        if run.start % block.elements or run.length % block.elements:
+            raise NotStreamable(f"{entry.name} is made of parts of packed blocks")
+        size_bytes = run.length * run.dtype.itemsize
+        at = origin.offset + run.start // block.elements * block.size_bytes
+        source_bytes = run.length // block.elements * block.size_bytes
+        found.append(Piece(0, start, size_bytes, origin.file, at, source_bytes, dtypes))
         start += size_bytes
     return found
 

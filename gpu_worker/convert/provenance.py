@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from math import prod
 from typing import Any
 
@@ -19,6 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 MOST_RUNS = 100_000
 
 
+class LessOne(Enum):
+    """A step that is no cast: one is taken from a float32."""
+
+    OF_FLOAT32 = auto()
+
+
+Step = torch.dtype | LessOne
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """`length` elements of `source` from element `start`, in the types they were cast through."""
@@ -26,7 +36,12 @@ class Run:
     source: str
     start: int
     length: int
-    dtypes: tuple[torch.dtype, ...]
+    dtypes: tuple[Step, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        last = self.dtypes[-1]
+        return torch.float32 if isinstance(last, LessOne) else last
 
 
 Runs = tuple[Run, ...]
@@ -50,13 +65,14 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     def runs_of(self, tensor: torch.Tensor) -> Runs | None:
         """What `tensor` is made of, element by element in row-major order; None if it cannot be told."""
         whole = self._runs.get(_identity(tensor))
-        if whole is None or tensor.dtype != (whole[0].dtypes[-1] if whole else tensor.dtype):
+        if whole is None or tensor.dtype != (whole[0].dtype if whole else tensor.dtype):
             return None
         if tensor.numel() == 0:
             return ()
-        if not tensor.is_contiguous():
+        starts, length = _stretches(tensor)
+        if len(starts) * len(whole) > MOST_RUNS:
             return None
-        return _cut(whole, int(tensor.storage_offset()), tensor.numel())
+        return tuple(run for start in starts for run in _cut(whole, start, length))
 
     # Any: the signature that torch calls.
     def __torch_dispatch__(
@@ -73,9 +89,12 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
     def _made_by(self, func: Any, args: tuple[Any, ...], result: torch.Tensor) -> Runs | None:
         aten = torch.ops.aten
-        if func in (aten._to_copy.default, aten.clone.default) and result.is_contiguous():
+        if func in (aten._to_copy.default, aten.clone.default, aten.sub.Tensor) and result.is_contiguous():
             runs = self.runs_of(args[0])
-            return None if runs is None else _cast(runs, result.dtype)
+            if runs is None or func is not aten.sub.Tensor:
+                return None if runs is None else _cast(runs, result.dtype)
+            is_known = _is_less_one(args) and result.dtype == torch.float32
+            return _stepped(runs, LessOne.OF_FLOAT32) if is_known else None
         if func is aten.cat.default:
             return self._joined(args[0], _dimension(args, result.dim()))
         if func is aten.stack.default:
@@ -106,10 +125,31 @@ def _dimension(args: tuple[Any, ...], rank: int) -> int:
     return dimension % rank
 
 
+def _is_less_one(args: tuple[Any, ...]) -> bool:
+    return len(args) == 2 and not isinstance(args[1], torch.Tensor) and args[1] == 1
+
+
 def _cast(runs: Runs, dtype: torch.dtype) -> Runs:
-    return tuple(
-        run if run.dtypes[-1] == dtype else replace(run, dtypes=(*run.dtypes, dtype)) for run in runs
-    )
+    return tuple(run if run.dtype == dtype else _stepped((run,), dtype)[0] for run in runs)
+
+
+def _stepped(runs: Runs, step: Step) -> Runs:
+    return tuple(replace(run, dtypes=(*run.dtypes, step)) for run in runs)
+
+
+def _stretches(tensor: torch.Tensor) -> tuple[list[int], int]:
+    """Places in its storage, in row-major order, from where `length` elements follow each other."""
+    length, rank = 1, tensor.dim()
+    while rank and (tensor.stride(rank - 1) == length or tensor.shape[rank - 1] == 1):
+        rank -= 1
+        length *= tensor.shape[rank]
+    if prod(tensor.shape[:rank]) > MOST_RUNS:
+        return [0] * (MOST_RUNS + 1), length
+    starts = [int(tensor.storage_offset())]
+    for dimension in range(rank):
+        step = tensor.stride(dimension)
+        starts = [start + index * step for start in starts for index in range(tensor.shape[dimension])]
+    return starts, length
 
 
 def _cut(runs: Runs, start: int, length: int) -> Runs:

@@ -28,18 +28,27 @@ class QuickReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf is untyped
         self._plain = mapped.view(np.ndarray)
 
 
+_name_map = functools.cache(gguf.get_tensor_name_map)
+
+
 def use_quick_reader() -> None:
     """From now on, in this process, whoever imports these two from gguf gets the remembering ones."""
-    gguf.GGUFReader = _reader
-    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
+    gguf.GGUFReader = quick_reader
+    gguf.get_tensor_name_map = _name_map
 
 
-def _reader(path: str | Path, mode: str = "r") -> QuickReader:
+def quick_reader(path: str | Path, mode: str = "r") -> QuickReader:
+    """The same one while the file stays as it is, and no other is read."""
     if mode != "r":
         raise ValueError("a conversion only reads")
     found = Path(path).resolve()
     about = found.stat()
     return _read(found, about.st_size, about.st_mtime_ns)
+
+
+def forget() -> None:
+    """Let go of the file that was read last: its table of words is large."""
+    _read.cache_clear()
 
 
 @functools.lru_cache(maxsize=1)

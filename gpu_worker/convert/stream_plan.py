@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from firstlight.domain.errors import SourceCorrupt
+from gpu_worker.convert.packed_types import PACKED
 from native_loader.dtypes import BITS
 from native_loader.manifest import FileEntry, Manifest, PartitionEntry, parse_manifest, sealed
 from native_loader.manifest_laws import is_plain_file_name
 
 PLAN_NAME = "plan.json"
 PROVISIONAL_NAME = "provisional-manifest.json"
+# One less than a float32, itself a float32: GGUF files hold the norms of some models with one added.
+LESS_ONE = "F32-1"
 # The types between which a weight may be cast on its way; element by element, without a look at others.
-CASTABLE = frozenset({"F32", "BF16", "F16"})
+CASTABLE = frozenset({"F64", "F32", "BF16", "F16", LESS_ONE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Piece:
     """`size_bytes` of a partition from `start` are `source_bytes` of `file` from `source_start`.
 
     `dtypes` are the types its elements are cast through, first to last; one or none: copied as they are.
+    The first may be packed: then the source is whole blocks, and the piece begins `skip` elements into them.
     """
 
     partition: int
@@ -38,10 +42,20 @@ class Piece:
     source_start: int
     source_bytes: int
     dtypes: tuple[str, ...] = ()
+    skip: int = 0
 
     @property
     def is_copy(self) -> bool:
         return len(self.dtypes) < 2
+
+    @property
+    def is_packed(self) -> bool:
+        return len(self.dtypes) > 1 and self.dtypes[0] in PACKED
+
+    @property
+    def elements(self) -> int:
+        """How many the destination has of them. Of a copy without a type, its bytes."""
+        return self.size_bytes // (_element_bytes(self.dtypes[-1]) if self.dtypes else 1)
 
     @property
     def end(self) -> int:
@@ -50,6 +64,8 @@ class Piece:
     def cut(self, start: int, end: int) -> Piece:
         """Its part between two places of the partition, both on an element's boundary."""
         low, high = max(start, self.start), min(end, self.end)
+        if self.is_packed:
+            return self._cut_packed(low, high)
         before = self.to_source(low - self.start)
         return replace(
             self,
@@ -60,8 +76,23 @@ class Piece:
         )
 
     def to_source(self, size_bytes: int) -> int:
-        """Bytes of the source that make up the first `size_bytes` of it."""
+        """Bytes of the source that make up the first `size_bytes` of it; not of a packed one."""
         return size_bytes if self.is_copy else size_bytes * self.source_bytes // self.size_bytes
+
+    def _cut_packed(self, low: int, high: int) -> Piece:
+        """A block that is cut through belongs to both sides, and is read for each."""
+        block, each = PACKED[self.dtypes[0]], _element_bytes(self.dtypes[-1])
+        first = self.skip + (low - self.start) // each
+        last = self.skip + (high - self.start) // each
+        begin, end = first // block.elements, -(-last // block.elements)
+        return replace(
+            self,
+            start=low,
+            size_bytes=high - low,
+            source_start=self.source_start + begin * block.size_bytes,
+            source_bytes=(end - begin) * block.size_bytes,
+            skip=first - begin * block.elements,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +181,20 @@ def check_plan(plan: StreamPlan, *, file_sizes: dict[str, int]) -> None:
 def _has_sound_types(piece: Piece) -> bool:
     if piece.is_copy:
         return piece.source_bytes == piece.size_bytes
-    if not CASTABLE.issuperset(piece.dtypes):
+    if not CASTABLE.issuperset(piece.dtypes[1:]) or piece.size_bytes % _element_bytes(piece.dtypes[-1]):
         return False
-    source, destination = BITS[piece.dtypes[0]] // 8, BITS[piece.dtypes[-1]] // 8
-    return piece.size_bytes % destination == 0 and piece.size_bytes // destination == (
-        piece.source_bytes / source
-    )
+    if piece.is_packed:
+        block = PACKED[piece.dtypes[0]]
+        return piece.dtypes[1] == "F32" and (piece.source_bytes, piece.elements % block.elements) == (
+            piece.elements // block.elements * block.size_bytes,
+            0,
+        )
+    each = _element_bytes(piece.dtypes[0]) if piece.dtypes[0] in CASTABLE else 0
+    return piece.elements * each == piece.source_bytes
+
+
+def _element_bytes(dtype: str) -> int:
+    return BITS["F32" if dtype == LESS_ONE else dtype] // 8
 
 
 def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:

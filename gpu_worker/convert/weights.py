@@ -19,8 +19,8 @@ _UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeErro
 
 
 # Any: transformers' models are untyped.
-def load_model(source: ModelSource, *, dtype: torch.dtype) -> Any:
-    """The model on the CPU in `dtype`, in evaluation mode. No code of the source runs.
+def load_model(source: ModelSource, *, dtype: torch.dtype, device: str | None = None) -> Any:
+    """The model on the CPU, or `device`, in `dtype`, in evaluation mode. No code of the source runs.
 
     Raises: SourceCorrupt when weights are unreadable, missing or misshapen; SourceUnsupported.
     """
@@ -33,6 +33,8 @@ def load_model(source: ModelSource, *, dtype: torch.dtype) -> Any:
     except _UNREADABLE as failure:
         raise SourceCorrupt(f"the model's configuration cannot be read: {failure}") from failure
     require_supported(config.to_dict())
+    if device is not None:
+        options["device_map"] = {"": device}
     if source.gguf_name is not None:
         options["quantization_config"] = GgufConfig(dequantize=True)
     try:

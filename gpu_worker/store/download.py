@@ -18,7 +18,7 @@ from firstlight.domain.errors import (
 from gpu_worker.store.download_order import DownloadOrder, DownloadState, done
 from gpu_worker.store.download_parts import DownloadParts
 from gpu_worker.store.shared_work import SharedWork
-from gpu_worker.store.sources import Layout, Source, SourceDescription, open_source
+from gpu_worker.store.sources import Source, SourceDescription, open_source
 from gpu_worker.store.ssd_cache import CachedCheckpoint
 from gpu_worker.store.staged_download import StagedDownload
 from gpu_worker.store.streaming.planner import Planner
@@ -54,7 +54,7 @@ class Download:
             planner.warm()
         source = open_source(self._order.source)
         description = await self._described(source)
-        if planner is None or description.layout is Layout.GGUF:
+        if planner is None:
             await self._staged(source, description)
             return
         try:

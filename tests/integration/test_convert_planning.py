@@ -11,27 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from gpu_worker.convert.conversion import convert
 from gpu_worker.convert.planning import NotStreamable, plan
-from gpu_worker.convert.stream_plan import Piece, StreamPlan, read_plan, write_plan
-from gpu_worker.store.streaming.casting import cast_into, copy_into
+from gpu_worker.convert.stream_plan import read_plan, write_plan
+from tests.integration.plan_filling import filled
 from tests.integration.tiny_models import CONFIGS, write_tiny_model
 
 DTYPES = ("bfloat16", "float16", "float32")
-
-
-def filled(made: StreamPlan, source: Path) -> bytes:
-    """The plan carried out, on files that are whole."""
-    partition = memoryview(bytearray(made.manifest.size_bytes))
-    for piece in made.pieces:
-        data = memoryview((source / piece.file).read_bytes())
-        _place(piece, data[piece.source_start : piece.source_start + piece.source_bytes], partition)
-    return bytes(partition)
-
-
-def _place(piece: Piece, data: memoryview, partition: memoryview) -> None:
-    if piece.is_copy:
-        copy_into(partition[piece.start : piece.end], data)
-    else:
-        cast_into(partition[piece.start : piece.end], data, piece.dtypes)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -58,13 +42,23 @@ def test_a_plan_survives_being_written_down(tmp_path: Path) -> None:
     assert read_plan(tmp_path / "kept", file_sizes=sizes) == made
 
 
-def test_what_is_more_than_copies_is_said(tmp_path: Path) -> None:
-    source = write_tiny_model(tmp_path / "source", "llama")
-    tensors = {
-        name: tensor.to(torch.float64) for name, tensor in load_file(source / "model.safetensors").items()
-    }
+def _retyped(source: Path, dtype: torch.dtype) -> Path:
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(source / "model.safetensors").items()}
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(NotStreamable, match="F64"):
+    return source
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_float64_is_cast_on_its_way(tmp_path: Path, dtype: str) -> None:
+    source = _retyped(write_tiny_model(tmp_path / "source", "llama"), torch.float64)
+    convert(source, tmp_path / "whole", dtype=dtype, model="m", revision="r", on_progress=lambda *_: None)
+    made = plan(_without_weights(source, tmp_path / "headers"), dtype=dtype, model="m", revision="r")
+    assert filled(made, source) == (tmp_path / "whole" / "partition-0.bin").read_bytes()
+
+
+def test_what_is_more_than_copies_is_said(tmp_path: Path) -> None:
+    source = _retyped(write_tiny_model(tmp_path / "source", "llama"), torch.int32)
+    with pytest.raises(NotStreamable, match="I32"):
         plan(source, dtype="bfloat16", model="m", revision="r")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from gpu_worker.convert.quick_gguf import QuickReader, _reader
+from gpu_worker.convert.quick_gguf import QuickReader, quick_reader
 
 
 def write(path: Path, *, words: int) -> Path:
@@ -39,7 +39,7 @@ def test_fields_and_tensors_are_those_of_the_slow_reader(tmp_path: Path) -> None
 
 def test_a_file_is_read_once_and_a_changed_one_again(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", words=3)
-    first = _reader(path)
-    assert _reader(str(path)) is first
+    first = quick_reader(path)
+    assert quick_reader(str(path)) is first
     write(path, words=4)
-    assert len(_reader(path).fields["tokenizer.ggml.tokens"].contents()) == 4
+    assert len(quick_reader(path).fields["tokenizer.ggml.tokens"].contents()) == 4

@@ -12,16 +12,28 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gpu_worker.convert.stream_plan import LESS_ONE
+
 # Any: arrays of several element types take turns in one chain of casts.
 Array: TypeAlias = npt.NDArray[Any]
 
 BLOCK_ELEMENTS = 1 << 16
-_STORED: dict[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+_STORED: dict[str, npt.DTypeLike] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    LESS_ONE: np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+}
 
 
 def cast_into(destination: memoryview, source: memoryview, dtypes: Sequence[str]) -> None:
     """Write `source` (elements of dtypes[0]) to `destination` (of dtypes[-1]), through the types between."""
-    given = np.frombuffer(source, dtype=_STORED[dtypes[0]])
+    cast_array(destination, np.frombuffer(source, dtype=_STORED[dtypes[0]]), dtypes)
+
+
+def cast_array(destination: memoryview, given: Array, dtypes: Sequence[str]) -> None:
+    """The same of elements that are an array already."""
     made = np.frombuffer(destination, dtype=_STORED[dtypes[-1]])
     # Overflow to infinity, and NaN kept as one, are what is wanted.
     with np.errstate(all="ignore"):
@@ -41,9 +53,13 @@ def _cast(block: Array, kind: str, wanted: str) -> Array:
     if kind == wanted:
         return block
     wide = _widened(block) if kind == "BF16" else block
-    if wanted == "BF16":
-        return _rounded(wide.astype(np.float32, copy=False))
-    return wide.astype(_STORED[wanted], copy=False)
+    if wanted == "F32" or (wanted == "F16" and kind != "F64"):
+        return wide.astype(_STORED[wanted], copy=False)
+    # From float64 by way of float32, rounded twice: so does torch.
+    wide = wide.astype(np.float32, copy=False)
+    if wanted == LESS_ONE:
+        return wide - np.float32(1)
+    return _rounded(wide) if wanted == "BF16" else wide.astype(np.float16)
 
 
 def _widened(block: Array) -> Array:

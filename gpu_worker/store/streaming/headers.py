@@ -8,19 +8,22 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
-from firstlight.domain.errors import SourceCorrupt
+from firstlight.domain.errors import SourceCorrupt, SourceError
+from gpu_worker.convert.gguf_header import header_end
 from gpu_worker.store.sources import Source, SourceDescription, SourceFile
 from native_loader.safetensors_source import LENGTH_BYTES, header_length
 
 # Most headers are smaller: one request then brings all of it.
 FIRST_READ_BYTES = 64 * 2**10
+# Those of GGUF hold a vocabulary.
+FIRST_GGUF_READ_BYTES = 2 * 2**20
 PARALLEL_HEADERS = 16
 # Before the plan, what decides about the layout; the rest is needed at the end only.
 NEEDED_FIRST = ("config.json", "generation_config.json", "model.safetensors.index.json")
 
 
 def weight_files(description: SourceDescription) -> tuple[SourceFile, ...]:
-    return tuple(file for file in description.files if file.name.endswith(".safetensors"))
+    return tuple(file for file in description.files if file.name.lower().endswith((".safetensors", ".gguf")))
 
 
 def later_files(description: SourceDescription) -> tuple[SourceFile, ...]:
@@ -37,7 +40,7 @@ async def fetch_headers(source: Source, description: SourceDescription, folder: 
     await _all(
         *(_in_turn(turns, partial(fetch_whole, source, file, folder)) for file in first),
         *(
-            _in_turn(turns, partial(_fetch_header, source, file, folder))
+            _in_turn(turns, partial(_header_of(file), source, file, folder))
             for file in weight_files(description)
         ),
     )
@@ -47,6 +50,28 @@ async def fetch_whole(source: Source, file: SourceFile, folder: Path) -> None:
     """One small file, as it is."""
     data = await source.read_range(file, start=0, size_bytes=file.size_bytes)
     await asyncio.to_thread((folder / file.name).write_bytes, data)
+
+
+def _header_of(file: SourceFile) -> Callable[[Source, SourceFile, Path], Awaitable[None]]:
+    return _fetch_gguf_header if file.name.lower().endswith(".gguf") else _fetch_header
+
+
+async def _fetch_gguf_header(source: Source, file: SourceFile, folder: Path) -> None:
+    """Twice as much each time, until all of it is there."""
+    begun, wanted = b"", FIRST_GGUF_READ_BYTES
+    while True:
+        more = min(wanted, file.size_bytes) - len(begun)
+        begun += bytes(await source.read_range(file, start=len(begun), size_bytes=more))
+        try:
+            end = await asyncio.to_thread(header_end, begun)
+        except SourceError as failure:
+            raise type(failure)(f"{file.name}: {failure.message}") from failure
+        if end is not None:
+            break
+        if len(begun) == file.size_bytes:
+            raise SourceCorrupt(f"{file.name} ends within its header")
+        wanted *= 2
+    await asyncio.to_thread(_write_over_hole, folder / file.name, begun[:end], file.size_bytes)
 
 
 async def _fetch_header(source: Source, file: SourceFile, folder: Path) -> None:

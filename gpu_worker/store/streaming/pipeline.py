@@ -7,9 +7,12 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any, TypeVar
 
 from firstlight.domain.errors import ChecksumMismatch, SourceUnreachable
+from gpu_worker.convert.stream_plan import Piece
 from gpu_worker.store.sources import Source, SourceFile
 from gpu_worker.store.streaming.ahead import ReadAhead
 from gpu_worker.store.streaming.casting import cast_into, copy_into
@@ -17,8 +20,9 @@ from gpu_worker.store.streaming.chunk_book import ChunkBook, ChunkEntry
 from gpu_worker.store.streaming.chunk_journal import ChunkJournal
 from gpu_worker.store.streaming.pace import Pace
 from gpu_worker.store.streaming.partition_files import PartitionFiles
-from gpu_worker.store.streaming.request_queue import Part, Request, RequestQueue
+from gpu_worker.store.streaming.request_queue import Request, RequestQueue
 from gpu_worker.store.streaming.room import Room
+from gpu_worker.store.streaming.unpacking import unpack_into
 from native_loader import crc32c
 
 log = logging.getLogger("store.stream")
@@ -173,23 +177,29 @@ class Stream:
         """What comes as it is to be goes where it is to be: no buffer, no copy."""
         (part,) = request.parts
         file = self._files[request.file]
-        await self._source.read_into(file, start=request.start, into=self._place(part))
+        into = self._place(self._book.entries[part.chunk], part.piece)
+        await self._source.read_into(file, start=request.start, into=into)
         self._pace.note(request.size_bytes)
 
     def _scatter(self, request: Request, data: memoryview) -> None:
         """On a worker thread: every part to its place."""
-        for part in request.parts:
-            at = part.piece.source_start - request.start
-            given = data[at : at + part.piece.source_bytes]
-            if part.piece.is_copy:
-                copy_into(self._place(part), given)
-            else:
-                cast_into(self._place(part), given, part.piece.dtypes)
+        for (chunk, is_packed), parts in groupby(request.parts, lambda one: (one.chunk, one.piece.is_packed)):
+            place = partial(self._place, self._book.entries[chunk])
+            pieces = [part.piece for part in parts]
+            if is_packed:
+                unpack_into(place, pieces, data, data_start=request.start)
+                continue
+            for piece in pieces:
+                at = piece.source_start - request.start
+                given = data[at : at + piece.source_bytes]
+                if piece.is_copy:
+                    copy_into(place(piece), given)
+                else:
+                    cast_into(place(piece), given, piece.dtypes)
 
-    def _place(self, part: Part) -> memoryview:
-        entry = self._book.entries[part.chunk]
-        start = part.piece.start - entry.chunk.start
-        return self._room.view(entry)[start : start + part.piece.size_bytes]
+    def _place(self, entry: ChunkEntry, piece: Piece) -> memoryview:
+        start = piece.start - entry.chunk.start
+        return self._room.view(entry)[start : start + piece.size_bytes]
 
     def _begin_finish(self, entry: ChunkEntry) -> None:
         self._group.create_task(self._finish(entry))

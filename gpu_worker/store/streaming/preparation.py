@@ -70,6 +70,8 @@ class Preparation:
         if self._description.layout is Layout.CHECKPOINT:
             return await self._native()
         identity = f"{self._description.revision} transformers {version('transformers')}"
+        if self._description.layout is Layout.GGUF:
+            identity += f" gguf {version('gguf')}"
         self._settle(identity)
         if (kept := self._kept_plan()) is not None:
             return Prepared(kept, identity, 0.0)

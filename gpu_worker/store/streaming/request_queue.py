@@ -123,6 +123,8 @@ class RequestQueue:
 
     def _at_seams(self, part: Part) -> list[Part]:
         piece = part.piece
+        if piece.is_packed:
+            return [part]  # a seam is no border of blocks, and nobody reads ahead in such files
         inside = sorted(
             at
             for file, at in self._seams

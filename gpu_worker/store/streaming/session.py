@@ -26,6 +26,7 @@ from firstlight.domain.errors import (
     StorageError,
 )
 from gpu_worker.convert.stream_plan import StreamPlan
+from gpu_worker.store.disk import allocated_bytes
 from gpu_worker.store.download_order import DownloadOrder
 from gpu_worker.store.landing import Landing
 from gpu_worker.store.loads import Loads
@@ -236,7 +237,7 @@ class Session:
         if plan.has_checksums:
             return await self._native_files(plan, landing)
         later = later_files(self._description)
-        if not later:
+        if not later and self._description.layout is not Layout.GGUF:
             return dict(plan.files)
         await self._past_first_layer.wait()
         headers, output = self._staging / HEADERS, self._staging / "tokenizer"
@@ -267,10 +268,13 @@ class Session:
             )
 
     def _small_bytes(self) -> int:
-        weights = (".safetensors", ".bin")
-        small = [file.size_bytes for file in self._description.files if not file.name.endswith(weights)]
+        weights = (".safetensors", ".bin", ".gguf")
+        files = self._description.files
+        small = sum(file.size_bytes for file in files if not file.name.lower().endswith(weights))
+        if self._description.layout is Layout.GGUF:
+            small = allocated_bytes(self._staging / HEADERS)  # a vocabulary, in its header
         # As much again for what is made of them, and for a manifest that is not written yet.
-        return 2 * sum(small) + 2**20
+        return 2 * small + 2**20
 
 
 async def _before(
