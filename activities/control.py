@@ -44,11 +44,11 @@ class Control(ControlActivities):
 
     @activity.defn(name="abandon_start")
     @answering
-    async def abandon_start(self, request: starts.AbandonInput) -> starts.Nothing:
+    async def abandon_start(self, request: starts.AbandonInput) -> starts.AbandonReceipt:
         async with self._database.transaction() as session:
-            await starts_repository.abandon_start(session, request)
+            resumed = await starts_repository.abandon_start(session, request)
         await self._finish_delete(request.plan.model)
-        return starts.Nothing()
+        return starts.AbandonReceipt(resumed)
 
     @activity.defn(name="record_start")
     @answering
@@ -86,10 +86,12 @@ class Control(ControlActivities):
 
     @activity.defn(name="finish_migration")
     @answering
-    async def finish_migration(self, request: migrations.FinishMigrationInput) -> starts.Nothing:
+    async def finish_migration(
+        self, request: migrations.FinishMigrationInput
+    ) -> migrations.FinishMigrationReceipt:
         async with self._database.transaction() as session:
-            await migrations_repository.finish_migration(session, request)
-        return starts.Nothing()
+            resumed = await migrations_repository.finish_migration(session, request)
+        return migrations.FinishMigrationReceipt(resumed)
 
     async def _finish_delete(self, model: str) -> None:
         """The last instance of a model being deleted takes the model with it."""

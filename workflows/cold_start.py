@@ -26,6 +26,7 @@ from firstlight.contracts.starts import (
     DownloadInput,
     RecordStartInput,
     ReplanInput,
+    StartPlan,
 )
 from firstlight.domain import errors
 from workflows import control_calls, host_calls, tables
@@ -58,20 +59,27 @@ class ColdStart:
     def __init__(self, request: ColdStartInput) -> None:
         self._plan = request.plan
         self._plans_tried = 1
+        # Of those an operator's resumption allows anew.
+        self._plans_failed = 0
         self._stopped_epoch: int | None = None
         self._story = Story()
         self._tell_plan("placed")
 
     @workflow.run
     async def run(self, request: ColdStartInput) -> ColdStartResult:
-        try:
-            receipt = await self._bring_up_somewhere(request.max_plans)
-        except (ActivityError, ChildWorkflowError, asyncio.CancelledError) as failure:
-            # Cancelled or failed, the GPUs go back; a second cancellation must not interrupt that.
-            await asyncio.shield(self._undo(failure))
-            if is_cancelled_exception(failure):
-                raise
-            raise self._start_failed(failure) from failure
+        while True:
+            try:
+                receipt = await self._bring_up_somewhere(request.max_plans)
+                break
+            except (ActivityError, ChildWorkflowError, asyncio.CancelledError) as failure:
+                # Cancelled or failed, the GPUs go back; a second cancellation must not interrupt that.
+                resumed = await asyncio.shield(self._undo(failure))
+                if is_cancelled_exception(failure):
+                    raise
+                if resumed is None:
+                    raise self._start_failed(failure) from failure
+            self._take(resumed, "resumed by an operator")
+            self._plans_failed = 0
         await asyncio.shield(self._settle(receipt))
         return ColdStartResult(
             instance_id=self._plan.instance_id,
@@ -169,7 +177,8 @@ class ColdStart:
     def _may_replan(self, failure: BaseException, max_plans: int) -> bool:
         error = error_of(failure)
         self._story.tell(f"plan {self._plans_tried} failed: {error.code}: {error.message}")
-        return self._plans_tried < max_plans and error.code not in HOPELESS
+        self._plans_failed += 1
+        return self._plans_failed < max_plans and error.code not in HOPELESS
 
     async def _replan(self, failure: BaseException, failed_hosts: list[str], silent_hosts: list[str]) -> bool:
         if not never_taken_up(failure):
@@ -185,21 +194,28 @@ class ColdStart:
         if receipt.plan is None:
             self._story.tell(f"no other plan: {receipt.reason}")
             return False
-        self._plan = receipt.plan
-        self._plans_tried += 1
-        self._tell_plan("placed again")
+        self._take(receipt.plan, "placed again")
         return True
 
-    async def _undo(self, failure: BaseException) -> None:
+    def _take(self, plan: StartPlan, what: str) -> None:
+        self._plan = plan
+        self._plans_tried += 1
+        self._tell_plan(what)
+
+    async def _undo(self, failure: BaseException) -> StartPlan | None:
+        """The plan to go on with, where an operator has resumed a start that had failed before."""
         error = error_of(failure)
         outcome = "stopped" if is_cancelled_exception(failure) else "failed"
         if not never_taken_up(failure):
             await self._stop_engine(outcome)
-        await control_calls.abandon_start(
+        receipt = await control_calls.abandon_start(
             AbandonInput(plan=self._plan, failure_code=error.code, failure=error.message, outcome=outcome)
         )
+        if receipt.resumed is not None and outcome == "failed":
+            return receipt.resumed
         self._story.tell(f"{outcome}: GPUs released")
         self._story.end(outcome)
+        return None
 
     async def _stop_engine(self, reason: str) -> None:
         plan = self._plan

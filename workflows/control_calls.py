@@ -19,9 +19,15 @@ from firstlight.contracts.hosts import (
     ReconcileInput,
 )
 from firstlight.contracts.instances import BeginDrainInput, BeginDrainReceipt, FinishInput
-from firstlight.contracts.migrations import FinishMigrationInput, ServeOnInput
+from firstlight.contracts.migrations import FinishMigrationInput, FinishMigrationReceipt, ServeOnInput
 from firstlight.contracts.naming import CONTROL_QUEUE
-from firstlight.contracts.starts import AbandonInput, RecordStartInput, ReplanInput, ReplanReceipt
+from firstlight.contracts.starts import (
+    AbandonInput,
+    AbandonReceipt,
+    RecordStartInput,
+    ReplanInput,
+    ReplanReceipt,
+)
 from workflows import policies
 
 # One transaction; a worker that dies in it costs so much.
@@ -41,8 +47,8 @@ async def replan_start(request: ReplanInput) -> ReplanReceipt:
     )
 
 
-async def abandon_start(request: AbandonInput) -> None:
-    await workflow.execute_activity_method(
+async def abandon_start(request: AbandonInput) -> AbandonReceipt:
+    return await workflow.execute_activity_method(
         ControlActivities.abandon_start,
         request,
         task_queue=CONTROL_QUEUE,
@@ -100,8 +106,8 @@ async def serve_on(request: ServeOnInput) -> bool:
     return receipt.ok
 
 
-async def finish_migration(request: FinishMigrationInput) -> None:
-    await workflow.execute_activity_method(
+async def finish_migration(request: FinishMigrationInput) -> FinishMigrationReceipt:
+    return await workflow.execute_activity_method(
         ControlActivities.finish_migration,
         request,
         task_queue=CONTROL_QUEUE,

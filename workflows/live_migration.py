@@ -12,6 +12,7 @@ stream follows by itself. Source: ServerlessLLM, OSDI'24, section 5.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from temporalio import workflow
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
@@ -28,6 +29,7 @@ from firstlight.contracts.migrations import (
     MoveInput,
     MoveReceipt,
     MovingInstance,
+    ResumedMigration,
     ServeOnInput,
 )
 from firstlight.contracts.starting import TASK_TIMEOUT
@@ -53,23 +55,28 @@ class LiveMigration:
         self._move = MoveReceipt()
         self._has_drained = False
         self._source_is_gone = False
+        self._attempt = 1
 
     @workflow.run
     async def run(self, request: MigrationInput) -> MigrationResult:
-        try:
-            destination = await self._destination()
-            await self._drain_source()
-            await self._move_requests(destination)
-        except (ActivityError, ChildWorkflowError, ApplicationError, asyncio.CancelledError) as failure:
-            await asyncio.shield(self._undo(failure))
-            if is_cancelled_exception(failure):
-                raise
-            raise _failed(request, failure) from failure
+        while True:
+            try:
+                destination = await self._destination()
+                await self._drain_source()
+                await self._move_requests(destination)
+                break
+            except (ActivityError, ChildWorkflowError, ApplicationError, asyncio.CancelledError) as failure:
+                resumed = await asyncio.shield(self._undo(failure))
+                if is_cancelled_exception(failure):
+                    raise
+                if resumed is None:
+                    raise _failed(self._request, failure) from failure
+            self._resume(resumed)
         await asyncio.shield(self._settle())
         return MigrationResult(
             migration_id=request.migration_id,
-            destination_instance_id=request.destination_instance_id,
-            destination_host_id=request.destination_host_id,
+            destination_instance_id=self._request.destination_instance_id,
+            destination_host_id=self._request.destination_host_id,
             start_s=self._start_s,
             move=self._move,
         )
@@ -161,8 +168,19 @@ class LiveMigration:
         await self._finish("completed", "")
         self._story.end("completed", actual_s=self._start_s + self._move.elapsed_s)
 
-    async def _undo(self, failure: BaseException) -> None:
-        """The source serves on if it lives, and a destination that nothing moved to goes; else it stays."""
+    def _resume(self, resumed: ResumedMigration) -> None:
+        """Another attempt by an operator's word, as if nothing had been done yet but what has moved."""
+        self._request = replace(self._request, destination=resumed.destination, reused=resumed.reused)
+        self._attempt = resumed.attempt
+        self._start_s, self._move = 0.0, MoveReceipt()
+        self._has_drained = self._source_is_gone = False
+        self._story.tell(f"resumed by an operator, to {self._request.destination_host_id}")
+
+    async def _undo(self, failure: BaseException) -> ResumedMigration | None:
+        """The source serves on if it lives, and a destination that nothing moved to goes; else it stays.
+
+        Returns another attempt, if an operator has granted one.
+        """
         request = self._request
         error = error_of(failure)
         state = "cancelled" if is_cancelled_exception(failure) else "failed"
@@ -172,8 +190,11 @@ class LiveMigration:
             self._story.tell("the source serves on" if serves else "the source has ended")
         if self._start_s and not self._move.moved and not self._source_is_gone:
             await self._stop(request.destination_instance_id, f"{request.migration_id} {state}")
-        await self._finish(state, error.message)
+        resumed = await self._finish(state, error.message)
+        if resumed is not None and state == "failed":
+            return resumed
         self._story.end(state)
+        return None
 
     async def _stop(self, instance_id: str, reason: str) -> None:
         handle = workflow.get_external_workflow_handle(naming.instance_workflow_id(instance_id))
@@ -183,16 +204,18 @@ class LiveMigration:
             # It has ended by itself meanwhile: there is nothing left to end.
             self._story.tell(f"{instance_id} was not told to end: {failure.message}")
 
-    async def _finish(self, state: str, failure: str) -> None:
-        await control_calls.finish_migration(
+    async def _finish(self, state: str, failure: str) -> ResumedMigration | None:
+        receipt = await control_calls.finish_migration(
             FinishMigrationInput(
                 migration_id=self._request.migration_id,
                 state=state,
                 start_s=self._start_s,
                 move=self._move,
                 failure=failure,
+                attempt=self._attempt,
             )
         )
+        return receipt.resumed
 
 
 def _failed(request: MigrationInput, failure: BaseException) -> ApplicationError:

@@ -21,8 +21,11 @@ class ControlActivities(ABC):
 
     @activity.defn(name="abandon_start")
     @abstractmethod
-    async def abandon_start(self, request: starts.AbandonInput) -> starts.Nothing:
-        """Release the GPUs, mark the instance failed or stopped, forget the route. Idempotent."""
+    async def abandon_start(self, request: starts.AbandonInput) -> starts.AbandonReceipt:
+        """Release the GPUs, mark the instance failed or stopped, forget the route. Idempotent.
+
+        A failed start that an operator has resumed is told its new plan instead.
+        """
 
     @activity.defn(name="record_start")
     @abstractmethod
@@ -71,8 +74,13 @@ class ControlActivities(ABC):
 
     @activity.defn(name="finish_migration")
     @abstractmethod
-    async def finish_migration(self, request: migrations.FinishMigrationInput) -> starts.Nothing:
-        """Close the migration's row with its figures. Idempotent: the first end stays."""
+    async def finish_migration(
+        self, request: migrations.FinishMigrationInput
+    ) -> migrations.FinishMigrationReceipt:
+        """Close the migration's row with its figures. Idempotent: the first end stays.
+
+        An attempt that an operator has followed up by another is told that one instead.
+        """
 
 
 class HostActivities(ABC):

@@ -116,6 +116,23 @@ class FinishMigrationInput:
     start_s: float = 0.0
     move: MoveReceipt = field(default_factory=MoveReceipt)
     failure: str = ""
+    # Which attempt has ended: an operator may have granted another one since.
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ResumedMigration:
+    """Another attempt, with a place of its own: exactly one of `destination` and `reused`."""
+
+    attempt: int
+    destination: StartPlan | None
+    reused: MovingInstance | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishMigrationReceipt:
+    # None: the migration is over.
+    resumed: ResumedMigration | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from firstlight.contracts.migrations import (
     FinishMigrationInput,
     MigrationInput,
     MovingInstance,
+    ResumedMigration,
     ServeOnInput,
 )
 from firstlight.contracts.naming import migration_workflow_id
@@ -20,6 +21,7 @@ from firstlight.database.connection import Database
 from firstlight.database.fleet_view import FleetView, read_fleet
 from firstlight.database.instance_closing import LONGEST_FAILURE, lock_instance
 from firstlight.database.locks import lock_decision
+from firstlight.database.migration_grants import granted_attempt
 from firstlight.database.plan_writing import Asked, GpuTaken, write_place
 from firstlight.database.records import MigrationRecord
 from firstlight.database.tables import HostRow, InstanceRow, MigrationRow
@@ -58,25 +60,26 @@ async def plan_migration(
     host has room.
     """
     async with database.session() as session:
-        model = (await _serving(session, instance_id, is_locked=False)).model
+        model = (await lock_serving(session, instance_id, is_locked=False)).model
         others = await _others(session, instance_id, model, to_host)
     idle = await find_idle(others)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             async with database.transaction() as session:
                 await lock_decision(session, model, is_last_attempt=attempt == ATTEMPTS)
-                source = await _serving(session, instance_id, is_locked=True)
+                source = await lock_serving(session, instance_id, is_locked=True)
                 if idle is not None and await _still_serves(session, idle):
                     return await _reuse(session, source, idle, reason=reason, transfer=transfer)
                 view = await read_fleet(session, model=model, now_unix_s=now_unix_s)
-                decision = _decide(view, source, to_host)
+                decision = choose_destination(view, source, to_host)
                 return await _write(session, view, source, decision, reason=reason, transfer=transfer)
         except GpuTaken:
             continue
     raise AssertionError("the last attempt shuts out all other decisions")
 
 
-async def _serving(session: AsyncSession, instance_id: str, *, is_locked: bool) -> InstanceRow:
+async def lock_serving(session: AsyncSession, instance_id: str, *, is_locked: bool = True) -> InstanceRow:
+    """An instance that may move. Raises: UnknownInstance; Conflict when it does not serve or moves."""
     if is_locked:
         row: InstanceRow | None = await lock_instance(session, instance_id)
     else:
@@ -141,7 +144,8 @@ async def _reuse(
     )
 
 
-def _decide(view: FleetView, source: InstanceRow, to_host: str | None) -> Place:
+def choose_destination(view: FleetView, source: InstanceRow, to_host: str | None) -> Place:
+    """Where the source's instance goes. Raises: UnknownHost, Conflict, NoCapacity."""
     if view.wanted.state is ModelState.DELETING:
         raise Conflict(f"model {source.model!r} is being deleted", model=source.model)
     hosts = {host.host_id for host in view.snapshot.hosts}
@@ -234,11 +238,16 @@ async def serve_on(session: AsyncSession, request: ServeOnInput) -> bool:
     return True
 
 
-async def finish_migration(session: AsyncSession, request: FinishMigrationInput) -> None:
-    """Close the row with what came of it. Idempotent: the first end stays."""
+async def finish_migration(session: AsyncSession, request: FinishMigrationInput) -> ResumedMigration | None:
+    """Close the row with what came of it. Idempotent: the first end stays.
+
+    A failed attempt that an operator has followed up is told the next one, and the row stays open.
+    """
     row = await session.get(MigrationRow, request.migration_id, with_for_update=True)
     if row is None or row.state != "running":
-        return
+        return None
+    if row.attempt > request.attempt:
+        return await granted_attempt(session, row)
     move = request.move
     row.state, row.ended_at = request.state, func.clock_timestamp()
     row.requests_moved, row.rounds = move.moved, len(move.rounds)
@@ -246,6 +255,7 @@ async def finish_migration(session: AsyncSession, request: FinishMigrationInput)
     row.start_s, row.move_s, row.pause_s = request.start_s, move.elapsed_s, move.held_s
     row.observations = move.observations
     row.failure = request.failure[:LONGEST_FAILURE] or None
+    return None
 
 
 async def list_migrations(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from firstlight.contracts.starts import AbandonInput
+from firstlight.contracts.starts import AbandonInput, StartPlan
+from firstlight.database.current_plan import current_plan
 from firstlight.database.instance_closing import close_instance, lock_instance
 from firstlight.database.locks import lock_placements
 from firstlight.database.placements import record_checkpoint, write_placement
@@ -85,14 +86,15 @@ async def withdraw_route(session: AsyncSession, *, instance_id: str, epoch: int)
     return True
 
 
-async def abandon_start(session: AsyncSession, request: AbandonInput) -> None:
-    """Release the GPUs and close the row, unless a newer plan owns it. Idempotent.
+async def abandon_start(session: AsyncSession, request: AbandonInput) -> StartPlan | None:
+    """Release the GPUs and close the row, unless a newer plan owns it: that one is returned. Idempotent.
 
-    Raises: UnknownInstance.
+    Only the start's own workflow asks, so a newer plan that still starts is its to carry out: an operator
+    has resumed it. Raises: UnknownInstance.
     """
     row = await lock_instance(session, request.plan.instance_id)
     if row.epoch > request.plan.epoch:
-        return
+        return await current_plan(session, row.instance_id)
     await close_instance(
         session,
         row,
@@ -100,6 +102,7 @@ async def abandon_start(session: AsyncSession, request: AbandonInput) -> None:
         reason=request.failure,
         failure_code=request.failure_code,
     )
+    return None
 
 
 async def _check_still_wanted(session: AsyncSession, row: InstanceRow) -> None:

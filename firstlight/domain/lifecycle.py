@@ -52,7 +52,8 @@ INSTANCE_STEPS: Mapping[InstanceState, frozenset[InstanceState]] = {
     # Ready again when a migration that was to empty it came to nothing.
     InstanceState.DRAINING: frozenset({InstanceState.READY, InstanceState.STOPPED, InstanceState.FAILED}),
     InstanceState.STOPPED: frozenset(),
-    InstanceState.FAILED: frozenset(),
+    # Starting again, under a new epoch, when an operator has its failed start replayed.
+    InstanceState.FAILED: frozenset({InstanceState.STARTING}),
 }
 MODEL_STEPS: Mapping[ModelState, frozenset[ModelState]] = {
     ModelState.ACTIVE: frozenset({ModelState.DELETING}),

@@ -65,11 +65,17 @@ async def connect(settings: Settings) -> Client:
 
 async def check_answers(settings: Settings, *, within_s: float) -> None:
     """Raises: LaunchError for a cluster that is silent for so long, InvalidSettings for one that refuses."""
+    await connect_within(settings, within_s=within_s)
+
+
+async def connect_within(settings: Settings, *, within_s: float) -> Client:
+    """As `connect`, for someone who waits only so long. Raises: LaunchError, InvalidSettings."""
     deadline_s = time.monotonic() + within_s
     while True:
         try:
-            await ensure_search_attributes(await _connect_once(settings))
-            return
+            client = await _connect_once(settings)
+            await ensure_search_attributes(client)
+            return client
         except RuntimeError as failure:
             reason = str(failure)
         except RPCError as failure:

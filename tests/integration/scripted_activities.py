@@ -79,8 +79,8 @@ class ScriptedControl(ControlActivities):
 
     @activity.defn(name="abandon_start")
     @answering
-    async def abandon_start(self, request: starts.AbandonInput) -> starts.Nothing:
-        return await self.script.play("abandon_start", request, starts.Nothing())
+    async def abandon_start(self, request: starts.AbandonInput) -> starts.AbandonReceipt:
+        return await self.script.play("abandon_start", request, starts.AbandonReceipt())
 
     @activity.defn(name="record_start")
     @answering
@@ -132,8 +132,10 @@ class ScriptedControl(ControlActivities):
 
     @activity.defn(name="finish_migration")
     @answering
-    async def finish_migration(self, request: migrations.FinishMigrationInput) -> starts.Nothing:
-        return await self.script.play("finish_migration", request, starts.Nothing())
+    async def finish_migration(
+        self, request: migrations.FinishMigrationInput
+    ) -> migrations.FinishMigrationReceipt:
+        return await self.script.play("finish_migration", request, migrations.FinishMigrationReceipt())
 
 
 class ScriptedHost(HostActivities):
