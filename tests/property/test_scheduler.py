@@ -82,11 +82,13 @@ def brute_force(request: StartRequest, snapshot: FleetSnapshot) -> float | None:
     soonest: float | None = None
     for host in snapshot.hosts:
         free = [gpu for gpu in host.gpus if gpu.instance_id is None]
+        memory_bytes = sum(sorted(gpu.memory_bytes for gpu in host.gpus)[-request.model.gpu_count :])
+        pool_bytes = max(host.dram_capacity_bytes, memory_bytes)
         usable = (
             host.state == HostState.READY
             and host.host_id not in request.excluded_hosts
             and len(free) >= request.model.gpu_count
-            and (host.dram_capacity_bytes == 0 or host.dram_capacity_bytes >= request.model.size_bytes)
+            and (host.dram_capacity_bytes == 0 or pool_bytes >= request.model.size_bytes)
             and (host.ssd_capacity_bytes == 0 or host.ssd_capacity_bytes >= request.model.size_bytes)
         )
         if usable:

@@ -1,0 +1,45 @@
+"""GPUs that somebody holds and that are expected back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from firstlight.domain.fleet import Host, StartRequest
+from firstlight.domain.names import HostId
+from firstlight.domain.plan_search import Crowded
+
+
+class Expectation(NamedTuple):
+    """A start on `host_id` once enough of its GPUs are back; `total_s` counts from now."""
+
+    total_s: float
+    host_id: HostId
+    free_in_s: float
+
+
+def soonest_return(request: StartRequest, crowded: Sequence[Crowded]) -> Expectation | None:
+    """The soonest start on GPUs that have to come back first; None if none are expected.
+
+    `crowded` is in the order of what a start takes there.
+    """
+    soonest: Expectation | None = None
+    for one in crowded:
+        if soonest is not None and one.total_s > soonest.total_s:
+            break
+        free_in_s = _fits_in_s(one.host, request.model.gpu_count)
+        if free_in_s is not None:
+            found = Expectation(free_in_s + one.total_s, one.host_id, free_in_s)
+            soonest = found if soonest is None else min(soonest, found)
+    return soonest
+
+
+def _fits_in_s(host: Host, gpu_count: int) -> float | None:
+    """Seconds until `gpu_count` GPUs of the host are free, if all that are missing are expected back."""
+    times = [
+        0.0 if gpu.instance_id is None else gpu.free_in_s
+        for gpu in host.gpus
+        if gpu.instance_id is None or gpu.free_in_s is not None
+    ]
+    known = sorted(time for time in times if time is not None)
+    return known[gpu_count - 1] if len(known) >= gpu_count else None

@@ -1,0 +1,127 @@
+"""Every plan that could begin now, host by host, and the best of them.
+
+A plan costs the seconds until the model answers, and what it takes from others (`ways_out`). Hosts with free
+GPUs are compared first; those whose GPUs are held follow in the order of what a start there takes at least,
+until that alone is no better than the best plan known: no set of victims makes a start sooner.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from firstlight.domain.estimator import givers_of
+from firstlight.domain.fleet import FleetSnapshot, Host, StartRequest
+from firstlight.domain.names import HostId
+from firstlight.domain.obstacles import obstacle
+from firstlight.domain.start_costs import StartCosts
+from firstlight.domain.tenants import Tenants
+from firstlight.domain.victims import DIGITS, VictimSearch, VictimSet
+from firstlight.domain.ways_out import WaysOut
+
+_NEVER = float("inf")
+
+
+class Plan(NamedTuple):
+    """A start on `host`; `freed` says who goes first. `key` orders plans, the best first."""
+
+    key: tuple[float, int, int, HostId]
+    host: Host
+    total_s: float
+    freed: VictimSet | None = None
+
+
+class Crowded(NamedTuple):
+    """A host that could take the start if more of its GPUs were free."""
+
+    total_s: float
+    host_id: HostId
+    host: Host
+    free_gpus: int
+
+
+class PlanSearch:
+    """Looks at every host once, when made; `searched` are the hosts whose tenants were looked at since."""
+
+    def __init__(self, request: StartRequest, snapshot: FleetSnapshot) -> None:
+        self._request = request
+        self._snapshot = snapshot
+        self._victims: VictimSearch | None = None
+        self._tenants: Tenants | None = None
+        self.givers = givers_of(request.model, snapshot)
+        self._costs = StartCosts(request.model, snapshot, self.givers)
+        self.crowded: list[Crowded] = []
+        self.can_free = request.may_free and bool(snapshot.running)
+        self.searched: dict[HostId, VictimSet | None] = {}
+        self._free: Plan | None = None
+        self._look_at_hosts()
+
+    def best(self, *, deadline_s: float | None) -> Plan | None:
+        """The cheapest plan ready within `deadline_s`; None if there is none."""
+        latest_s = _NEVER if deadline_s is None else deadline_s
+        best = self._free if self._free is not None and self._free.total_s <= latest_s else None
+        if not self.can_free:
+            return best
+        for crowded in self.crowded:
+            total_s = crowded.total_s
+            if total_s > latest_s or (best is not None and _cannot_beat(total_s, best)):
+                break
+            found = self._with_victims(crowded, latest_s=latest_s, best=best)
+            if found is not None and (best is None or found.key < best.key):
+                best = found
+        return best
+
+    def _look_at_hosts(self) -> None:
+        model, excluded = self._request.model, self._request.excluded_hosts
+        needed = model.gpu_count
+        for host in self._snapshot.hosts:
+            if obstacle(model, host, excluded) is not None:
+                continue
+            total_s = self._costs.total_s(host)
+            free = 0
+            for gpu in host.gpus:
+                if gpu.instance_id is None:
+                    free += 1
+            if free < needed:
+                if needed <= len(host.gpus):
+                    self.crowded.append(Crowded(total_s, host.host_id, host, free))
+                continue
+            key = (round(total_s, DIGITS), 0, free - needed, host.host_id)
+            if self._free is None or key < self._free.key:
+                self._free = Plan(key, host, total_s)
+        self.crowded.sort(key=lambda one: (one.total_s, one.host_id))
+
+    def _with_victims(self, crowded: Crowded, *, latest_s: float, best: Plan | None) -> Plan | None:
+        model, host = self._request.model, crowded.host
+        tenants, victims = self._tools()
+        total_s = crowded.total_s
+        hidden_s = self._costs.hidden_s(host, total_s)
+        freed = victims.cheapest(
+            tenants.by_host.get(host.host_id, ()),
+            needed=model.gpu_count - crowded.free_gpus,
+            hidden_s=hidden_s,
+            latest_s=latest_s - total_s + hidden_s,
+            below_s=_NEVER if best is None else best.key[0] - total_s + 10**-DIGITS,
+        )
+        self.searched[host.host_id] = freed
+        if freed is None:
+            return None
+        key = (
+            round(total_s + freed.cost_s, DIGITS),
+            freed.evicted_bytes,
+            freed.spare_gpus,
+            host.host_id,
+        )
+        return Plan(key, host, total_s + freed.delay_s, freed)
+
+    def _tools(self) -> tuple[Tenants, VictimSearch]:
+        if self._tenants is None or self._victims is None:
+            self._tenants = Tenants(self._snapshot.running, self._request.model)
+            self._victims = VictimSearch(WaysOut(self._request, self._snapshot, self._tenants))
+        return self._tenants, self._victims
+
+
+def _cannot_beat(total_s: float, best: Plan) -> bool:
+    """Whether no victims at all would make a start that takes `total_s` better than `best`."""
+    least_s = round(total_s, DIGITS)
+    # Of equals the one that evicts nothing is better.
+    return least_s > best.key[0] or (least_s == best.key[0] and best.freed is None)
