@@ -293,6 +293,7 @@ class EngineStatusReply(_message.Message):
     TOKENS_GENERATED_FIELD_NUMBER: _builtins.int
     RSS_BYTES_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_TOKENS_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """spare | attaching | ready | draining"""
     instance_id: _builtins.str
@@ -308,6 +309,8 @@ class EngineStatusReply(_message.Message):
     rss_bytes: _builtins.int
     sessions: _builtins.int
     """requests that are on their way here and not yet attached"""
+    request_tokens: _builtins.int
+    """prompt and generated ones of the requests that run or wait"""
     def __init__(
         self,
         *,
@@ -324,10 +327,11 @@ class EngineStatusReply(_message.Message):
         tokens_generated: _builtins.int = ...,
         rss_bytes: _builtins.int = ...,
         sessions: _builtins.int = ...,
+        request_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "context_length", b"context_length", "epoch", b"epoch", "idle_s", b"idle_s", "instance_id", b"instance_id", "max_concurrency", b"max_concurrency", "model", b"model", "rss_bytes", b"rss_bytes", "running", b"running", "sessions", b"sessions", "state", b"state", "tokens_generated", b"tokens_generated", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "context_length", b"context_length", "epoch", b"epoch", "idle_s", b"idle_s", "instance_id", b"instance_id", "max_concurrency", b"max_concurrency", "model", b"model", "request_tokens", b"request_tokens", "rss_bytes", b"rss_bytes", "running", b"running", "sessions", b"sessions", "state", b"state", "tokens_generated", b"tokens_generated", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -126,6 +126,8 @@ class Load:
     tokens_generated: int
     # On their way here, and not yet attached.
     sessions: int = 0
+    # Prompt and generated ones of the requests that run or wait.
+    request_tokens: int = 0
 
 
 class Receiver(ABC):

@@ -112,8 +112,7 @@ class DecodeLoop:
     def active(self) -> tuple[ActiveRequest, ...]:
         """All requests that have not ended, those that wait for a slot included."""
         with self._changed:
-            running = [one for one in self._running if isinstance(one, ActiveRequest)]
-            found = (*running, *self._held, *self._waiting)
+            found = self._all_active()
         return tuple(active for active in found if not active.is_cancelled)
 
     def hold(self, active: ActiveRequest, on_held: Callable[[], None]) -> bool:
@@ -147,6 +146,7 @@ class DecodeLoop:
                 running=self._places_taken(),
                 waiting=len(self._waiting),
                 tokens_generated=self._tokens_generated,
+                request_tokens=sum(len(one.tokens) for one in self._all_active()),
             )
 
     def close(self) -> None:
@@ -186,6 +186,10 @@ class DecodeLoop:
                 if self._running or self._is_closing:
                     return not self._is_closing
                 self._changed.wait()
+
+    def _all_active(self) -> tuple[ActiveRequest, ...]:
+        running = [one for one in self._running if isinstance(one, ActiveRequest)]
+        return (*running, *self._held, *self._waiting)
 
     def _places_taken(self) -> int:
         return sum(one.wants_token for one in self._running) + len(self._held)

@@ -74,6 +74,7 @@ class InferenceService(engine_pb2_grpc.InferenceServicer):
             load: Load = engine.load()
             reply.running, reply.waiting = load.running, load.waiting
             reply.tokens_generated, reply.sessions = load.tokens_generated, load.sessions
+            reply.request_tokens = load.request_tokens
             reply.max_concurrency, reply.context_length = engine.max_concurrency, engine.context_length
         return reply
 

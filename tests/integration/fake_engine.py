@@ -54,6 +54,8 @@ class FakeEngine(engine_pb2_grpc.InferenceServicer):
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[engine_pb2.GenerateRequest] = field(default_factory=list)
     running: int = 0
+    # What it says of itself while nothing runs.
+    idle_s: float = 0.0
     most_running: int = 0
     cancelled: int = 0
 
@@ -134,7 +136,11 @@ class FakeEngine(engine_pb2_grpc.InferenceServicer):
         self, request: engine_pb2.EngineStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> engine_pb2.EngineStatusReply:
         return engine_pb2.EngineStatusReply(
-            state="ready", instance_id=self.instance_id, epoch=self.epoch, running=self.running
+            state="ready",
+            instance_id=self.instance_id,
+            epoch=self.epoch,
+            running=self.running,
+            idle_s=self.idle_s,
         )
 
 
