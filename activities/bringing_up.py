@@ -1,6 +1,7 @@
 """bring_up: bytes to DRAM, an engine bound to them, the route published. The one step a client waits for.
 
-The engine is attached while its bytes still come, and its route is published at once: requests wait inside
+A GPU that another instance gives up for this start is waited for while the bytes come. The engine is
+attached while its bytes still come, and its route is published at once: requests wait inside
 of the engine for the layers they have come to. The activity ends when all bytes are there; should they not
 come, it takes the route back and ends the engine before it fails.
 
@@ -18,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from activities.arriving import Arrived, Arriving
+from activities.awaiting_gpus import until_gpus_are_ours
 from activities.heartbeat import Heart, Progress
 from activities.patience import until_database_answers
 from firstlight.contracts.starts import BringUpInput, BringUpReceipt, PhaseSeconds, StartPlan
@@ -92,6 +94,7 @@ class BringUp:
     async def _serve(self, request: BringUpInput, bytes_: Arriving) -> _Attached:
         """Attach as soon as the store can answer for the bytes, and let requests in."""
         await bytes_.is_known.wait()
+        await until_gpus_are_ours(self.database, request.plan)
         attached = await self._attach(request.plan)
         await self._publish(request, attached.endpoint)
         return attached
@@ -213,16 +216,19 @@ def _phases(request: BringUpInput, arrived: Arrived, attached: _Attached) -> Pha
         beside_s = attached.stream_s
     attach_s = max(0.0, max(attached.own_s, attached.ended_s - attached.began_s) - beside_s)
     download_s = request.download_s + arrived.download_s
+    # As far as its bytes did not take as long as those that gave way.
+    free_s = max(0.0, attached.began_s - arrived.ended_s) if request.plan.awaits_gpus else 0.0
     measured = PhaseSeconds(
         queue_s=arrived.queue_s,
         download_s=download_s,
         load_s=attached.stream_s if arrived.is_streamed else arrived.load_s,
         attach_s=attach_s,
+        free_s=free_s,
         tier="remote" if request.download_s > 0 else arrived.tier,
         bytes_moved=arrived.bytes_moved,
         moving_at_unix_s=arrived.moving_at_unix_s,
     )
     # Two machines' clocks: a start never takes less than what was measured on one of them.
-    parts_s = measured.queue_s + measured.download_s + measured.load_s + measured.attach_s
+    parts_s = measured.queue_s + measured.download_s + measured.load_s + measured.free_s + measured.attach_s
     total_s = max(time.time() - request.plan.decided_at_unix_s, parts_s)
     return replace(measured, control_s=total_s - parts_s, total_s=total_s)

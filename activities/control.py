@@ -6,15 +6,17 @@ import time
 from contextlib import suppress
 
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.errors import answering
+from activities.evicting import evict
 from activities.heartbeat import beating
 from activities.leases import watch_lease
 from activities.moving_off import move_off
-from firstlight.contracts import draining, hosts, instances, migrations, starts
+from firstlight.contracts import draining, freeing, hosts, instances, migrations, starts
 from firstlight.contracts.activities import ControlActivities
+from firstlight.contracts.failures import error_of
 from firstlight.contracts.naming import cold_start_id
 from firstlight.database import (
     hosts_repository,
@@ -24,9 +26,10 @@ from firstlight.database import (
     starts_repository,
 )
 from firstlight.database.connection import Database
-from firstlight.domain.errors import UnknownModel
+from firstlight.domain.errors import MigrationFailed, UnknownModel
 from firstlight.domain.lifecycle import HostState, ModelState
 from firstlight.rpc.channels import Channels
+from firstlight.rpc.engine_loads import EngineLoads
 
 # A migration whose workflow has not begun by then never will: who planned it is dead.
 LOST_AFTER_S = 30.0
@@ -40,7 +43,13 @@ class Control(ControlActivities):
     @activity.defn(name="replan_start")
     @answering
     async def replan_start(self, request: starts.ReplanInput) -> starts.ReplanReceipt:
-        return await starts_repository.replan_start(self._database, request, now_unix_s=time.time())
+        async with Channels() as channels:
+            return await starts_repository.replan_start(
+                self._database,
+                request,
+                now_unix_s=time.time(),
+                ask_engines=EngineLoads(channels).ask,
+            )
 
     @activity.defn(name="abandon_start")
     @answering
@@ -77,6 +86,23 @@ class Control(ControlActivities):
     async def serve_on(self, request: migrations.ServeOnInput) -> starts.Nothing:
         async with self._database.transaction() as session:
             return starts.Nothing(ok=await migrations_repository.serve_on(session, request))
+
+    @activity.defn(name="evict_instance")
+    @answering
+    async def evict_instance(self, request: freeing.EvictInput) -> starts.Nothing:
+        async with Channels() as channels:
+            await evict(self._database, self._client, channels, request)
+        return starts.Nothing()
+
+    @activity.defn(name="join_migration")
+    @answering
+    async def join_migration(self, request: freeing.JoinMigrationInput) -> starts.Nothing:
+        async with beating("join"):
+            try:
+                await self._client.get_workflow_handle(request.migration_id).result()
+            except WorkflowFailureError as failure:
+                raise MigrationFailed(error_of(failure.cause).message) from failure
+        return starts.Nothing()
 
     @activity.defn(name="move_off")
     @answering

@@ -31,6 +31,7 @@ from firstlight.contracts.starts import (
 from firstlight.domain import errors
 from workflows import control_calls, host_calls, tables
 from workflows.downloading import download
+from workflows.freeing import StillTaken, free_gpus
 from workflows.launching import launch_instance
 from workflows.story import Story
 
@@ -93,10 +94,17 @@ class ColdStart:
         """Raises: the last plan's failure, when no other may be tried or none is left."""
         failed_hosts: list[str] = []
         silent_hosts: list[str] = []
+        spared: list[str] = []
         while True:
             try:
                 receipt = await self._carry_out()
                 break
+            except StillTaken as taken:
+                # No fault of the host: it may be chosen again, but not at the cost of the same instances.
+                spared += taken.instance_ids
+                may_go_on = self._may_replan(taken.cause, max_plans, is_hopeless=False)
+                if not may_go_on or not await self._replan(taken.cause, failed_hosts, silent_hosts, spared):
+                    raise taken.cause from None
             except (ActivityError, ChildWorkflowError) as failure:
                 if is_cancelled_exception(failure) and workflow.cancellation_reason() is not None:
                     raise
@@ -105,7 +113,7 @@ class ColdStart:
                     silent_hosts.append(self._plan.host_id)
                 if not self._may_replan(failure, max_plans):
                     raise
-                if not await self._replan(failure, failed_hosts, silent_hosts):
+                if not await self._replan(failure, failed_hosts, silent_hosts, spared):
                     raise
         if workflow.cancellation_reason() is not None:
             # The cancellation came while bring_up was about to finish: it asked for no instance.
@@ -113,6 +121,27 @@ class ColdStart:
         return receipt
 
     async def _carry_out(self) -> BringUpReceipt:
+        """Raises: ActivityError, ChildWorkflowError, StillTaken."""
+        if not self._plan.victims:
+            return await self._bring_up()
+        return await self._bring_up_beside_freeing()
+
+    async def _bring_up_beside_freeing(self) -> BringUpReceipt:
+        """The bytes come up to DRAM while others give way; bring_up attaches when the GPUs are its own."""
+        plan = self._plan
+        self._story.tell("; ".join(tables.fate(victim) for victim in plan.victims))
+        freeing = asyncio.create_task(free_gpus(plan, self._story.tell))
+        bringing = asyncio.create_task(self._bring_up())
+        try:
+            await workflow.wait([freeing, bringing], return_when=asyncio.FIRST_EXCEPTION)
+            if freeing.done() and not bringing.done():
+                freeing.result()
+            return await bringing
+        finally:
+            # Not cancelled once the instance serves: what remains of a migration then is to close its books.
+            await _ended(freeing, bringing)
+
+    async def _bring_up(self) -> BringUpReceipt:
         """Raises: ActivityError, ChildWorkflowError."""
         self._story.enter(first_phase(self._plan), host_id=self._plan.host_id)
         try:
@@ -174,13 +203,20 @@ class ColdStart:
         self._story.enter(LOADING)
         return workflow.time() - began_s
 
-    def _may_replan(self, failure: BaseException, max_plans: int) -> bool:
+    def _may_replan(self, failure: BaseException, max_plans: int, *, is_hopeless: bool | None = None) -> bool:
         error = error_of(failure)
         self._story.tell(f"plan {self._plans_tried} failed: {error.code}: {error.message}")
         self._plans_failed += 1
-        return self._plans_failed < max_plans and error.code not in HOPELESS
+        hopeless = error.code in HOPELESS if is_hopeless is None else is_hopeless
+        return self._plans_failed < max_plans and not hopeless
 
-    async def _replan(self, failure: BaseException, failed_hosts: list[str], silent_hosts: list[str]) -> bool:
+    async def _replan(
+        self,
+        failure: BaseException,
+        failed_hosts: list[str],
+        silent_hosts: list[str],
+        spared: list[str],
+    ) -> bool:
         if not never_taken_up(failure):
             await self._stop_engine("start failed")
         receipt = await control_calls.replan_start(
@@ -189,6 +225,7 @@ class ColdStart:
                 failed_hosts=failed_hosts,
                 failure=error_of(failure).message,
                 silent_hosts=silent_hosts,
+                spared=spared,
             )
         )
         if receipt.plan is None:

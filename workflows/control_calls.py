@@ -8,6 +8,7 @@ from temporalio import workflow
 
 from firstlight.contracts.activities import ControlActivities
 from firstlight.contracts.draining import DrainInput, MoveOffReceipt
+from firstlight.contracts.freeing import EvictInput, JoinMigrationInput
 from firstlight.contracts.hosts import (
     FailHostInput,
     FailHostReceipt,
@@ -114,6 +115,31 @@ async def finish_migration(request: FinishMigrationInput) -> FinishMigrationRece
         start_to_close_timeout=SQL,
         retry_policy=policies.UNTIL_DONE,
         summary=f"{request.state}: {request.move.moved} requests, {request.move.tokens} tokens moved",
+    )
+
+
+async def evict_instance(request: EvictInput) -> None:
+    await workflow.execute_activity_method(
+        ControlActivities.evict_instance,
+        request,
+        task_queue=CONTROL_QUEUE,
+        # Its start may still be handing it over to its workflow.
+        start_to_close_timeout=timedelta(seconds=30),
+        schedule_to_close_timeout=timedelta(seconds=60),
+        retry_policy=policies.UNTIL_DONE,
+        summary=f"end {request.model} ({request.instance_id}): {request.reason}",
+    )
+
+
+async def join_migration(request: JoinMigrationInput) -> None:
+    await workflow.execute_activity_method(
+        ControlActivities.join_migration,
+        request,
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=timedelta(minutes=15),
+        heartbeat_timeout=policies.HEARTBEAT,
+        retry_policy=policies.FEW,
+        summary=f"wait for {request.migration_id}, which somebody else began",
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from firstlight.contracts.starts import PhaseSeconds, PlannedEstimate
+from firstlight.contracts.starts import PhaseSeconds, PlannedEstimate, PlannedVictim
 
-PHASES = ("queue_s", "download_s", "load_s", "attach_s", "control_s", "total_s")
+PHASES = ("queue_s", "download_s", "load_s", "free_s", "attach_s", "control_s", "total_s")
 
 
 def compare(estimate: PlannedEstimate, actual: PhaseSeconds | None) -> str:
@@ -24,3 +24,10 @@ def _row(name: str, predicted_s: float, took_s: float | None) -> str:
     if took_s is None:
         return f"| {name} | {predicted_s:.3f} | | |"
     return f"| {name} | {predicted_s:.3f} | {took_s:.3f} | {took_s - predicted_s:+.3f} |"
+
+
+def fate(victim: PlannedVictim) -> str:
+    """What becomes of an instance that gives way, as one clause."""
+    what = "moves" if victim.is_moved else "ends, idle"
+    where = victim.destination.host_id if victim.destination is not None else victim.to_host_id
+    return f"{victim.instance_id} ({victim.model}) {what}" + (f" to {where}" if where else "")

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 
 from temporalio import activity
 
-from firstlight.contracts import draining, hosts, instances, migrations, starts
+from firstlight.contracts import draining, freeing, hosts, instances, migrations, starts
 
 
 class ControlActivities(ABC):
@@ -66,6 +66,16 @@ class ControlActivities(ABC):
     @abstractmethod
     async def serve_on(self, request: migrations.ServeOnInput) -> starts.Nothing:
         """Give the source of a migration that came to nothing its route back. `ok`: it serves. Idempotent."""
+
+    @activity.defn(name="evict_instance")
+    @abstractmethod
+    async def evict_instance(self, request: freeing.EvictInput) -> starts.Nothing:
+        """Have an idle instance end for somebody who needs its GPUs; one that is busy or needed stays."""
+
+    @activity.defn(name="join_migration")
+    @abstractmethod
+    async def join_migration(self, request: freeing.JoinMigrationInput) -> starts.Nothing:
+        """Heartbeats until a migration that somebody else began has completed; fails as it fails."""
 
     @activity.defn(name="move_off")
     @abstractmethod

@@ -14,12 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from firstlight.contracts.starts import PlannedVictim, StartPlan
 from firstlight.database.fleet_view import FleetView, read_fleet
-from firstlight.database.migration_writing import add_migration, are_moving
+from firstlight.database.migration_writing import add_migration, are_moving, next_migration_id
 from firstlight.database.plan_writing import Asked, GpuTaken, write_place
 from firstlight.database.tables import InstanceRow, PromiseRow, ReservationRow
+from firstlight.domain.errors import StaleEpoch, UnknownInstance
 from firstlight.domain.estimator import estimate_start, givers_of
 from firstlight.domain.lifecycle import InstanceState
-from firstlight.domain.names import HostId
 from firstlight.domain.scheduler import Migrate, Place, Victim, VictimAction
 
 
@@ -92,8 +92,7 @@ async def _planned(
     theirs = await read_fleet(session, model=row.model, now_unix_s=view.snapshot.taken_at_unix_s)
     if victim.to_instance_id is not None:
         return await _moves_to(session, victim, row, rows[victim.to_instance_id], theirs, reason=reason)
-    assert victim.to_host is not None, "what moves goes somewhere"
-    destination = await _destination(session, theirs, victim, victim.to_host, rows, reason=reason)
+    destination = await _destination(session, theirs, victim, row, rows, reason=reason)
     migration_id = await add_migration(
         session, row, destination.instance_id, reason=reason, transfer=theirs.wanted.transfer
     )
@@ -152,13 +151,14 @@ async def _destination(
     session: AsyncSession,
     theirs: FleetView,
     victim: Victim,
-    to_host: HostId,
+    row: InstanceRow,
     rows: Mapping[str, InstanceRow],
     *,
     reason: str,
 ) -> StartPlan:
+    to_host = victim.to_host
     host = next((one for one in theirs.snapshot.hosts if one.host_id == to_host), None)
-    if host is None:
+    if host is None or to_host is None:
         raise GpuTaken
     model = theirs.wanted.model
     place = Place(
@@ -169,7 +169,7 @@ async def _destination(
     )
     return await write_place(
         session,
-        asked=Asked(request_id=f"move-{victim.instance_id}", model=model.name, deadline_s=None),
+        asked=Asked(request_id=await next_migration_id(session, row), model=model.name, deadline_s=None),
         view=theirs,
         decision=place,
         reason=f"migration: {reason}",
@@ -195,3 +195,17 @@ async def still_promised(session: AsyncSession, instance_id: str) -> int:
     """How many of a start's GPUs others still hold."""
     found = await session.scalars(select(PromiseRow.gpu_index).where(PromiseRow.instance_id == instance_id))
     return len(found.all())
+
+
+async def awaited_gpus(session: AsyncSession, *, instance_id: str, epoch: int) -> int:
+    """As `still_promised`, for a plan that must still be in force. Raises: UnknownInstance, StaleEpoch."""
+    row = await session.get(InstanceRow, instance_id, populate_existing=True)
+    if row is None:
+        raise UnknownInstance(f"there is no instance {instance_id!r}", instance_id=instance_id)
+    if row.epoch != epoch or not row.is_live:
+        raise StaleEpoch(
+            f"instance {instance_id} is {row.state} under epoch {row.epoch}; epoch {epoch} is too late",
+            instance_id=instance_id,
+            epoch=epoch,
+        )
+    return await still_promised(session, instance_id)

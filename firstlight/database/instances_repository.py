@@ -23,6 +23,7 @@ __all__ = [
     "get_instance",
     "list_instances",
     "read_instances",
+    "serve_again",
 ]
 
 
@@ -86,6 +87,18 @@ async def begin_drain(session: AsyncSession, request: BeginDrainInput) -> BeginD
     row.state = InstanceState.DRAINING
     row.end_reason = request.reason
     return BeginDrainReceipt(draining=True, state=row.state)
+
+
+async def serve_again(session: AsyncSession, *, instance_id: str, epoch: int, reason: str) -> bool:
+    """draining → ready for one that was drained for `reason` and is needed after all; False: it ends anyway.
+
+    Raises: UnknownInstance.
+    """
+    row = await lock_instance(session, instance_id)
+    if row.epoch != epoch or row.state != InstanceState.DRAINING or row.end_reason != reason:
+        return False
+    row.state, row.end_reason = InstanceState.READY, None
+    return True
 
 
 async def finish_instance(session: AsyncSession, request: FinishInput) -> None:

@@ -54,6 +54,8 @@ def worker_of(client: Client, control: ControlActivities) -> Worker:
             control.serve_on,
             control.finish_migration,
             control.move_off,
+            control.evict_instance,
+            control.join_migration,
         ],
         interceptors=boundaries(),
         workflow_runner=runner(),

@@ -15,7 +15,7 @@ from temporalio import activity
 
 from activities.errors import answering
 from activities.heartbeat import beating
-from firstlight.contracts import draining, hosts, instances, migrations, starts
+from firstlight.contracts import draining, freeing, hosts, instances, migrations, starts
 from firstlight.contracts.activities import ControlActivities, HostActivities
 from firstlight.domain.errors import FirstlightError
 
@@ -124,6 +124,16 @@ class ScriptedControl(ControlActivities):
     @answering
     async def serve_on(self, request: migrations.ServeOnInput) -> starts.Nothing:
         return await self.script.play("serve_on", request, starts.Nothing())
+
+    @activity.defn(name="evict_instance")
+    @answering
+    async def evict_instance(self, request: freeing.EvictInput) -> starts.Nothing:
+        return await self.script.play("evict_instance", request, starts.Nothing())
+
+    @activity.defn(name="join_migration")
+    @answering
+    async def join_migration(self, request: freeing.JoinMigrationInput) -> starts.Nothing:
+        return await self.script.play("join_migration", request, starts.Nothing())
 
     @activity.defn(name="move_off")
     @answering
