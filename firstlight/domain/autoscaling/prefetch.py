@@ -33,6 +33,8 @@ class PrefetchBudget:
     dram_share: float = 0.8
     ssd_share: float = 0.8
     copies_at_most: int = 3
+    # In DRAM one copy serves all who start there; further ones pay where bursts need several hosts at once.
+    dram_copies_at_most: int = 1
     need_at_least: float = 0.2
     # Only so many of the likeliest models are looked at: a pass over thousands stays short.
     models_at_most: int = 64
@@ -128,9 +130,16 @@ def _room(snapshot: FleetSnapshot, budget: PrefetchBudget, sizes: Mapping[Checkp
 
 
 def _busy_share(snapshot: FleetSnapshot) -> float:
-    """Share of the GPUs that are held: how likely a host that is near turns out to have none free."""
+    """Share of the GPUs that a start could not have: the chance that a near host has none."""
     gpus = [gpu for host in snapshot.hosts for gpu in host.gpus]
-    return sum(gpu.instance_id is not None for gpu in gpus) / len(gpus) if gpus else 0.0
+    idle = _idle_gpus(snapshot)
+    held = sum(gpu.instance_id is not None and gpu.instance_id not in idle for gpu in gpus)
+    return held / len(gpus) if gpus else 0.0
+
+
+def _idle_gpus(snapshot: FleetSnapshot) -> frozenset[str]:
+    """Instances that a start may end for their GPUs."""
+    return frozenset(one.instance_id for one in snapshot.running if one.idle_s is not None)
 
 
 def _proposals(
@@ -145,24 +154,34 @@ def _proposals(
         return
     givers = givers_of(one.model, snapshot)
     now = {host.host_id: estimate_start(one.model, host, snapshot, givers=givers) for host in able}
-    yield from _into_dram(one, able, snapshot, now, busy)
+    yield from _into_dram(one, able, snapshot, now, busy, budget)
     yield from _onto_ssd(one, able, snapshot, now, busy, budget)
 
 
 def _into_dram(
-    one: Likely, able: list[Host], snapshot: FleetSnapshot, now: Mapping[HostId, StartEstimate], busy: float
+    one: Likely,
+    able: list[Host],
+    snapshot: FleetSnapshot,
+    now: Mapping[HostId, StartEstimate],
+    busy: float,
+    budget: PrefetchBudget,
 ) -> Iterable[Prefetch]:
-    """Where one copy in DRAM makes the soonest start sooner; nothing if a host that can start has one."""
-    near = [host for host in able if host.tiers.get(one.model.checkpoint_id) is Tier.DRAM]
-    if near:
+    """Where a copy in DRAM makes a start sooner: a further one where the others are busy."""
+    copies = sum(host.tiers.get(one.model.checkpoint_id) is Tier.DRAM for host in able)
+    if copies >= budget.dram_copies_at_most:
         return
+    idle = _idle_gpus(snapshot)
     soonest_s = min(estimate.total_s for estimate in now.values())
     for host in able:
+        if host.tiers.get(one.model.checkpoint_id) is Tier.DRAM:
+            continue
         after = _estimate_at(one.model, host, snapshot, Tier.DRAM)
-        # A host without a free GPU now may have none then either.
-        chance = 1.0 if len(host.free_gpus()) >= one.model.gpu_count else 1.0 - busy
+        # A host without a GPU for it now may have none then either.
+        open_gpus = sum(gpu.instance_id is None or gpu.instance_id in idle for gpu in host.gpus)
+        chance = 1.0 if open_gpus >= one.model.gpu_count else 1.0 - busy
         # The copy comes the way a start's bytes would: the nearer the host has them, the cheaper it is.
-        saves_s = one.need * chance * (soonest_s - after.total_s)
+        before_s = now[host.host_id].total_s if copies else soonest_s
+        saves_s = one.need * chance * busy**copies * (before_s - after.total_s)
         if saves_s > 0:
             yield Prefetch(
                 host_id=host.host_id,
@@ -170,7 +189,7 @@ def _into_dram(
                 tier=Tier.DRAM,
                 size_bytes=one.model.size_bytes,
                 saves_s=saves_s,
-                reason=f"wanted with {one.need:.0%}, {soonest_s - after.total_s:.1f} s sooner from DRAM",
+                reason=f"wanted with {one.need:.0%}, {before_s - after.total_s:.1f} s sooner from DRAM",
             )
 
 
