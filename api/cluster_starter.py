@@ -18,12 +18,14 @@ from firstlight.contracts.starting import start_cold_start
 from firstlight.contracts.starts import AbandonInput, ColdStartInput
 from firstlight.database.connection import Database
 from firstlight.database.fleet_view import FleetView
+from firstlight.database.moves_called_off import call_off_moves
 from firstlight.database.records import PlannedStart
 from firstlight.database.starts_repository import abandon_start, plan_start
 from firstlight.domain.errors import EngineGone, FirstlightError, Overloaded
-from firstlight.domain.scheduler import Place
+from firstlight.domain.scheduler import Migrate, Place
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import HostClient, StoreClient
+from firstlight.rpc.engine_loads import EngineLoads
 
 # A store that was told a moment ago has not forgotten.
 TELL_AGAIN_S = 0.25
@@ -62,9 +64,9 @@ class ClusterStarter(Starter):
     ) -> PlannedStart:
         now_unix_s = time.time()
         self.foretell(model, request_id)
-        place: Place | None = None
+        place: Place | Migrate | None = None
 
-        def chosen(decision: Place, view: FleetView) -> None:
+        def chosen(decision: Place | Migrate, view: FleetView) -> None:
             nonlocal place
             place = decision
             self._hint(foreseen(decision, view.wanted, view.snapshot), model, request_id)
@@ -77,6 +79,7 @@ class ClusterStarter(Starter):
             request_id=request_id,
             now_unix_s=now_unix_s,
             on_chosen=chosen,
+            ask_engines=EngineLoads(self._channels).ask,
         )
         if place is not None and planned.plan is not None:
             self._foresight.placed(place, planned.plan.instance_id)
@@ -131,6 +134,7 @@ class ClusterStarter(Starter):
     async def _abandon(self, request: AbandonInput) -> None:
         async with self._database.transaction() as session:
             await abandon_start(session, request)
+            await call_off_moves(session, request.plan, failure=request.failure)
 
     async def _hint_store(self, target: Foreseen, request_id: str) -> None:
         async def prepare(host: HostAddresses) -> None:

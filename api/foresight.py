@@ -14,7 +14,7 @@ from firstlight.database.fleet_view import FleetPicture, WantedModel
 from firstlight.database.plan_writing import peer_endpoints
 from firstlight.domain.fleet import FleetSnapshot, Gpu, Host, StartRequest
 from firstlight.domain.names import HostId, InstanceId
-from firstlight.domain.scheduler import Place, decide
+from firstlight.domain.scheduler import Migrate, Place, decide
 
 # An older picture says too little of which GPUs are free and where the bytes lie.
 FRESH_FOR_S = 120.0
@@ -43,7 +43,7 @@ class Foresight:
         self._picture = picture
         self._guesses.clear()
 
-    def placed(self, place: Place, instance_id: str) -> None:
+    def placed(self, place: Place | Migrate, instance_id: str) -> None:
         """A start has just been given these GPUs."""
         taken = frozenset(place.gpu_indices)
 
@@ -68,7 +68,9 @@ class Foresight:
         if model not in self._guesses and (wanted := picture.models.get(model)) is not None:
             decision = decide(StartRequest(wanted.model, may_wait=False), picture.snapshot)
             self._guesses[model] = (
-                foreseen(decision, wanted, picture.snapshot) if isinstance(decision, Place) else None
+                foreseen(decision, wanted, picture.snapshot)
+                if isinstance(decision, Place | Migrate)
+                else None
             )
         return self._guesses.get(model)
 
@@ -83,7 +85,7 @@ class Foresight:
         self.see(replace(self._picture, snapshot=replace(snapshot, hosts=hosts)))
 
 
-def foreseen(place: Place, wanted: WantedModel, snapshot: FleetSnapshot) -> Foreseen:
+def foreseen(place: Place | Migrate, wanted: WantedModel, snapshot: FleetSnapshot) -> Foreseen:
     """What a placement means for the chosen host's store."""
     return Foreseen(
         host_id=place.host_id,

@@ -8,7 +8,7 @@ from typing import Any
 from api.services import Services
 from firstlight.database.records import PlannedStart
 from firstlight.domain.errors import NoCapacity
-from firstlight.domain.scheduler import Place, Reject, Wait
+from firstlight.domain.scheduler import Migrate, Place, Reject, Wait
 
 
 # Any: JSON.
@@ -52,7 +52,7 @@ def _decided(planned: PlannedStart) -> dict[str, Any]:
             raise NoCapacity(reason, retry_after_s=retry_after_s)
         case Wait(reason=reason, ready_in_s=ready_in_s, instance_id=instance_id):
             told |= {"reason": reason, "estimated_s": ready_in_s, "instance_id": instance_id}
-        case Place(host_id=host_id, estimate=estimate):
+        case Place(host_id=host_id, estimate=estimate) | Migrate(host_id=host_id, estimate=estimate):
             told |= {"state": "starting", "host_id": host_id, "estimated_s": estimate.total_s}
     if planned.plan is not None:
         told["instance_id"] = planned.plan.instance_id
