@@ -359,6 +359,7 @@ class InventoryReply(_message.Message):
     ARENA_KIND_FIELD_NUMBER: _builtins.int
     SSD_READ_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     PEER_ENDPOINT_FIELD_NUMBER: _builtins.int
+    DRAM_TO_GPU_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     ssd_capacity_bytes: _builtins.int
     ssd_used_bytes: _builtins.int
     dram_capacity_bytes: _builtins.int
@@ -368,9 +369,11 @@ class InventoryReply(_message.Message):
     arena_kind: _builtins.str
     """hugetlb | tmpfs-huge | memfd"""
     ssd_read_bytes_per_s: _builtins.float
-    """measured by the probe at start"""
+    """measured by the probe, once a boot; 0: not yet"""
     peer_endpoint: _builtins.str
     """host:port where other stores may fetch from; empty: they may not"""
+    dram_to_gpu_bytes_per_s: _builtins.float
+    """likewise; 0 without GPUs"""
     @_builtins.property
     def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredCheckpoint]: ...
     def __init__(
@@ -385,10 +388,11 @@ class InventoryReply(_message.Message):
         arena_kind: _builtins.str = ...,
         ssd_read_bytes_per_s: _builtins.float = ...,
         peer_endpoint: _builtins.str = ...,
+        dram_to_gpu_bytes_per_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_kind", b"arena_kind", "checkpoints", b"checkpoints", "dram_capacity_bytes", b"dram_capacity_bytes", "dram_used_bytes", b"dram_used_bytes", "peer_endpoint", b"peer_endpoint", "queued_bytes", b"queued_bytes", "ssd_capacity_bytes", b"ssd_capacity_bytes", "ssd_read_bytes_per_s", b"ssd_read_bytes_per_s", "ssd_used_bytes", b"ssd_used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_kind", b"arena_kind", "checkpoints", b"checkpoints", "dram_capacity_bytes", b"dram_capacity_bytes", "dram_to_gpu_bytes_per_s", b"dram_to_gpu_bytes_per_s", "dram_used_bytes", b"dram_used_bytes", "peer_endpoint", b"peer_endpoint", "queued_bytes", b"queued_bytes", "ssd_capacity_bytes", b"ssd_capacity_bytes", "ssd_read_bytes_per_s", b"ssd_read_bytes_per_s", "ssd_used_bytes", b"ssd_used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -480,3 +484,64 @@ class RemoveReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveReply: _TypeAlias = RemoveReply  # noqa: Y015
+
+@_typing.final
+class ExpectRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NeedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NEED_FIELD_NUMBER: _builtins.int
+    GOOD_FOR_S_FIELD_NUMBER: _builtins.int
+    good_for_s: _builtins.float
+    """Forgotten after so long: a control plane that is away has no say in what goes."""
+    @_builtins.property
+    def need(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """By checkpoint id, 0 to 1. What is not named is unknown again; each word replaces the one before."""
+
+    def __init__(
+        self,
+        *,
+        need: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        good_for_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["good_for_s", b"good_for_s", "need", b"need"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpectRequest: _TypeAlias = ExpectRequest  # noqa: Y015
+
+@_typing.final
+class ExpectReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpectReply: _TypeAlias = ExpectReply  # noqa: Y015

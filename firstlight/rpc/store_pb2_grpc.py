@@ -59,6 +59,11 @@ class StoreStub:
                 request_serializer=firstlight_dot_rpc_dot_store__pb2.InventoryRequest.SerializeToString,
                 response_deserializer=firstlight_dot_rpc_dot_store__pb2.InventoryReply.FromString,
                 _registered_method=True)
+        self.Expect = channel.unary_unary(
+                '/firstlight.v1.Store/Expect',
+                request_serializer=firstlight_dot_rpc_dot_store__pb2.ExpectRequest.SerializeToString,
+                response_deserializer=firstlight_dot_rpc_dot_store__pb2.ExpectReply.FromString,
+                _registered_method=True)
         self.Remove = channel.unary_unary(
                 '/firstlight.v1.Store/Remove',
                 request_serializer=firstlight_dot_rpc_dot_store__pb2.RemoveRequest.SerializeToString,
@@ -103,6 +108,13 @@ class StoreServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Expect(self, request, context):
+        """How likely checkpoints are to be wanted soon: what is dear and likely stays when room is needed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Remove(self, request, context):
         """Remove from SSD and DRAM. FAILED_PRECONDITION while a reader holds a pin (unless only_dram finds none).
         """
@@ -137,6 +149,11 @@ def add_StoreServicer_to_server(servicer, server):
                     servicer.Inventory,
                     request_deserializer=firstlight_dot_rpc_dot_store__pb2.InventoryRequest.FromString,
                     response_serializer=firstlight_dot_rpc_dot_store__pb2.InventoryReply.SerializeToString,
+            ),
+            'Expect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Expect,
+                    request_deserializer=firstlight_dot_rpc_dot_store__pb2.ExpectRequest.FromString,
+                    response_serializer=firstlight_dot_rpc_dot_store__pb2.ExpectReply.SerializeToString,
             ),
             'Remove': grpc.unary_unary_rpc_method_handler(
                     servicer.Remove,
@@ -279,6 +296,33 @@ class Store:
             '/firstlight.v1.Store/Inventory',
             firstlight_dot_rpc_dot_store__pb2.InventoryRequest.SerializeToString,
             firstlight_dot_rpc_dot_store__pb2.InventoryReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Expect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/firstlight.v1.Store/Expect',
+            firstlight_dot_rpc_dot_store__pb2.ExpectRequest.SerializeToString,
+            firstlight_dot_rpc_dot_store__pb2.ExpectReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,8 @@ class StoreStub:
     GetFiles: _grpc.UnaryUnaryMultiCallable[_store_pb2.GetFilesRequest, _store_pb2.GetFilesReply]
     """The small files that stand beside the weights: config, tokenizer, chat template."""
     Inventory: _grpc.UnaryUnaryMultiCallable[_store_pb2.InventoryRequest, _store_pb2.InventoryReply]
+    Expect: _grpc.UnaryUnaryMultiCallable[_store_pb2.ExpectRequest, _store_pb2.ExpectReply]
+    """How likely checkpoints are to be wanted soon: what is dear and likely stays when room is needed."""
     Remove: _grpc.UnaryUnaryMultiCallable[_store_pb2.RemoveRequest, _store_pb2.RemoveReply]
     """Remove from SSD and DRAM. FAILED_PRECONDITION while a reader holds a pin (unless only_dram finds none)."""
 
@@ -59,6 +61,8 @@ class StoreAsyncStub(StoreStub):
     GetFiles: _aio.UnaryUnaryMultiCallable[_store_pb2.GetFilesRequest, _store_pb2.GetFilesReply]  # type: ignore[assignment]
     """The small files that stand beside the weights: config, tokenizer, chat template."""
     Inventory: _aio.UnaryUnaryMultiCallable[_store_pb2.InventoryRequest, _store_pb2.InventoryReply]  # type: ignore[assignment]
+    Expect: _aio.UnaryUnaryMultiCallable[_store_pb2.ExpectRequest, _store_pb2.ExpectReply]  # type: ignore[assignment]
+    """How likely checkpoints are to be wanted soon: what is dear and likely stays when room is needed."""
     Remove: _aio.UnaryUnaryMultiCallable[_store_pb2.RemoveRequest, _store_pb2.RemoveReply]  # type: ignore[assignment]
     """Remove from SSD and DRAM. FAILED_PRECONDITION while a reader holds a pin (unless only_dram finds none)."""
 
@@ -101,6 +105,14 @@ class StoreServicer(metaclass=_abc_1.ABCMeta):
         request: _store_pb2.InventoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_store_pb2.InventoryReply, _abc.Awaitable[_store_pb2.InventoryReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Expect(
+        self,
+        request: _store_pb2.ExpectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_store_pb2.ExpectReply, _abc.Awaitable[_store_pb2.ExpectReply]]:
+        """How likely checkpoints are to be wanted soon: what is dear and likely stays when room is needed."""
 
     @_abc_1.abstractmethod
     def Remove(

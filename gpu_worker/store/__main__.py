@@ -18,12 +18,15 @@ from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.disk import write_atomically
 from gpu_worker.store.gpu_handover import GpuHandover
 from gpu_worker.store.native_memory import NativeMemory
-from gpu_worker.store.probe import ssd_read_bytes_per_s
+from gpu_worker.store.probe import Prober
 from gpu_worker.store.process_log import log_to_stderr
 from gpu_worker.store.service import StoreService
 from gpu_worker.store.store import Store
 
 log = logging.getLogger("store")
+
+# What bringing a checkpoint back is taken to cost until the SSD was measured.
+GUESSED_SSD_BYTES_PER_S = 1.5e9
 
 
 async def serve(config: StoreConfig) -> None:
@@ -35,11 +38,17 @@ async def serve(config: StoreConfig) -> None:
     state_dir.mkdir(parents=True, exist_ok=True)
     config.ssd_root.mkdir(parents=True, exist_ok=True)
     config.make_socket_dir()
-    bandwidth = await asyncio.to_thread(ssd_read_bytes_per_s, ssd_root=config.ssd_root, state_dir=state_dir)
+    prober = Prober(ssd_root=config.ssd_root, state_dir=state_dir)
     memory = NativeMemory(size_bytes=config.dram_capacity_bytes, threads=config.load_threads)
     log.info("arena bytes=%d kind=%s", memory.size_bytes, memory.kind)
     gpu = GpuHandover.of(config, memory.arena)
-    store = Store(config=config, memory=memory, gpu=gpu, ssd_read_bytes_per_s=bandwidth)
+    store = Store(
+        config=config,
+        memory=memory,
+        gpu=gpu,
+        ssd_read_bytes_per_s=prober.figures.ssd_read_bytes_per_s or GUESSED_SSD_BYTES_PER_S,
+        prober=prober,
+    )
     server = new_server()
     add_StoreServicer_to_server(StoreService(store), server)
     try:

@@ -58,6 +58,10 @@ class Downloads:
     def is_running(self, checkpoint_id: str) -> bool:
         return checkpoint_id in self._running
 
+    @property
+    def is_idle(self) -> bool:
+        return not self._running
+
     def task_of(self, checkpoint_id: str) -> asyncio.Task[None] | None:
         """Of the download under way, to wait for its end."""
         running = self._running.get(checkpoint_id)

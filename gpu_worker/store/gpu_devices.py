@@ -45,6 +45,11 @@ class GpuDevices:
             raise GpuUnavailable(f"GPU {uuid} failed in the store before: {self._broken[uuid]}", gpu=uuid)
         return devices[uuid]
 
+    async def first(self) -> GpuDevice:
+        """As `device`, of the first one."""
+        devices = await asyncio.shield(asyncio.wrap_future(self._opened))
+        return await self.device(next(iter(devices)))
+
     def condemn(self, uuid: str, failure: GpuError) -> None:
         """Use it no more: most errors of a copy leave a context that answers nothing else from then on."""
         self._broken[uuid] = failure.message

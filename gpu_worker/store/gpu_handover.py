@@ -22,7 +22,7 @@ from gpu_worker.store.gpu_copies import GpuCopies, GpuTarget
 from gpu_worker.store.gpu_devices import GpuDevices
 from gpu_worker.store.pool import Pool
 from gpu_worker.store.reach import Reach
-from native_loader import Arena
+from native_loader import Arena, GpuDevice
 
 SMALLEST_CHUNK_BYTES = 2**20
 
@@ -49,6 +49,10 @@ class GpuHandover:
         """Blocks; for the thread that has made the arena resident."""
         if self._devices is not None:
             self._devices.pin()
+
+    async def first_device(self) -> GpuDevice | None:
+        """None on a host without GPUs. Waits for the driver's start. Raises: GpuUnavailable, GpuError."""
+        return await self._devices.first() if self._devices is not None else None
 
     def bytes_done(self, checkpoint_id: str) -> int:
         return self._copies.bytes_done(checkpoint_id) if self._copies is not None else 0

@@ -1,100 +1,129 @@
-"""How fast this host's SSD really reads: direct reads into memory that is there already.
+"""What this host's devices can do, before any load has shown it: what the estimator starts from.
 
-The figure is what the estimator starts from. It is kept in the state directory, so a restart costs nothing.
+Measured once a boot and volume, behind the store's start and while it moves nothing, and kept in the state
+directory: a store that is started again knows at once, and after a boot the last figures serve until new ones
+are there.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import asyncio
 import json
 import logging
-import mmap
 import os
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from firstlight.domain.errors import FirstlightError
 from gpu_worker.store.disk import write_atomically
+from gpu_worker.store.gpu_handover import GpuHandover
+from gpu_worker.store.gpu_probe import measure_copy
+from gpu_worker.store.ssd_probe import Disturbed, measure_reads
 
 log = logging.getLogger("store.probe")
 
-PROBE_BYTES = 128 * 2**20
-BLOCK_BYTES = 4 * 2**20
-HUGE_PAGE_BYTES = 2 * 2**20
-THREADS = 2
-PASSES = 3
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# Who comes just after the store's start finds the device free.
+QUIET_FOR_S = 2.0
+# A store that is always busy learns from its loads.
+TRIES = 20
 
 
-def ssd_read_bytes_per_s(*, ssd_root: Path, state_dir: Path) -> float:
-    """The kept figure for this device, or a fresh measurement. Raises: OSError."""
-    kept = state_dir / "probe.json"
-    device = os.stat(ssd_root).st_dev
-    try:
-        record = json.loads(kept.read_text())
-        if record["device"] == device:
-            return float(record["read_bytes_per_s"])
-    except (OSError, ValueError, KeyError, TypeError):
-        log.info("no earlier probe of the SSD")
-    measured, is_direct = measure(ssd_root)
-    log.info("ssd read_bytes_per_s=%.3g direct=%s", measured, is_direct)
-    record = {"device": device, "read_bytes_per_s": measured, "is_direct": is_direct}
-    write_atomically(kept, json.dumps(record))
-    return measured
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Bytes a second; 0: not measured, or no such device."""
+
+    ssd_read_bytes_per_s: float = 0.0
+    dram_to_gpu_bytes_per_s: float = 0.0
 
 
-def measure(directory: Path) -> tuple[float, bool]:
-    """Write a file, put it out of the page cache, read it; (bytes a second, whether reads were direct)."""
-    path = directory / ".probe"
-    try:
-        _write(path)
-        fd, is_direct = _open_direct(path)
+class Prober:
+    """Belongs to the store's event loop. `figures` are the kept ones until `run` has new ones."""
+
+    def __init__(self, *, ssd_root: Path, state_dir: Path, quiet_for_s: float = QUIET_FOR_S) -> None:
+        self._ssd_root = ssd_root
+        self._path = state_dir / "probe.json"
+        self._quiet_for_s = quiet_for_s
+        self._of = {"boot_id": _boot_id(), "device": os.stat(ssd_root).st_dev}
+        self.figures, self.is_fresh = self._kept()
+
+    async def run(self, *, is_quiet: Callable[[], bool], gpu: GpuHandover) -> None:
+        """Measure what is not known since this boot; never raises for a device's sake."""
+        if self.is_fresh:
+            return
+        has_measured = await self._until_measured(is_quiet)
+        await self._measure_gpu(gpu)
+        if has_measured:
+            self._keep()
+
+    async def _until_measured(self, is_quiet: Callable[[], bool]) -> bool:
+        for _ in range(TRIES):
+            await asyncio.sleep(self._quiet_for_s)
+            if not is_quiet():
+                continue
+            try:
+                return await self._measure_ssd(is_quiet)
+            except Disturbed:
+                log.info("probe of the SSD put off: a load came")
+        return False
+
+    async def _measure_ssd(self, is_quiet: Callable[[], bool]) -> bool:
+        """False if the volume refuses. Raises: Disturbed."""
         try:
-            # The fastest of a few: what slows one down is somebody else, and the device is what is measured.
-            return PROBE_BYTES / min(_timed_read(fd) for _ in range(PASSES)), is_direct
-        finally:
-            os.close(fd)
-    finally:
-        path.unlink(missing_ok=True)
+            found = await asyncio.to_thread(measure_reads, self._ssd_root, is_quiet=is_quiet)
+        except (OSError, FirstlightError) as failure:
+            log.warning("the SSD could not be measured, its estimates start from a guess: %s", failure)
+            return False
+        log.info(
+            "ssd read_bytes_per_s=%.3g by=%s bytes=%d passes=%d in_s=%.2f folder=%s",
+            found.bytes_per_s,
+            found.io_mode,
+            found.size_bytes,
+            found.passes,
+            found.took_s,
+            self._ssd_root,
+        )
+        self.figures = replace(self.figures, ssd_read_bytes_per_s=found.bytes_per_s)
+        return True
+
+    async def _measure_gpu(self, gpu: GpuHandover) -> None:
+        try:
+            device = await gpu.first_device()
+            if device is None:
+                return
+            bytes_per_s = await asyncio.to_thread(measure_copy, device)
+        except FirstlightError as failure:
+            log.warning("copies to the GPU could not be measured: %s", failure.message)
+            return
+        log.info("gpu=%s copy_bytes_per_s=%.3g from pinned memory", device.facts.name, bytes_per_s)
+        self.figures = replace(self.figures, dram_to_gpu_bytes_per_s=bytes_per_s)
+
+    def _kept(self) -> tuple[Figures, bool]:
+        """Of this volume, and whether they are of this boot."""
+        try:
+            record = json.loads(self._path.read_text())
+            figures = Figures(**{name: float(record[name]) for name in asdict(Figures())})
+            if record["device"] != self._of["device"]:
+                raise ValueError("another volume")
+        except (OSError, ValueError, KeyError, TypeError) as reason:
+            log.info("nothing is known of this volume yet (%s)", reason)
+            return Figures(), False
+        is_fresh = record.get("boot_id") == self._of["boot_id"]
+        when = "since this boot" if is_fresh else "from before this boot, to be measured again"
+        log.info("ssd read_bytes_per_s=%.3g %s", figures.ssd_read_bytes_per_s, when)
+        return figures, is_fresh
+
+    def _keep(self) -> None:
+        self.is_fresh = True
+        try:
+            write_atomically(self._path, json.dumps({**self._of, **asdict(self.figures)}))
+        except OSError as failure:
+            log.warning("the figures are not kept: %s", failure)
 
 
-def _write(path: Path) -> None:
-    block = os.urandom(BLOCK_BYTES)
-    with path.open("wb") as file:
-        for _ in range(PROBE_BYTES // BLOCK_BYTES):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-        # Only clean pages can be dropped, hence after the fsync.
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _open_direct(path: Path) -> tuple[int, bool]:
+def _boot_id() -> str:
     try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECT), True
+        return BOOT_ID.read_text().strip()
     except OSError:
-        return os.open(path, os.O_RDONLY), False
-
-
-def _timed_read(fd: int) -> float:
-    blocks = [_huge_block() for _ in range(THREADS)]
-
-    def read(thread: int) -> None:
-        for offset in range(thread * BLOCK_BYTES, PROBE_BYTES, THREADS * BLOCK_BYTES):
-            os.preadv(fd, [blocks[thread]], offset)
-
-    with ThreadPoolExecutor(THREADS) as threads:
-        began = time.perf_counter()
-        list(threads.map(read, range(THREADS)))
-        return time.perf_counter() - began
-
-
-def _huge_block() -> memoryview:
-    """BLOCK_BYTES on a huge-page boundary, touched: fresh or scattered pages would be what is measured."""
-    memory = mmap.mmap(-1, BLOCK_BYTES + HUGE_PAGE_BYTES)
-    with contextlib.suppress(OSError):  # a kernel without huge pages reads into small ones, and slower
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    skip = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE_PAGE_BYTES
-    block = memoryview(memory)[skip : skip + BLOCK_BYTES]
-    block[:] = bytes(BLOCK_BYTES)
-    return block
+        return ""

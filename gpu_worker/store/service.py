@@ -97,7 +97,8 @@ class StoreService(StoreServicer):
             dram_used_bytes=store.pool.used_bytes,
             queued_bytes=store.loads.queued_bytes,
             arena_kind=store.memory.kind,
-            ssd_read_bytes_per_s=store.ssd_read_bytes_per_s,
+            ssd_read_bytes_per_s=store.figures.ssd_read_bytes_per_s,
+            dram_to_gpu_bytes_per_s=store.figures.dram_to_gpu_bytes_per_s,
             peer_endpoint=store.peer_endpoint,
         )
 

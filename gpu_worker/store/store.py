@@ -19,6 +19,7 @@ from gpu_worker.store.memory import Memory
 from gpu_worker.store.peer_server import PeerServer
 from gpu_worker.store.peer_shelf import PeerShelf, read_secret
 from gpu_worker.store.pool import Pool
+from gpu_worker.store.probe import Figures, Prober
 from gpu_worker.store.reach import Reach
 from gpu_worker.store.sources.peer import PeerClient
 from gpu_worker.store.ssd_cache import SsdCache
@@ -39,10 +40,13 @@ class Store:
         memory: Memory,
         ssd_read_bytes_per_s: float,
         gpu: GpuHandover | None = None,
+        prober: Prober | None = None,
     ) -> None:
         self.memory = memory
         self.gpu = gpu if gpu is not None else GpuHandover(devices=None, copies=None)
-        self.ssd_read_bytes_per_s = ssd_read_bytes_per_s
+        self._ssd_read_bytes_per_s = ssd_read_bytes_per_s
+        self._prober = prober
+        self._probing: asyncio.Task[None] | None = None
         self.pool = Pool(capacity_bytes=memory.size_bytes)
         self.cache = SsdCache(
             root=config.ssd_root,
@@ -80,6 +84,16 @@ class Store:
             kind=memory.kind,
         )
 
+    @property
+    def figures(self) -> Figures:
+        """What its devices can do, as far as it is known."""
+        if self._prober is not None:
+            return self._prober.figures
+        return Figures(ssd_read_bytes_per_s=self._ssd_read_bytes_per_s)
+
+    def _is_quiet(self) -> bool:
+        return self.downloads.is_idle and self.loads.queued_bytes == 0
+
     def may_evict(self, checkpoint_id: str) -> bool:
         """Neither on its way to DRAM nor read there: its files are what a reader of it looks at too."""
         if self.loads.is_running(checkpoint_id) or self.pool.is_loading(checkpoint_id):
@@ -95,10 +109,15 @@ class Store:
         self.gpu.start()
         if self._planner_warm_after_s is not None:
             self.planner.warm_later(self._planner_warm_after_s)
+        if self._prober is not None:
+            self._probing = asyncio.create_task(self._prober.run(is_quiet=self._is_quiet, gpu=self.gpu))
         # A daemon, not a pool's thread: a stop must not wait until a large arena has been touched.
         Thread(target=self._make_ready, args=(prefault,), name="prefault", daemon=True).start()
 
     async def close(self) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.gather(self._probing, return_exceptions=True)
         if self._peer_server is not None:
             await self._peer_server.close()
         await self._handover.close()

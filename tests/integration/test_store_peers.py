@@ -15,6 +15,7 @@ import pytest
 from firstlight.domain.errors import Conflict, PeerUnreachable, SourceError
 from firstlight.rpc.store_pb2 import DownloadProgress
 from gpu_worker.store.config import StoreConfig
+from gpu_worker.store.probe import BOOT_ID
 from gpu_worker.store.sources.peer import PeerClient
 from tests.integration.store_checkpoints import put_checkpoint
 from tests.integration.store_proxy import slow_proxy
@@ -31,7 +32,12 @@ def config_of(folder: Path, name: str, *, secret: str | None = None) -> StoreCon
     state.mkdir(exist_ok=True)
     # What the disk can do is not what is tested.
     (state / "ssd").mkdir(exist_ok=True)
-    probe = {"device": os.stat(state / "ssd").st_dev, "read_bytes_per_s": 1e9}
+    probe = {
+        "boot_id": BOOT_ID.read_text().strip(),
+        "device": os.stat(state / "ssd").st_dev,
+        "ssd_read_bytes_per_s": 1e9,
+        "dram_to_gpu_bytes_per_s": 0.0,
+    }
     (state / "probe.json").write_text(json.dumps(probe))
     if secret is not None:
         (state / "secret").write_text(secret)

@@ -127,7 +127,7 @@ async def test_concurrent_loads_of_one_are_one_and_of_two_are_queued(store: Runn
     assert max(a1.queue_s, b.queue_s) > 0
     inventory = await store.client.inventory()
     assert inventory.queued_bytes == 0 and inventory.dram_used_bytes == 12 * MIB
-    assert inventory.dram_capacity_bytes == 12 * MIB and inventory.ssd_read_bytes_per_s > 1e6
+    assert inventory.dram_capacity_bytes == 12 * MIB
     assert inventory.ssd_used_bytes == sum(one.size_bytes for one in inventory.checkpoints)
     assert inventory.arena_kind in ("hugetlb", "tmpfs", "tmpfs-huge", "memfd")
 

@@ -1,0 +1,132 @@
+"""The probe of a host's devices: direct, once a boot and volume, and in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gpu_worker.store import ssd_probe
+from gpu_worker.store.config import StoreConfig
+from gpu_worker.store.gpu_handover import GpuHandover
+from gpu_worker.store.gpu_probe import COPY_BYTES, measure_copy
+from gpu_worker.store.probe import Figures, Prober
+from gpu_worker.store.ssd_probe import Disturbed, measure_reads
+from native_loader import CudaDriver
+from tests.integration.store_processes import until
+from tests.integration.test_store_process import running_store
+from tests.native.cuda_standin.standin import library
+
+MIB = 2**20
+
+
+def always() -> bool:
+    return True
+
+
+def no_gpu() -> GpuHandover:
+    return GpuHandover(devices=None, copies=None)
+
+
+def prober(folder: Path, *, quiet_for_s: float = 0.0) -> Prober:
+    (folder / "ssd").mkdir(exist_ok=True)
+    return Prober(ssd_root=folder / "ssd", state_dir=folder, quiet_for_s=quiet_for_s)
+
+
+def test_a_volume_is_read_past_the_cache_and_left_as_it_was(tmp_path: Path) -> None:
+    found = measure_reads(tmp_path, is_quiet=always)
+    assert found.bytes_per_s > 1e6 and 1 <= found.passes <= ssd_probe.PASSES
+    assert 8 * MIB <= found.size_bytes <= 128 * MIB
+    assert found.io_mode == "direct" or not refuses_direct(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def refuses_direct(folder: Path) -> bool:
+    path = folder / "direct"
+    path.touch()
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return True
+    finally:
+        path.unlink()
+    return False
+
+
+def test_a_load_that_comes_ends_the_probe_at_once(tmp_path: Path) -> None:
+    answers = iter([True, True, False])
+    with pytest.raises(Disturbed):
+        measure_reads(tmp_path, is_quiet=lambda: next(answers))
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_it_measures_once_a_boot_and_volume(tmp_path: Path) -> None:
+    first = prober(tmp_path)
+    assert first.figures == Figures() and not first.is_fresh
+    await first.run(is_quiet=always, gpu=no_gpu())
+    measured = first.figures
+    assert measured.ssd_read_bytes_per_s > 0 and measured.dram_to_gpu_bytes_per_s == 0
+    again = prober(tmp_path)
+    assert again.is_fresh and again.figures == measured
+    record = json.loads((tmp_path / "probe.json").read_text())
+    (tmp_path / "probe.json").write_text(json.dumps({**record, "boot_id": "another"}))
+    after_boot = prober(tmp_path)
+    # They serve until there are new ones.
+    assert after_boot.figures == measured and not after_boot.is_fresh
+    (tmp_path / "probe.json").write_text(json.dumps({**record, "device": -1}))
+    assert prober(tmp_path).figures == Figures(), "another volume"
+
+
+async def test_it_waits_until_nothing_is_loaded(tmp_path: Path) -> None:
+    asked = 0
+
+    def is_quiet() -> bool:
+        nonlocal asked
+        asked += 1
+        # Busy, then quiet, then a load comes in the midst; then it is quiet for good.
+        return asked not in (1, 4)
+
+    probing = prober(tmp_path)
+    await probing.run(is_quiet=is_quiet, gpu=no_gpu())
+    assert asked > 6 and probing.is_fresh and probing.figures.ssd_read_bytes_per_s > 0
+
+
+async def test_a_volume_that_refuses_leaves_the_store_serving_with_a_guess(tmp_path: Path) -> None:
+    probing = prober(tmp_path)
+    (tmp_path / "ssd").rmdir()
+    await probing.run(is_quiet=always, gpu=no_gpu())
+    assert probing.figures == Figures() and not probing.is_fresh
+    assert not (tmp_path / "probe.json").exists()
+
+
+def test_copies_to_a_gpu_are_measured_on_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_CUDA_DELAY_US", "1000")
+    device = CudaDriver(library()).open(0)
+    free = device.free_bytes
+    bytes_per_s = measure_copy(device)
+    # The stand-in takes its time for every piece.
+    assert 0 < bytes_per_s < COPY_BYTES / 1e-3
+    assert device.free_bytes == free
+
+
+async def test_a_store_serves_before_it_has_measured_and_tells_when_it_has(tmp_path: Path) -> None:
+    config = StoreConfig(
+        host_id="host-t",
+        state_dir=str(tmp_path),
+        ssd_capacity_bytes=300 * MIB,
+        dram_capacity_bytes=12 * MIB,
+        arena_prefault=False,
+    )
+    async with running_store(config) as store:
+        first = await store.client.inventory()
+        assert first.ssd_read_bytes_per_s == 0.0, "nothing waits for it"
+        kept = tmp_path / "probe.json"
+        await until(kept.exists, within_s=60, what="the figures are kept")
+        inventory = await store.client.inventory()
+        assert inventory.ssd_read_bytes_per_s > 1e6 and inventory.dram_to_gpu_bytes_per_s == 0.0
+    async with running_store(config) as store:
+        again = await asyncio.wait_for(store.client.inventory(), 10)
+        assert again.ssd_read_bytes_per_s == inventory.ssd_read_bytes_per_s
