@@ -23,6 +23,7 @@ from firstlight.cli import (
     status,
     up,
     upgrade_database,
+    workflows,
 )
 from firstlight.cli import demo as demonstration
 from firstlight.domain.errors import FirstlightError
@@ -53,6 +54,7 @@ for module in (
     module.register(app)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(serve.app, name="serve")
+app.add_typer(workflows.app, name="workflows")
 
 
 def run() -> None:
