@@ -22,6 +22,7 @@ OWN_PACKAGES = frozenset(
         "migrations",
         "api",
         "benchmarks",
+        "simulator",
     }
 )
 

@@ -1,0 +1,1 @@
+"""One file per policy, all over the same simulated fleet; `catalogue` names them."""

@@ -1,0 +1,25 @@
+"""One run: a scenario, a policy and a seed in, an outcome out."""
+
+from __future__ import annotations
+
+from random import Random
+
+from simulator.cluster import Cluster
+from simulator.outcome import Outcome, outcome_of
+from simulator.policies.catalogue import policy_named
+from simulator.scenario import Scenario
+from simulator.workload import models_of, requests_of
+
+
+def run(scenario: Scenario, policy: str, seed: int) -> Outcome:
+    """Deterministic: the same three give the same outcome. Raises: InvalidInput for what is unknown."""
+    kind = policy_named(policy)
+    models = models_of(scenario)
+    requests = requests_of(scenario, models, seed)
+    options = scenario.policies.get(policy, {})
+    decider = kind(random=Random(f"{seed}/policy"), options=options)
+    cluster = Cluster(scenario, models, decider, random=Random(f"{seed}/noise"))
+    cluster.submit(requests)
+    cluster.run()
+    cluster.check()
+    return outcome_of(cluster, requests, seed)
