@@ -10,7 +10,9 @@ from pathlib import Path
 from firstlight.domain.errors import (
     CheckpointError,
     CheckpointMismatch,
+    ChecksumMismatch,
     DiskFull,
+    ManifestInvalid,
     SourceCorrupt,
     SourceError,
     SourceUnsupported,
@@ -71,8 +73,12 @@ class Download:
     async def _from_peer(self, endpoint: str) -> None:
         assert self._parts.open_peer is not None and self._parts.planner is not None
         source = self._parts.open_peer(endpoint, self._name)
-        description = await self._described(source)
-        await self._streamed(source, description, self._parts.planner, tier="peer")
+        try:
+            description = await self._described(source)
+            await self._streamed(source, description, self._parts.planner, tier="peer")
+        except (ChecksumMismatch, ManifestInvalid, SourceCorrupt):
+            await source.doubt()
+            raise
 
     async def _described(self, source: Source) -> SourceDescription:
         description = await source.describe()
@@ -107,10 +113,10 @@ class Download:
             try:
                 whole = await session.run()
             except SourceCorrupt as failure:
-                self._keep_or_drop(failure)
+                self._keep_or_drop(failure, tier)
                 raise SourceCorrupt(f"the source is damaged: {failure.message}") from failure
             except BaseException as failure:  # cancellation too: what is there is for the next one
-                self._keep_or_drop(failure)
+                self._keep_or_drop(failure, tier)
                 raise
             cached = self._published(whole)
         self._tell(came_from_peer=tier == "peer")
@@ -127,8 +133,10 @@ class Download:
         self._cache.drop_staging(self._name)
         return cached
 
-    def _keep_or_drop(self, failure: BaseException) -> None:
-        if isinstance(failure, _HOPELESS):
+    def _keep_or_drop(self, failure: BaseException, tier: str) -> None:
+        # Of a peer's bytes every chunk that stays was verified, and another peer has the rest.
+        is_bad_there = tier == "peer" and isinstance(failure, ChecksumMismatch)
+        if isinstance(failure, _HOPELESS) and not is_bad_there:
             self._cache.drop_staging(self._name)
         else:
             self._cache.keep_staging(self._name)

@@ -17,7 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from firstlight.domain.errors import Cancelled, CheckpointError, Conflict, UnknownCheckpoint
+from firstlight.domain.errors import (
+    Cancelled,
+    CheckpointError,
+    Conflict,
+    FirstlightError,
+    UnknownCheckpoint,
+)
 from gpu_worker.store.extents import Extent
 from gpu_worker.store.landing import Arrival, Landing
 from gpu_worker.store.load_state import LoadState, resident
@@ -175,6 +181,22 @@ class Loads:
         found = self.landed(checkpoint_id) or await self.arrival(checkpoint_id)
         return found.directory if found.files is None else await asyncio.shield(found.files)
 
+    def condemn(self, cached: CachedCheckpoint, failure: FirstlightError) -> None:
+        """Take a copy on SSD out of use that turned out to be wrong while nobody loaded it.
+
+        One in DRAM, whose bytes are right, is read on: what stands beside them is in the specimen.
+        """
+        name = cached.checkpoint_id
+        specimen = self._quarantine(cached, failure)
+        if not self._pool.is_resident(name):
+            return
+        if failure.fields.get("chunk") is None:
+            self._pool.condemn(name)  # not the weights are wrong, but what is read beside them
+        else:
+            self._landed[name] = Arrival(
+                directory=specimen, manifest_digest=cached.manifest_digest, board=ProgressBoard([])
+            )
+
     def landed(self, checkpoint_id: str) -> Arrival | None:
         """Of what is resident and did not come from SSD."""
         return self._landed.get(checkpoint_id) if self._pool.is_resident(checkpoint_id) else None
@@ -310,10 +332,15 @@ class Loads:
             with contextlib.suppress(OSError):
                 self._cache.touch(checkpoint_id)
 
-    def _quarantine(self, cached: CachedCheckpoint, failure: CheckpointError) -> None:
-        """Take a checkpoint whose bytes are wrong out of use; the next download brings it anew."""
+    def _quarantine(self, cached: CachedCheckpoint, failure: FirstlightError) -> Path:
+        """Take a checkpoint whose bytes are wrong out of use; the next download brings it anew.
+
+        Answers where it stands now.
+        """
+        specimen = cached.directory
         log.error("bad checkpoint=%s code=%s: %s", cached.checkpoint_id, failure.code, failure.message)
         if self._cache.find(cached.checkpoint_id) is not None:
-            self._cache.quarantine(cached.checkpoint_id)
+            specimen = self._cache.quarantine(cached.checkpoint_id)
         failure.message = f"{failure.message}; it is quarantined on this host and must be downloaded again"
         failure.args = (failure.message,)
+        return specimen

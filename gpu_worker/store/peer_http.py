@@ -43,7 +43,7 @@ def parse_request(head: bytes) -> PeerRequest:
     if len(parts) != 3 or parts[2] != "HTTP/1.1":
         raise Refused(HTTPStatus.BAD_REQUEST)
     method, target, _ = parts
-    if method not in ("GET", "HEAD"):
+    if method not in ("GET", "HEAD", "POST"):
         raise Refused(HTTPStatus.METHOD_NOT_ALLOWED)
     headers = {}
     for line in lines:
@@ -56,6 +56,8 @@ def parse_request(head: bytes) -> PeerRequest:
         raise Refused(HTTPStatus.BAD_REQUEST)
     if (found := _PATH.fullmatch(target)) is None:
         raise Refused(HTTPStatus.NOT_FOUND)
+    if method == "POST" and found[2]:
+        raise Refused(HTTPStatus.METHOD_NOT_ALLOWED)
     return PeerRequest(method, unquote(found[1]), unquote(found[2] or ""), headers)
 
 

@@ -2,6 +2,7 @@
 
     GET /v1/checkpoints/<id>           {"manifest_digest", "tier", "files": [{"name", "size_bytes"}…]}
     GET /v1/checkpoints/<id>/<name>    manifest.json, partition-N.bin or a small file; one byte range at most
+    POST /v1/checkpoints/<id>          what came of it was wrong, twice: 202, and this store looks for itself
     Authorization: Bearer <secret>     where a secret is set
     If-Match: "<manifest digest>"      412 when this store holds other bytes under the id
 
@@ -50,13 +51,23 @@ Answer = TypeVar("Answer")
 class PeerServer:
     """Raises InvalidSettings when it would be open to a network without a secret."""
 
-    def __init__(self, shelf: PeerShelf, *, bind_address: str, port: int, secret: str | None) -> None:
+    def __init__(
+        self,
+        shelf: PeerShelf,
+        *,
+        on_doubt: Callable[[str], None],
+        bind_address: str,
+        port: int,
+        secret: str | None,
+    ) -> None:
+        """`on_doubt` is told, on the event loop, which checkpoint another store doubts."""
         if secret is None and not is_loopback(bind_address):
             raise InvalidSettings(
                 f"stores may not give checkpoints away at {bind_address} without a shared secret",
                 setting="FIRSTLIGHT_PEER_SECRET",
             )
         self._shelf = shelf
+        self._on_doubt = on_doubt
         self._bind = (bind_address, port)
         self._expected = f"Bearer {secret}".encode() if secret is not None else None
         self._names = count(1)
@@ -131,7 +142,11 @@ class PeerServer:
         try:
             request = parse_request(head)
             self._check_secret(request)
-            if request.name:
+            if request.method == "POST":
+                log.warning("%s at %s doubts %s", peer, connection.getpeername()[0], request.checkpoint_id)
+                self._on_loop(self._on_doubt, request.checkpoint_id)
+                connection.sendall(answer_head(HTTPStatus.ACCEPTED, {"Content-Length": 0}))
+            elif request.name:
                 self._send_file(connection, request, peer)
             else:
                 _send_json(connection, request, self._on_loop(self._shelf.listing, request.checkpoint_id))

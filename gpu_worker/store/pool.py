@@ -8,7 +8,7 @@ goes to nobody else before that reader has let go, though the load that filled i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from firstlight.domain.errors import Conflict, LargerThanPool, PoolFull, UnknownCheckpoint
@@ -20,6 +20,7 @@ GRANULE_BYTES = 2 * 2**20
 
 @dataclass(slots=True)
 class _Entry:
+    checkpoint_id: str
     extents: tuple[Extent, ...]
     sizes: tuple[int, ...]  # bytes of each partition, before rounding
     cost_s: float
@@ -54,7 +55,7 @@ class Pool:
         whole = [Extent(0, self.capacity_bytes)] if self.capacity_bytes else []
         self._free = FreeSpace(whole)
         self._entries: dict[str, _Entry] = {}
-        # Of failed loads, while those who read along still look at the room: nobody may write there.
+        # Of failed loads and wrong bytes, while their readers still look at the room: nobody may write there.
         self._doomed: list[_Entry] = []
         self._order = EvictionOrder()
 
@@ -76,7 +77,7 @@ class Pool:
 
     @property
     def doomed_bytes(self) -> int:
-        """Room of failed loads that waits for its last reader."""
+        """Room of failed loads and wrong bytes that waits for its last reader."""
         return sum(entry.reserved_bytes for entry in self._doomed)
 
     def size_of(self, checkpoint_id: str) -> int:
@@ -106,7 +107,7 @@ class Pool:
             self._order.evicted(victim)
         extents = self._free.take_all(rounded)
         assert extents is not None, "the victims were chosen so that it fits"
-        self._entries[checkpoint_id] = _Entry(extents, tuple(sizes), cost_s)
+        self._entries[checkpoint_id] = _Entry(checkpoint_id, extents, tuple(sizes), cost_s)
         return Reservation(extents, tuple(victims))
 
     def commit(self, checkpoint_id: str) -> None:
@@ -130,6 +131,10 @@ class Pool:
         entry = self._resident(checkpoint_id)
         self._order.touch(checkpoint_id, cost_s=entry.cost_s, size_bytes=sum(entry.sizes))
 
+    def expect(self, needs: Mapping[str, float]) -> None:
+        """How likely checkpoints are to be wanted soon, 0 to 1; of those not named nothing is known."""
+        self._order.expect(needs)
+
     def pin(self, checkpoint_id: str, reader: str, *, while_loading: bool = False) -> tuple[Extent, ...]:
         """Hold it for `reader`; extents carry the partitions' own sizes. Raises: UnknownCheckpoint."""
         if while_loading and self.is_loading(checkpoint_id):
@@ -151,23 +156,25 @@ class Pool:
 
     def unpin(self, checkpoint_id: str, reader: str) -> None:
         """Drop one of `reader`'s pins. Raises: UnknownCheckpoint when it holds none."""
-        entry = self._entries.get(checkpoint_id)
-        if entry is None or not entry.pins[reader]:
+        there = self._entries.get(checkpoint_id)
+        condemned = [entry for entry in self._doomed if entry.checkpoint_id == checkpoint_id]
+        # Of one that was condemned meanwhile, the older pin is let go of first.
+        entry = next((one for one in (*condemned, there) if one is not None and one.pins[reader]), None)
+        if entry is None:
             raise UnknownCheckpoint(
                 f"{checkpoint_id} is not pinned by this reader", checkpoint_id=checkpoint_id
             )
         entry.pins[reader] -= 1
         # A Counter keeps zeros, and a zero would read as a pin.
         entry.pins += Counter()
+        self._free_doomed()
 
     def drop_reader(self, reader: str) -> tuple[str, ...]:
         """Drop every pin of a reader that is gone; names what it held."""
         held = tuple(name for name, entry in self._entries.items() if entry.pins[reader])
         for entry in (*self._entries.values(), *self._doomed):
             entry.pins.pop(reader, None)
-        for entry in [entry for entry in self._doomed if not entry.pins]:
-            self._doomed.remove(entry)
-            self._free_all(entry)
+        self._free_doomed()
         return held
 
     def evict(self, checkpoint_id: str) -> int:
@@ -178,6 +185,17 @@ class Pool:
             raise Conflict(f"{checkpoint_id} is being loaded or read", checkpoint_id=checkpoint_id)
         self._order.forget(checkpoint_id)
         return self._give_back(checkpoint_id)
+
+    def condemn(self, checkpoint_id: str) -> int:
+        """Its bytes are wrong: nobody gets them any more; the room is free once its readers are gone.
+
+        Answers how many still read it. Raises: UnknownCheckpoint.
+        """
+        entry = self._resident(checkpoint_id)
+        self._order.forget(checkpoint_id)
+        self._doomed.append(self._entries.pop(checkpoint_id))
+        self._free_doomed()
+        return entry.pins.total()
 
     def check_integrity(self) -> None:
         """Assert the laws of the book."""
@@ -205,6 +223,11 @@ class Pool:
         entry = self._entries.pop(checkpoint_id)
         self._free_all(entry)
         return entry.reserved_bytes
+
+    def _free_doomed(self) -> None:
+        for entry in [entry for entry in self._doomed if not entry.pins]:
+            self._doomed.remove(entry)
+            self._free_all(entry)
 
     def _free_all(self, entry: _Entry) -> None:
         for extent in entry.extents:

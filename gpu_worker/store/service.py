@@ -102,6 +102,11 @@ class StoreService(StoreServicer):
             peer_endpoint=store.peer_endpoint,
         )
 
+    async def Expect(self, request: wire.ExpectRequest, context: Context) -> wire.ExpectReply:
+        async with answering(context):
+            self._store.expect(dict(request.need), good_for_s=request.good_for_s)
+            return wire.ExpectReply()
+
     async def Remove(self, request: wire.RemoveRequest, context: Context) -> wire.RemoveReply:
         async with answering(context):
             parse_checkpoint_id(request.checkpoint_id)

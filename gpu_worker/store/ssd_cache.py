@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +101,10 @@ class SsdCache:
         os.utime(entry.directory, (now, now))
         self._entries[checkpoint_id] = replace(entry, last_used_unix_s=now)
         self._note_use(checkpoint_id, entry.size_bytes)
+
+    def expect(self, needs: Mapping[str, float]) -> None:
+        """How likely checkpoints are to be wanted soon, 0 to 1; of those not named nothing is known."""
+        self._order.expect(needs)
 
     @contextmanager
     def reserving(self, checkpoint_id: str) -> Iterator[Callable[[int], None]]:

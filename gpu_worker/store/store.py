@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread, get_native_id
 
@@ -16,6 +17,7 @@ from gpu_worker.store.gpu_handover import GpuHandover
 from gpu_worker.store.handover import Handover
 from gpu_worker.store.loads import Loads
 from gpu_worker.store.memory import Memory
+from gpu_worker.store.own_copies import OwnCopies
 from gpu_worker.store.peer_server import PeerServer
 from gpu_worker.store.peer_shelf import PeerShelf, read_secret
 from gpu_worker.store.pool import Pool
@@ -58,10 +60,14 @@ class Store:
             cache=self.cache, pool=self.pool, memory=memory, ssd_read_bytes_per_s=ssd_read_bytes_per_s
         )
         self.loads.on_idle = self._check_book
+        self._forget_needs: asyncio.TimerHandle | None = None
         self._planner_warm_after_s = config.planner_warm_after_s
         self.planner = Planner() if config.planner_warm_after_s is None else Planner(idle_s=None)
         secret = read_secret(config.peer_secret_file)
         self.peers = PeerClient(secret=secret)
+        self.own_copies = OwnCopies(
+            cache=self.cache, pool=self.pool, view=memory.view, condemn=self.loads.condemn
+        )
         self.peer_endpoint = ""
         self._peer_server = _peer_server(config, self, secret)
         self.downloads = Downloads(
@@ -102,6 +108,18 @@ class Store:
             return False
         return self.pool.pins(checkpoint_id) == 0
 
+    def expect(self, needs: Mapping[str, float], *, good_for_s: float) -> None:
+        """Weigh evictions by how likely each checkpoint is to be wanted, until that word is too old."""
+        if self._forget_needs is not None:
+            self._forget_needs.cancel()
+        self.pool.expect(needs)
+        self.cache.expect(needs)
+        self._forget_needs = asyncio.get_running_loop().call_later(good_for_s, self._forget_all_needs)
+
+    def _forget_all_needs(self) -> None:
+        self.pool.expect({})
+        self.cache.expect({})
+
     def start(self, *, socket_path: Path, prefault: bool) -> None:
         self._handover.start(socket_path)
         if self._peer_server is not None:
@@ -120,6 +138,7 @@ class Store:
             await asyncio.gather(self._probing, return_exceptions=True)
         if self._peer_server is not None:
             await self._peer_server.close()
+        await self.own_copies.close()
         await self._handover.close()
         await self.gpu.close()
         # Before the loads: no thread of a download may write to a room that has been given back.
@@ -168,7 +187,13 @@ def _peer_server(config: StoreConfig, store: Store, secret: str | None) -> PeerS
     """None when it would be open to a network without a secret: this store then only takes."""
     shelf = PeerShelf(cache=store.cache, pool=store.pool, view=store.memory.view)
     try:
-        return PeerServer(shelf, bind_address=config.bind_address, port=config.peer_port, secret=secret)
+        return PeerServer(
+            shelf,
+            on_doubt=store.own_copies.doubt,
+            bind_address=config.bind_address,
+            port=config.peer_port,
+            secret=secret,
+        )
     except InvalidSettings as refusal:
         log.warning("no peers are served: %s (%s)", refusal.message, refusal.fields.get("setting"))
         return None

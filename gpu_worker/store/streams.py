@@ -37,7 +37,7 @@ class Streams:
         pool: Pool,
         memory: Memory,
         turn: Callable[[], AbstractAsyncContextManager[object]],
-        condemn: Callable[[CachedCheckpoint, CheckpointError], None],
+        condemn: Callable[[CachedCheckpoint, CheckpointError], object],
     ) -> None:
         self._cache = cache
         self._pool = pool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +19,9 @@ from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.probe import BOOT_ID
 from gpu_worker.store.sources.peer import PeerClient
 from tests.integration.store_checkpoints import put_checkpoint
+from tests.integration.store_damage import flip_a_byte
 from tests.integration.store_proxy import slow_proxy
+from tests.integration.store_reader import Reader
 from tests.integration.test_store_process import RunningStore, running_store
 
 MIB = 2**20
@@ -161,6 +164,57 @@ async def _lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     await reader.readuntil(b"\r\n\r\n")
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{}")
     writer.close()
+
+
+async def until_quarantined(store: RunningStore) -> None:
+    async with asyncio.timeout(30):
+        while not (await store.row(NAME)).quarantined:  # noqa: ASYNC110 - another process's state
+            await asyncio.sleep(0.02)
+
+
+async def test_a_peer_whose_copy_is_damaged_hears_of_it_and_another_finishes(tmp_path: Path) -> None:
+    async with (
+        holder(tmp_path) as damaged,
+        holder(tmp_path, "c") as sound,
+        running_store(config_of(tmp_path, "b")) as taker,
+    ):
+        flip_a_byte(damaged.config.ssd_root / "checkpoints" / NAME / "partition-0.bin", at=-5000)
+        last = (await fetch(taker, [await endpoint_of(damaged), await endpoint_of(sound)]))[-1]
+        assert last.came_from_peer and bytes_of(taker) == bytes_of(sound)
+        assert (await taker.load(NAME)).from_tier == "dram"
+        await until_quarantined(damaged)
+        assert not (await damaged.row(NAME)).on_ssd
+        assert (await sound.row(NAME)).on_ssd and not (await sound.row(NAME)).quarantined
+
+
+async def test_a_damaged_copy_among_peers_leaves_the_source_and_what_was_right_stays(tmp_path: Path) -> None:
+    async with holder(tmp_path) as damaged, running_store(config_of(tmp_path, "b")) as taker:
+        source = tmp_path / "source"
+        shutil.copytree(damaged.config.ssd_root / "checkpoints" / NAME, source)
+        flip_a_byte(damaged.config.ssd_root / "checkpoints" / NAME / "partition-0.bin", at=-5000)
+        last = (await fetch(taker, [await endpoint_of(damaged)], source=source.as_uri()))[-1]
+        assert not last.came_from_peer
+        assert last.remote_bytes < last.ssd_bytes, "chunks that were right are not fetched again"
+        assert bytes_of(taker) == {path.name: path.read_bytes() for path in sorted(source.iterdir())}
+        await until_quarantined(damaged)
+
+
+async def test_a_store_that_is_doubted_looks_for_itself(tmp_path: Path) -> None:
+    """In DRAM it is right, on SSD it is not: readers keep the one and nobody gets the other."""
+    async with holder(tmp_path) as giver:
+        client = PeerClient(secret=None)
+        peer = client.open(await endpoint_of(giver), NAME)
+        await giver.load(NAME)
+        reader = await asyncio.to_thread(Reader, str(giver.config.socket_path))
+        flip_a_byte(giver.config.ssd_root / "checkpoints" / NAME / "partition-0.bin", at=5000)
+        await peer.doubt()
+        await until_quarantined(giver)
+        with pytest.raises(PeerUnreachable, match="404"):
+            await peer.describe()
+        assert (await asyncio.to_thread(reader.ask, pin=NAME))["pinned"] == NAME
+        assert (await giver.client.get_files(NAME)).files
+        reader.close()
+        client.close()
 
 
 async def test_a_wrong_secret_is_refused_and_a_right_one_serves_any_http_client(tmp_path: Path) -> None:

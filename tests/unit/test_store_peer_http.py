@@ -79,9 +79,9 @@ def test_beyond_loopback_nothing_is_given_without_a_secret(tmp_path: object) -> 
 
     shelf = PeerShelf(cache=cache, pool=pool, view=view)
     with pytest.raises(InvalidSettings, match="without a shared secret"):
-        PeerServer(shelf, bind_address="192.0.2.7", port=0, secret=None)
-    PeerServer(shelf, bind_address="192.0.2.7", port=0, secret="s")
-    PeerServer(shelf, bind_address="127.0.0.1", port=0, secret=None)
+        PeerServer(shelf, on_doubt=str, bind_address="192.0.2.7", port=0, secret=None)
+    PeerServer(shelf, on_doubt=str, bind_address="192.0.2.7", port=0, secret="s")
+    PeerServer(shelf, on_doubt=str, bind_address="127.0.0.1", port=0, secret=None)
     cache.close()
 
 

@@ -64,6 +64,10 @@ class Source(ABC):
         """Whether `read_into` receives where it is told to, without a copy."""
         return False
 
+    async def doubt(self) -> None:
+        """Hear that what came was wrong, twice: whoever can look for itself does."""
+        return
+
     @abstractmethod
     async def describe(self) -> SourceDescription:
         """What it holds now."""

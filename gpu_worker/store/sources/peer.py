@@ -62,7 +62,13 @@ class PeerClient:
 
         When it returns or raises, cancelled too, nothing writes to `into` any more.
         """
-        call = _Call(endpoint, path, headers, into)
+        return await self._called(_Call(endpoint, path, headers, into))
+
+    async def post(self, endpoint: str, path: str) -> None:
+        """Raises: PeerUnreachable."""
+        await self._called(_Call(endpoint, path, {}, None, method="POST"))
+
+    async def _called(self, call: _Call) -> bytes:
         work = asyncio.get_running_loop().run_in_executor(self._threads, self._get, call)
         try:
             return await asyncio.shield(work)
@@ -114,11 +120,11 @@ class PeerClient:
     def _exchange(self, connection: socket.socket, call: _Call) -> bytes:
         call.begin(connection)
         secret = {"Authorization": f"Bearer {self._secret}"} if self._secret is not None else {}
-        lines = [f"GET {call.path} HTTP/1.1", f"Host: {call.endpoint}"]
+        lines = [f"{call.method} {call.path} HTTP/1.1", f"Host: {call.endpoint}"]
         lines += [f"{name}: {text}" for name, text in (secret | call.headers).items()]
         connection.sendall("\r\n".join(lines).encode("latin-1") + HEAD_END)
         status, length, early = _read_answer(connection)
-        if status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+        if status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.ACCEPTED):
             raise PeerUnreachable(f"the store at {call.endpoint} refused: {status} {_phrase(status)}")
         if call.into is None:
             if length > LARGEST_ANSWER_BYTES:
@@ -135,7 +141,16 @@ class PeerClient:
 class _Call:
     """One request, and how to stop it from another thread."""
 
-    def __init__(self, endpoint: str, path: str, headers: dict[str, str], into: memoryview | None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        path: str,
+        headers: dict[str, str],
+        into: memoryview | None,
+        *,
+        method: str = "GET",
+    ) -> None:
+        self.method = method
         self.endpoint = endpoint
         self.path = path
         self.headers = headers
@@ -201,6 +216,10 @@ class PeerSource(Source):
         headers = self._headers | {"Range": f"bytes={start}-{start + len(into) - 1}"}
         path = f"{self._path}/{quote(safe_name(file.name))}"
         await self._client.get(self._endpoint, path, headers, into)
+
+    async def doubt(self) -> None:
+        with contextlib.suppress(PeerUnreachable):
+            await self._client.post(self._endpoint, self._path)
 
 
 class _Closed(Exception):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from firstlight.domain.errors import FirstlightError
+from firstlight.domain.errors import CheckpointMismatch, FirstlightError
 from firstlight.domain.names import parse_checkpoint_id
 from gpu_worker.convert.stream_plan import PLAN_NAME, StreamPlan, read_plan
 from gpu_worker.store.download_order import DownloadOrder
@@ -101,6 +101,13 @@ class Preparation:
         began = time.monotonic()
         manifest = await fetch_manifest(self._source, self._description)
         latency_s = time.monotonic() - began
+        if self._order.expected_digest not in ("", manifest.digest):
+            # Said again at the end of every download; here before a byte of the wrong ones has come.
+            raise CheckpointMismatch(
+                f"{self._order.checkpoint_id} there has digest {manifest.digest[:16]}…, but the first "
+                f"conversion recorded {self._order.expected_digest[:16]}…",
+                checkpoint_id=self._order.checkpoint_id,
+            )
         plan = native_plan(manifest, dtype=self._order.dtype)
         self._settle(manifest.digest)
         return Prepared(plan, manifest.digest, latency_s)
