@@ -1,0 +1,311 @@
+"""Starts that others give way to, in Postgres: nobody else gets the GPU, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+import pytest
+from fleets import add_host, add_model, placed, plan, publish, running
+from sqlalchemy import select
+
+from firstlight.contracts.hosts import FailHostInput
+from firstlight.contracts.instances import BeginDrainInput, FinishInput
+from firstlight.contracts.loads import EngineLoad
+from firstlight.contracts.migrations import MovingInstance
+from firstlight.contracts.starts import AbandonInput, ReplanInput, StartPlan
+from firstlight.database import (
+    hosts_repository,
+    instances_repository,
+    models_repository,
+    starts_repository,
+)
+from firstlight.database.connection import Database
+from firstlight.database.engine_loads_repository import write_loads
+from firstlight.database.giving_way import awaited_gpus
+from firstlight.database.migrations_repository import list_migrations
+from firstlight.database.moves_called_off import call_off_moves
+from firstlight.database.plan_reading import replacement_of
+from firstlight.database.start_planning import AskEngines
+from firstlight.database.tables import PromiseRow, ReservationRow
+from firstlight.domain.errors import StaleEpoch
+from firstlight.domain.scheduler import Migrate, Place, Wait
+
+LONG_IDLE_S = 60.0
+Loads = Mapping[str, EngineLoad | None]
+
+
+async def has_load(database: Database, start: StartPlan, *, requests: int = 0, tokens: int = 0) -> None:
+    idle_s = None if requests else LONG_IDLE_S
+    load = EngineLoad(instance_id=start.instance_id, requests=requests, tokens=tokens, idle_s=idle_s)
+    async with database.transaction() as session:
+        await write_loads(session, [load])
+
+
+def says(**changes: EngineLoad | None) -> AskEngines:
+    """Engines that say they are idle, but for those named."""
+
+    async def ask(victims: Sequence[MovingInstance]) -> Loads:
+        idle = {
+            one.instance_id: EngineLoad(instance_id=one.instance_id, requests=0, tokens=0, idle_s=LONG_IDLE_S)
+            for one in victims
+        }
+        return {**idle, **changes}
+
+    return ask
+
+
+def is_busy(instance_id: str, *, requests: int = 1, tokens: int = 500) -> EngineLoad:
+    return EngineLoad(instance_id=instance_id, requests=requests, tokens=tokens, idle_s=None)
+
+
+async def holders(database: Database) -> dict[tuple[str, int], str]:
+    async with database.session() as session:
+        rows = await session.scalars(select(ReservationRow))
+        return {(row.host_id, row.gpu_index): row.instance_id for row in rows}
+
+
+async def promised(database: Database) -> dict[tuple[str, int], str]:
+    async with database.session() as session:
+        rows = await session.scalars(select(PromiseRow))
+        return {(row.host_id, row.gpu_index): row.instance_id for row in rows}
+
+
+async def end(database: Database, start: StartPlan) -> None:
+    async with database.transaction() as session:
+        await instances_repository.begin_drain(
+            session, BeginDrainInput(start.instance_id, start.epoch, "it made room")
+        )
+    async with database.transaction() as session:
+        await instances_repository.finish_instance(
+            session, FinishInput(start.instance_id, start.epoch, "stopped", "it made room")
+        )
+
+
+async def abandon(database: Database, start: StartPlan) -> None:
+    async with database.transaction() as session:
+        await starts_repository.abandon_start(session, AbandonInput(start, "start_failed", "test"))
+
+
+async def one_host(database: Database) -> StartPlan:
+    """A host of one GPU, which an idle instance of `old` holds; `new` and `other` are deployed."""
+    await add_host(database, "host-a")
+    for name in ("old", "new", "other"):
+        await add_model(database, name)
+    old = await running(database, "old")
+    await has_load(database, old)
+    return old
+
+
+async def test_an_idle_instance_gives_way_and_its_gpu_is_handed_on(database: Database) -> None:
+    old = await one_host(database)
+    planned = await plan(database, "new", ask_engines=says())
+    assert isinstance(planned.decision, Migrate) and planned.plan is not None
+    new = planned.plan
+    [victim] = new.victims
+    assert (victim.instance_id, victim.epoch, victim.is_moved) == (old.instance_id, old.epoch, False)
+    assert new.awaits_gpus and new.gpu_indices == [0]
+    # Until it has gone the GPU is the old one's, and promised to nobody but the new one.
+    assert await holders(database) == {("host-a", 0): old.instance_id}
+    assert await promised(database) == {("host-a", 0): new.instance_id}
+    assert await awaits(database, new) == 1
+    third = await plan(database, "other", ask_engines=says())
+    assert third.plan is None
+    await end(database, old)
+    assert await holders(database) == {("host-a", 0): new.instance_id}
+    assert await promised(database) == {} and await awaits(database, new) == 0
+    await publish(database, new)
+
+
+async def awaits(database: Database, start: StartPlan) -> int:
+    async with database.session() as session:
+        return await awaited_gpus(session, instance_id=start.instance_id, epoch=start.epoch)
+
+
+async def test_nobody_gives_way_whose_engine_is_not_known_or_does_not_answer(database: Database) -> None:
+    old = await one_host(database)
+    silent = await plan(database, "new", ask_engines=says(**{old.instance_id: None}))
+    assert isinstance(silent.decision, Wait)
+    unasked = await plan(database, "new")
+    assert isinstance(unasked.decision, Wait)
+    # Busy again since its host's agent wrote that it was idle, and nowhere to move to.
+    busy = await plan(database, "new", ask_engines=says(**{old.instance_id: is_busy(old.instance_id)}))
+    assert busy.plan is None
+    assert await promised(database) == {}
+
+
+async def test_a_needed_instance_stays(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "needed", min_instances=1)
+    await add_model(database, "new")
+    await has_load(database, await running(database, "needed"))
+    assert (await plan(database, "new", ask_engines=says())).plan is None
+
+
+async def test_an_important_instance_stays_and_a_less_important_one_goes(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "important", priority=5)
+    await add_model(database, "new")
+    await add_model(database, "urgent", priority=9)
+    await has_load(database, await running(database, "important"))
+    assert (await plan(database, "new", ask_engines=says())).plan is None
+    assert isinstance((await plan(database, "urgent", ask_engines=says())).decision, Migrate)
+
+
+async def test_a_start_given_up_gives_its_promise_up(database: Database) -> None:
+    old = await one_host(database)
+    new = await placed(database, "new", ask_engines=says())
+    await abandon(database, new)
+    assert await promised(database) == {}
+    assert await holders(database) == {("host-a", 0): old.instance_id}
+    with pytest.raises(StaleEpoch):
+        await awaits(database, new)
+    await end(database, old)
+    assert await holders(database) == {}
+    # And the next one is placed as ever.
+    assert isinstance((await plan(database, "other")).decision, Place)
+
+
+async def test_giving_up_and_giving_back_at_once_never_meet_across(database: Database) -> None:
+    """Whichever comes first, the GPU is free afterwards, and neither waits for the other for ever."""
+    old = await one_host(database)
+    for _ in range(10):
+        new = await placed(database, "new", ask_engines=says())
+        assert new.awaits_gpus
+        await asyncio.gather(end(database, old), abandon(database, new))
+        assert (await holders(database), await promised(database)) == ({}, {})
+        old = await running(database, "old")
+        await has_load(database, old)
+
+
+async def two_hosts(database: Database) -> StartPlan:
+    """host-a holds the bytes of both models and is taken by a busy `old`; host-b is free and has `old`'s."""
+    await add_host(database, "host-a")
+    await add_model(database, "old")
+    await add_model(database, "new")
+    old = await running(database, "old")
+    await has_load(database, old, requests=2, tokens=700)
+    await add_host(database, "host-b")
+    for host_id, checkpoint in (("host-a", "new"), ("host-b", "old")):
+        async with database.transaction() as session:
+            await hosts_repository.set_placements(
+                session,
+                host_id=host_id,
+                checkpoint_id=f"{checkpoint}@abcd1234",
+                ssd=True,
+                dram=None,
+                size_bytes=1_100_000_000,
+                manifest_digest="d" * 64,
+            )
+    return old
+
+
+async def test_a_busy_instance_moves_to_where_its_bytes_are_near(database: Database) -> None:
+    old = await two_hosts(database)
+    busy = says(**{old.instance_id: is_busy(old.instance_id, requests=2, tokens=700)})
+    planned = await plan(database, "new", ask_engines=busy)
+    assert isinstance(planned.decision, Migrate), planned.candidates_markdown
+    new = planned.plan
+    assert new is not None and new.host_id == "host-a"
+    assert "moves to host-b" in planned.candidates_markdown
+    [victim] = new.victims
+    destination = victim.destination
+    assert victim.is_moved and destination is not None and victim.transfer == "exact"
+    assert (destination.host_id, destination.gpu_indices) == ("host-b", [0])
+    assert await holders(database) == {
+        ("host-a", 0): old.instance_id,
+        ("host-b", 0): destination.instance_id,
+    }
+    async with database.session() as session:
+        [row] = await list_migrations(session)
+    assert (row.migration_id, row.state, row.reason) == (
+        victim.migration_id,
+        "running",
+        "it makes room for new",
+    )
+    # It moves already: nobody else may ask it to.
+    assert (await plan(database, "new", may_wait=False, ask_engines=busy)).plan is None
+    await publish(database, destination)
+    await end(database, old)
+    assert (await holders(database))[("host-a", 0)] == new.instance_id
+
+
+async def test_a_models_own_policy_says_how_its_cache_travels(database: Database) -> None:
+    old = await two_hosts(database)
+    async with database.transaction() as session:
+        await models_repository.scale_model(session, "old", transfer="fast")
+    busy = says(**{old.instance_id: is_busy(old.instance_id)})
+    [victim] = (await placed(database, "new", ask_engines=busy)).victims
+    assert victim.transfer == "fast"
+
+
+async def test_what_was_planned_for_a_start_that_never_began_is_undone(database: Database) -> None:
+    old = await two_hosts(database)
+    busy = says(**{old.instance_id: is_busy(old.instance_id)})
+    new = await placed(database, "new", ask_engines=busy)
+    async with database.transaction() as session:
+        await starts_repository.abandon_start(session, AbandonInput(new, "start_failed", "no Temporal"))
+        await call_off_moves(session, new, failure="no Temporal")
+    assert await holders(database) == {("host-a", 0): old.instance_id}
+    assert await promised(database) == {}
+    async with database.session() as session:
+        [row] = await list_migrations(session)
+    assert (row.state, row.failure) == ("failed", "no Temporal")
+
+
+async def test_a_replan_spares_who_stayed_and_repeats_its_answer(database: Database) -> None:
+    old = await two_hosts(database)
+    busy = says(**{old.instance_id: is_busy(old.instance_id)})
+    new = await placed(database, "new", ask_engines=busy)
+    async with database.transaction() as session:
+        await call_off_moves(session, new, failure="the migration failed")
+    request = ReplanInput(new, [], "the migration failed", spared=[old.instance_id])
+    receipt = await starts_repository.replan_start(
+        database, request, now_unix_s=time.time(), ask_engines=busy
+    )
+    # The other host has to fetch its bytes, but is free.
+    assert receipt.plan is not None and receipt.plan.host_id == "host-b"
+    assert receipt.plan.victims == [] and not receipt.plan.awaits_gpus
+    assert await promised(database) == {}
+    again = await starts_repository.replan_start(database, request, now_unix_s=time.time())
+    assert again.plan is not None and again.plan.epoch == receipt.plan.epoch
+
+
+async def test_a_replan_may_make_room_too_and_is_read_back_whole(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_host(database, "host-b")
+    for name in ("old", "new"):
+        await add_model(database, name)
+    new = await placed(database, "new")
+    old = await running(database, "old")
+    await has_load(database, old)
+    receipt = await starts_repository.replan_start(
+        database,
+        ReplanInput(new, [new.host_id], "the disk died"),
+        now_unix_s=time.time(),
+        ask_engines=says(),
+    )
+    assert receipt.plan is not None and receipt.plan.host_id == old.host_id
+    assert [one.instance_id for one in receipt.plan.victims] == [old.instance_id]
+    async with database.session() as session:
+        read = await replacement_of(session, new)
+    assert read is not None
+    assert (read.victims, read.awaits_gpus) == (receipt.plan.victims, True)
+
+
+async def test_a_lost_host_fails_who_was_there_and_leaves_the_start_to_be_planned_anew(
+    database: Database,
+) -> None:
+    old = await one_host(database)
+    new = await placed(database, "new", ask_engines=says())
+    async with database.transaction() as session:
+        receipt = await hosts_repository.fail_host(session, FailHostInput("host-a", 1, "test"))
+    assert receipt.failed_instances == [old.instance_id]
+    assert await holders(database) == {("host-a", 0): new.instance_id}
+    await add_host(database, "host-b")
+    again = await starts_repository.replan_start(
+        database, ReplanInput(new, ["host-a"], "it is lost"), now_unix_s=time.time()
+    )
+    assert again.plan is not None and again.plan.host_id == "host-b"
+    assert await holders(database) == {("host-b", 0): new.instance_id}
