@@ -16,7 +16,7 @@ from firstlight.database.decision_json import candidates_to_json, estimate_to_js
 from firstlight.database.failures import constraint_of
 from firstlight.database.fleet_view import FleetView, WantedModel
 from firstlight.domain.estimator import givers_of
-from firstlight.domain.fleet import FleetSnapshot, Model
+from firstlight.domain.fleet import FleetSnapshot, Model, Tier
 from firstlight.domain.scheduler import Decision, Migrate, Place, Reject, Wait
 
 
@@ -175,12 +175,17 @@ def checkpoint_ref(wanted: WantedModel, peers: Sequence[str] = ()) -> Checkpoint
 
 
 def peer_endpoints(model: Model, decision: Place | Migrate, snapshot: FleetSnapshot) -> list[str]:
-    """Where the chosen host may fetch from, the chosen peer first; empty unless the plan is to do so."""
-    chosen = decision.estimate.peer_host_id
-    if chosen is None:
+    """Where the chosen host may fetch from, the chosen peer first; empty if the source is the better way.
+
+    Of a host that has it, where it goes on should its own copy turn out to be bad.
+    """
+    estimate = decision.estimate
+    if estimate.tier is Tier.REMOTE:
         return []
-    givers = sorted(givers_of(model, snapshot), key=lambda host: host.host_id != chosen)
-    return [host.peer_endpoint for host in givers]
+    givers = [host for host in givers_of(model, snapshot) if host.host_id != decision.host_id]
+    return [
+        host.peer_endpoint for host in sorted(givers, key=lambda host: host.host_id != estimate.peer_host_id)
+    ]
 
 
 def _asked(asked: Asked, decision_id: str, decision: Decision) -> dict[str, object]:

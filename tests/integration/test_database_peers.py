@@ -9,6 +9,7 @@ from firstlight.contracts.starts import PhaseSeconds, RecordStartInput
 from firstlight.database import hosts_repository, starts_repository
 from firstlight.database.connection import Database
 from firstlight.database.fleet_view import read_fleet, read_picture
+from firstlight.database.placements import write_placement
 from firstlight.domain.fleet import Edge, Tier
 
 ENDPOINT = "10.0.0.1:9"
@@ -75,3 +76,15 @@ async def test_a_lost_giver_and_one_that_gives_nothing_are_not_asked(database: D
         await add_host(database, "host-a", lease_s=-1)
     start = await placed(database, "tiny", may_wait=False)
     assert (start.estimate.tier, start.checkpoint.peer_endpoints) == ("remote", [])
+
+
+async def test_a_host_that_has_the_bytes_is_told_who_else_has_them(database: Database) -> None:
+    """Should its own copy turn out to be damaged, it goes on from there."""
+    await fleet(database)
+    held = (await placed(database, "tiny", may_wait=False)).checkpoint.checkpoint_id
+    async with database.transaction() as session:
+        await hosts_repository.set_peer_endpoint(session, host_id="host-c", peer_endpoint="10.0.0.3:9")
+        await write_placement(session, host_id="host-c", checkpoint_id=held, tier=Tier.SSD, size_bytes=SIZE)
+    start = await placed(database, "tiny", may_wait=False)
+    assert (start.host_id, start.estimate.tier, start.estimate.peer_host_id) == ("host-c", "ssd", "")
+    assert start.checkpoint.peer_endpoints == [ENDPOINT]

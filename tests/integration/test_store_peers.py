@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from firstlight.domain.errors import Conflict, PeerUnreachable, SourceError
+from firstlight.domain.errors import ChecksumMismatch, Conflict, PeerUnreachable, SourceError
 from firstlight.rpc.store_pb2 import DownloadProgress
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.probe import BOOT_ID
@@ -197,6 +197,17 @@ async def test_a_damaged_copy_among_peers_leaves_the_source_and_what_was_right_s
         assert last.remote_bytes < last.ssd_bytes, "chunks that were right are not fetched again"
         assert bytes_of(taker) == {path.name: path.read_bytes() for path in sorted(source.iterdir())}
         await until_quarantined(damaged)
+
+
+async def test_a_damaged_copy_of_ones_own_is_replaced_by_a_peers(tmp_path: Path) -> None:
+    async with holder(tmp_path) as giver, holder(tmp_path, "b") as taker:
+        flip_a_byte(taker.config.ssd_root / "checkpoints" / NAME / "partition-0.bin", at=-5000)
+        with pytest.raises(ChecksumMismatch, match="quarantined"):
+            await taker.load(NAME)
+        assert (await taker.row(NAME)).quarantined
+        assert (await fetch(taker, [await endpoint_of(giver)]))[-1].came_from_peer
+        assert bytes_of(taker) == bytes_of(giver) and (await taker.load(NAME)).from_tier == "dram"
+        assert not (await taker.row(NAME)).quarantined
 
 
 async def test_a_store_that_is_doubted_looks_for_itself(tmp_path: Path) -> None:
