@@ -12,6 +12,7 @@ from temporalio.client import Client
 from api.admin.deletion import Deletions
 from api.admin.deployment import Describe
 from api.admission import Admission
+from api.arrivals import ArrivalRecorder
 from api.auth import KeyRing, check_listener
 from api.background import Background
 from api.catalog import Catalog
@@ -30,11 +31,13 @@ from api.openai.signs_of_life import Clock, Patience
 from api.routing.lane import Lane, Route
 from api.routing.notices import InstanceNotice
 from api.routing.route_table import LIVE, RouteTable
+from api.scale_in import ScaleIn
 from api.start_ledger import StartLedger
 from api.starts import StartDirector
 from api.text_cache import TextCache
 from firstlight.database.connection import Database
 from firstlight.database.start_planning import rehearse_plan
+from firstlight.domain.autoscaling.choice import scaling_policy
 from firstlight.domain.errors import FirstlightError
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.rpc.channels import Channels
@@ -105,7 +108,17 @@ class Services:
             max_plans=settings.max_plans,
             is_eager=dependencies.is_eager,
         )
+        scaling = scaling_policy(
+            settings.scaling_policy,
+            out_at=settings.scale_out_at,
+            out_after_s=settings.scale_out_after_s,
+            in_at=settings.scale_in_at,
+            in_after_s=settings.scale_in_after_s,
+        )
+        self.scale_in = ScaleIn(table=self.table, scaling=scaling)
+        self.arrivals = ArrivalRecorder(database)
         self.director = StartDirector(
+            scaling=scaling,
             starter=self.starter,
             table=self.table,
             max_instances_of=self.catalog.max_instances_of,
@@ -151,10 +164,13 @@ class Services:
         self.background.start(self.feed.run(), name="listener")
         self.background.start(self.fleet.run(), name="picture of the fleet")
         self.background.start(self._after_first_refresh(), name="preparations")
+        self.background.start(self.scale_in.run(), name="scaling in")
+        self.background.start(self.arrivals.run(), name="arrivals")
 
     async def close(self) -> None:
         await self.director.close()
         await self.background.close()
+        await self.arrivals.write()
         await self.channels.close()
 
     async def _after_first_refresh(self) -> None:

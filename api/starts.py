@@ -13,10 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from api.routing.lane import Lane
-from api.routing.need import SUSPICION_S, LaneFigures, Need, need_of
+from api.routing.need import LaneFigures, Need, need_of
 from api.routing.notices import InstanceNotice
 from api.routing.route_table import LIVE, RouteTable
 from firstlight.database.records import PlannedStart
+from firstlight.domain.autoscaling.scaling import ConcurrencyScaling, ScalingMemory, ScalingPolicy
 from firstlight.domain.errors import (
     FirstlightError,
     ModelBeingDeleted,
@@ -27,7 +28,7 @@ from firstlight.domain.errors import (
     UnknownModel,
 )
 from firstlight.domain.lifecycle import InstanceState
-from firstlight.domain.scheduler import Place, Reject, Wait
+from firstlight.domain.scheduler import Migrate, Place, Reject, Wait
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class Starter(ABC):
     async def plan(
         self, model: str, *, deadline_s: float | None, may_wait: bool, request_id: str
     ) -> PlannedStart:
-        """Decide, and reserve if the decision is Place; the chosen host is told at once, best effort, so that
-        bytes move before anything is written. Raises: Overloaded when it cannot be asked now.
+        """Decide, and reserve if the decision is Place or Migrate; the chosen host is told at once, best
+        effort, so that bytes move before anything is written. Raises: Overloaded when it cannot be asked now.
         """
 
     @abstractmethod
@@ -73,7 +74,11 @@ class StartDirector:
         table: RouteTable,
         max_instances_of: Callable[[str], int | None],
         on_planned: Callable[[str, PlannedStart], None] = lambda model, planned: None,
+        scaling: ScalingPolicy | None = None,
     ) -> None:
+        self._scaling = scaling or ConcurrencyScaling()
+        # What the policy remembers of each model whose requests wait.
+        self._memories: dict[str, ScalingMemory] = {}
         self._starter = starter
         self._table = table
         self._max_instances_of = max_instances_of
@@ -126,6 +131,7 @@ class StartDirector:
 
     def _ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
         self._tasks.pop(lane.model, None)
+        self._memories.pop(lane.model, None)
         self._away_since_s.pop(lane.model, None)
         if task.cancelled():
             return
@@ -151,13 +157,12 @@ class StartDirector:
 
     async def _look(self, lane: Lane) -> float | None:
         """Act on what the lane needs. Returns when to look again without an event, in seconds."""
-        figures = self._figures(lane)
-        need = need_of(figures)
-        if need is Need.NOTHING:
-            doubt_s = figures.suspected_for_s
-            return None if doubt_s is None else max(0.05, SUSPICION_S - doubt_s)
+        found = need_of(self._figures(lane), self._scaling, self._memories.get(lane.model, ScalingMemory()))
+        self._memories[lane.model] = found.memory
+        if found.need is Need.NOTHING:
+            return found.again_in_s
         try:
-            return await self._start(lane, need)
+            return await self._start(lane, found.need)
         except ModelBeingDeleted:
             lane.fail_waiting(UnknownModel(f"model {lane.model!r} was deleted", model=lane.model))
         except Overloaded as error:
@@ -177,14 +182,17 @@ class StartDirector:
         return None
 
     def _figures(self, lane: Lane) -> LaneFigures:
-        suspected_s = lane.suspected_s
+        suspected_s, now_s = lane.suspected_s, time.monotonic()
         return LaneFigures(
+            now_s=now_s,
             waiting=lane.waiting,
-            ready_capacity=lane.ready_capacity,
+            running=lane.running,
+            ready=len(lane.routes),
+            max_concurrency=lane.places_each,
             starting=len(lane.starting),
             live_instances=self._table.live_instances(lane.model),
             max_instances=self._max_instances_of(lane.model) or 1,
-            suspected_for_s=None if suspected_s is None else time.monotonic() - suspected_s,
+            suspected_for_s=None if suspected_s is None else now_s - suspected_s,
         )
 
     async def _start(self, lane: Lane, need: Need) -> float | None:
@@ -198,10 +206,13 @@ class StartDirector:
         self._away_since_s.pop(lane.model, None)
         self._on_planned(lane.model, planned)
         match planned.decision:
-            case Place():
+            case Place() | Migrate():
                 self._backoff_s.pop(lane.model, None)
                 await self._carry_out(lane, planned, deadline_s=deadline_s)
                 return None
+            case Wait(instance_id=None):
+                # Whoever holds the GPUs may have nothing to do at any moment, and no notice tells of that.
+                return max(SOONEST_LOOK_S, self._next_backoff(lane.model))
             case Wait(ready_in_s=ready_in_s):
                 soonest_s = self._next_backoff(lane.model)
                 return min(LATEST_LOOK_S, max(SOONEST_LOOK_S, soonest_s, ready_in_s or 0.0))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -56,6 +57,51 @@ class Settings(BaseSettings):
     max_plans: int = Field(default=3, ge=1, description="Hosts a start may try before it fails.")
     default_keep_alive_s: float = Field(default=300.0, ge=0, description="Idle time before scale to zero.")
     default_max_concurrency: int = Field(default=8, ge=1, description="Requests one instance runs at once.")
+
+    keep_alive_policy: Literal["fixed", "hybrid-histogram", "layered"] = Field(
+        default="fixed",
+        description="How long an idle instance is kept: fixed (the model's keep-alive time), "
+        "hybrid-histogram (what the gaps between its requests say) or layered (what each layer of warmth "
+        "saves and takes).",
+    )
+    keep_alive_longest_s: float = Field(
+        default=3600.0, gt=0, description="The longest idle time a keep-alive policy may decide on."
+    )
+    scaling_policy: Literal["concurrency"] = Field(
+        default="concurrency", description="How many instances a model gets: by its requests at a time."
+    )
+    scale_out_at: float = Field(
+        default=2.0,
+        gt=0,
+        description="Requests a place, waiting ones included, beyond which a model gets another instance.",
+    )
+    scale_out_after_s: float = Field(
+        default=0.5, ge=0, description="How long a shortage must last before another instance is started."
+    )
+    scale_in_at: float = Field(
+        default=0.6, gt=0, description="Requests a place that must suffice with one instance fewer."
+    )
+    scale_in_after_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="How long an instance must be more than needed before requests go elsewhere, and how "
+        "long it is then kept while idle.",
+    )
+    prefetch_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Bytes that one look of the reconciler may bring nearer ahead of need, over all hosts; "
+        "0: none.",
+    )
+    prefetch_horizon_s: float = Field(
+        default=300.0, gt=0, description="How far ahead a model's next request is looked for."
+    )
+    prefetch_need: float = Field(
+        default=0.2, ge=0, le=1, description="How likely a request must be within that time."
+    )
+    prefetch_copies: int = Field(
+        default=2, ge=1, description="Hosts whose SSDs may be given a copy of one model ahead of need."
+    )
 
     lease_s: float = Field(default=20.0, gt=1, description="A host that is silent for so long is lost.")
     reconcile_every_s: float = Field(default=60.0, ge=5, description="Period of the fleet reconciler.")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 
 from temporalio import workflow
+from temporalio.exceptions import ActivityError
 
+from firstlight.contracts.failures import error_of
 from firstlight.contracts.hosts import ReconcileInput, ReconcileResult
 from firstlight.contracts.naming import FLEET_RECONCILER
-from workflows import control_calls
+from workflows import control_calls, warmth_calls
 from workflows.mending import mend_host
 from workflows.story import Story
 
 # Hosts looked at side by side: bounds the load on Postgres and the size of one workflow task.
 HOSTS_AT_ONCE = 50
+# Histories without it were made before anything was brought nearer ahead of need.
+LOOKS_AHEAD = "look-ahead"
 
 
 @workflow.defn(name=FLEET_RECONCILER)
@@ -39,8 +43,22 @@ class FleetReconciler:
                 if sentences is None:
                     unreachable.append(host_id)
                 mended.extend(sentences or [])
+        if workflow.patched(LOOKS_AHEAD):
+            await self._look_ahead()
         self._tell(len(hosts), unreachable, mended)
         return ReconcileResult(hosts=len(hosts), unreachable=unreachable, mended=mended)
+
+    async def _look_ahead(self) -> None:
+        """After mending: what is where is known best now."""
+        try:
+            receipt = await warmth_calls.look_ahead()
+        except ActivityError as failure:
+            if workflow.cancellation_reason() is not None:
+                raise
+            self._story.tell(f"nothing was brought nearer: {error_of(failure).message}")
+            return
+        for sentence in receipt.done:
+            self._story.tell(sentence)
 
     def _tell(self, hosts: int, unreachable: list[str], mended: list[str]) -> None:
         for host_id in unreachable:

@@ -27,13 +27,18 @@ from firstlight.contracts.instances import (
 )
 from firstlight.contracts.naming import INSTANCE_LIFECYCLE, KEEP_ALIVE, STOP
 from firstlight.contracts.starts import Nothing
+from firstlight.contracts.warmth import KeepAliveInput
 from firstlight.domain import errors
-from workflows import control_calls, host_calls
+from workflows import control_calls, host_calls, warmth_calls
 from workflows.story import Story
 
 WATCHES_PER_RUN = 200
 # An idle but needed instance is looked at again after so long, in case its model's minimum has changed.
 NEEDED_RECHECK_S = 30.0
+# Histories without it were made before keep-alive was a policy's to decide.
+ASKS_POLICY = "keep-alive-policy"
+# An idle time is measured, a keep-alive is decided: they are the same if they differ by less.
+SAME_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +89,16 @@ class InstanceLifecycle:
     async def _until_end(self) -> Ending | None:
         """None: the history has grown enough; go on in a new run."""
         needed = False
+        await self._ask_policy()
         for _ in range(WATCHES_PER_RUN):
             try:
                 receipt = await self._watch(ignore_idle=needed)
                 if self._stop is not None:
                     return Ending("stopped", self._stop.reason, drain_timeout_s=self._stop.drain_timeout_s)
                 needed = receipt is not None and receipt.ended_by == "idle"
+                if receipt is not None and await self._is_kept(receipt):
+                    needed = False
+                    continue
                 if receipt is not None and (ending := await self._after(receipt)) is not None:
                     return ending
             except ActivityError as failure:
@@ -97,6 +106,32 @@ class InstanceLifecycle:
             if workflow.info().is_continue_as_new_suggested():
                 break
         return None
+
+    async def _ask_policy(self, *, idle_s: float = 0.0) -> None:
+        """Take the keep-alive time over that the policy gives this instance now; without an answer, go on."""
+        if not workflow.patched(ASKS_POLICY):
+            return
+        asked = self._request
+        try:
+            receipt = await warmth_calls.decide_keep_alive(
+                KeepAliveInput(asked.instance_id, asked.epoch, idle_s)
+            )
+        except ActivityError as failure:
+            if workflow.cancellation_reason() is not None:
+                raise asyncio.CancelledError from failure
+            self._story.tell(f"keep-alive stays as it was: {error_of(failure).message}")
+            return
+        # An operator's word that came meanwhile is newer than what the policy looked at.
+        if self._request == asked and abs(receipt.keep_alive_s - asked.keep_alive_s) > SAME_S:
+            self._request = replace(asked, keep_alive_s=receipt.keep_alive_s)
+            self._story.tell(f"ends after {receipt.keep_alive_s:g} s idle ({receipt.basis})")
+
+    async def _is_kept(self, receipt: WatchReceipt) -> bool:
+        """Whether an idle instance is to be kept for longer than it was watched for."""
+        if receipt.ended_by != "idle":
+            return False
+        await self._ask_policy(idle_s=receipt.idle_s)
+        return self._request.keep_alive_s > receipt.idle_s + SAME_S
 
     async def _after(self, receipt: WatchReceipt) -> Ending | None:
         """None: the instance goes on. An idle one that must stay goes on too. Raises: ActivityError."""

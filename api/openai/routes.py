@@ -89,6 +89,11 @@ class _Run(ABC):
     async def run(self, sink: Sink) -> None:
         services = self._services
         record = await services.admission.find(self._fields.model)
+        with services.arrivals.active(record.name):
+            await self._run(record, sink)
+
+    async def _run(self, record: ModelRecord, sink: Sink) -> None:
+        services = self._services
         # Before the prompt is put into tokens, which may take longer than all that follows.
         services.foretell(record.name, self._request_id)
         signs = SignsOfLife(services.table.lane(record.name), self._clock, services.patience)

@@ -69,6 +69,8 @@ class Lane:
     starting: dict[str, int] = field(default_factory=dict)
     # Instances that take no new request but still hold their GPUs.
     draining: set[str] = field(default_factory=set)
+    # Ready instances, the longest serving first, that requests are gathered on; None: all of them.
+    gathered_on: int | None = None
     _ready: dict[str, _Ready] = field(default_factory=dict)
     _waiters: deque[_Waiter] = field(default_factory=deque)
 
@@ -83,6 +85,12 @@ class Lane:
     @property
     def ready_capacity(self) -> int:
         return sum(entry.route.max_concurrency for entry in self._trusted())
+
+    @property
+    def places_each(self) -> int:
+        """Places of one instance; of the smallest, should they differ."""
+        ready = [entry.route.max_concurrency for entry in self._trusted()]
+        return min((*ready, *self.starting.values()), default=1)
 
     @property
     def suspected_s(self) -> float | None:
@@ -231,9 +239,18 @@ class Lane:
         ]
         if not entries:
             return None
-        best = min(entries, key=lambda entry: _preference(entry, avoid))
+        spared = self._spared()
+        best = min(entries, key=lambda entry: _preference(entry, avoid, spared))
         best.running += needs_slot
         return Slot(best.route, needs_slot, 0.0)
+
+    def _spared(self) -> frozenset[str]:
+        """Instances that get a request only where all others are full: so they fall idle, and end."""
+        if self.gathered_on is None or self.gathered_on >= len(self._ready):
+            return frozenset()
+        # The same ones in every replica of the API: the newest.
+        by_age = sorted(self._ready.values(), key=lambda entry: entry.route.epoch)
+        return frozenset(entry.route.instance_id for entry in by_age[max(1, self.gathered_on) :])
 
     def _too_late(self, waited_s: float) -> StartTimeout:
         what = "is starting" if self.starting else "has no free place"
@@ -244,6 +261,6 @@ class Lane:
         )
 
 
-def _preference(entry: _Ready, avoid: str | None) -> tuple[bool, float, int]:
-    load = entry.running / entry.route.max_concurrency
-    return (entry.route.instance_id == avoid, load, entry.running)
+def _preference(entry: _Ready, avoid: str | None, spared: frozenset[str]) -> tuple[bool, bool, float, int]:
+    name = entry.route.instance_id
+    return (name == avoid, name in spared, entry.running / entry.route.max_concurrency, entry.running)

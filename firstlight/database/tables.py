@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from firstlight.database.access_tables import ApiKeyRow, AuditRow, KeyUsageRow
+from firstlight.database.arrival_tables import ArrivalRow
 from firstlight.database.base import Base
 from firstlight.database.history_tables import DecisionRow, MigrationRow, StartupObservationRow
 from firstlight.database.host_tables import GpuRow, HostRow, PlacementRow
@@ -20,6 +21,7 @@ __all__ = [
     "FENCING_EPOCH",
     "LIVE",
     "ApiKeyRow",
+    "ArrivalRow",
     "AuditRow",
     "Base",
     "CheckpointRow",

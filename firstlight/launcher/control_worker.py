@@ -10,8 +10,10 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.control import Control
+from activities.warmth import Warmth
 from firstlight.contracts.activities import ControlActivities
 from firstlight.contracts.naming import CONTROL_QUEUE
+from firstlight.contracts.warmth import WarmthActivities
 from firstlight.database.connection import Database
 from firstlight.domain.errors import InvalidSettings
 from firstlight.launcher.activity_boundaries import boundaries
@@ -31,12 +33,13 @@ STICKY_TIMEOUT = timedelta(seconds=1)
 GRACEFUL_SHUTDOWN = timedelta(milliseconds=300)
 
 
-def control_worker(client: Client, database: Database) -> Worker:
+def control_worker(client: Client, database: Database, settings: Settings) -> Worker:
     """The worker itself, for this process or inside the API's (which saves a start a hop)."""
-    return worker_of(client, Control(database=database, client=client))
+    warmth = Warmth(database=database, client=client, settings=settings)
+    return worker_of(client, Control(database=database, client=client), warmth)
 
 
-def worker_of(client: Client, control: ControlActivities) -> Worker:
+def worker_of(client: Client, control: ControlActivities, warmth: WarmthActivities) -> Worker:
     return Worker(
         client,
         task_queue=CONTROL_QUEUE,
@@ -54,6 +57,8 @@ def worker_of(client: Client, control: ControlActivities) -> Worker:
             control.serve_on,
             control.finish_migration,
             control.move_off,
+            warmth.decide_keep_alive,
+            warmth.look_ahead,
             control.evict_instance,
             control.join_migration,
         ],
@@ -76,7 +81,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         client = await unless_stopped(connect(settings), stop)
         if client is None:
             return
-        async with control_worker(client, database):
+        async with control_worker(client, database, settings):
             log.info("control worker polls %s", CONTROL_QUEUE)
             await ensure_reconciler(client, every_s=settings.reconcile_every_s)
             await stop.wait()

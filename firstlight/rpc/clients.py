@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import TypeVar
 
 import grpc
@@ -125,6 +125,12 @@ class StoreClient:
         return await _answer(
             self._stub.Inventory(store_pb2.InventoryRequest(), timeout=timeout_s), peer=self._peer
         )
+
+    async def expect(
+        self, need: Mapping[str, float], *, good_for_s: float, timeout_s: float = 2.0
+    ) -> store_pb2.ExpectReply:
+        request = store_pb2.ExpectRequest(need=dict(need), good_for_s=good_for_s)
+        return await _answer(self._stub.Expect(request, timeout=timeout_s), peer=self._peer)
 
     async def remove(
         self, checkpoint_id: str, *, only_dram: bool = False, timeout_s: float = 30.0

@@ -133,6 +133,8 @@ class Store:
         Thread(target=self._make_ready, args=(prefault,), name="prefault", daemon=True).start()
 
     async def close(self) -> None:
+        if self._forget_needs is not None:
+            self._forget_needs.cancel()
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.gather(self._probing, return_exceptions=True)

@@ -19,6 +19,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.control import Control
+from activities.warmth import Warmth
 from firstlight.contracts import hosts, instances, migrations, starts
 from firstlight.contracts.activities import HostActivities
 from firstlight.contracts.naming import host_queue
@@ -104,7 +105,9 @@ async def working_cluster(stand: Stand, address: str, *host_ids: str) -> AsyncIt
         host.report_inventory,
     ]
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(worker_of(client, Control(database=stand.database, client=client)))
+        control = Control(database=stand.database, client=client)
+        warmth = Warmth(database=stand.database, client=client, settings=stand.services.settings)
+        await stack.enter_async_context(worker_of(client, control, warmth))
         for host_id in host_ids:
             worker = Worker(
                 client,

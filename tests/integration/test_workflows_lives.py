@@ -179,6 +179,7 @@ async def test_an_instance_that_lives_long_renews_its_history(here: World) -> No
     instance_id = await running_instance(here)
     handle = here.client.get_workflow_handle(naming.instance_workflow_id(instance_id))
     first_run = (await handle.describe()).run_id
+    here.warmth.keep_alive_s = 77.0
     await change_keep_alive(here.client, instance_id=instance_id, keep_alive_s=77.0)
     for _ in range(instance_lifecycle.WATCHES_PER_RUN):
         here.host().endings.end(instance_id, "elapsed")

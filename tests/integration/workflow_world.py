@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripted_activities import ScriptedControl, ScriptedHost
+from scripted_warmth import ScriptedWarmth
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError
 
@@ -38,6 +39,7 @@ class World:
     # Host ids are new in every test, so that what another one left behind finds no queue here.
     run_id: str
     started: list[str] = field(default_factory=list)
+    warmth: ScriptedWarmth = field(default_factory=ScriptedWarmth)
 
     def host_id(self, letter: str) -> str:
         return f"host-{letter}-{self.run_id}"
@@ -93,7 +95,7 @@ async def world(client: Client, *, hosts: str = "ab") -> AsyncIterator[World]:
     run_id = f"{os.getpid()}-{next(_numbers)}"
     made = World(client, ScriptedControl(), {}, run_id)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(worker_of(client, made.control))
+        await stack.enter_async_context(worker_of(client, made.control, made.warmth))
         for letter in hosts:
             host = ScriptedHost(made.host_id(letter))
             made.hosts[host.host_id] = host

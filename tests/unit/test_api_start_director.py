@@ -13,6 +13,7 @@ from api.routing.route_table import RouteTable
 from api.starts import StartDirector, Starter
 from firstlight.contracts.starts import CheckpointRef, PlannedEstimate, StartPlan
 from firstlight.database.records import PlannedStart
+from firstlight.domain.autoscaling.scaling import ConcurrencyScaling, ScalingMemory
 from firstlight.domain.errors import (
     DatabaseUnavailable,
     ModelBeingDeleted,
@@ -32,22 +33,44 @@ Answer = Place | Wait | Reject
 ESTIMATE = StartEstimate(0.0, 0.0, 0.1, 0.1, 0.05, Tier.SSD)
 
 
+def figures(waiting: int, **others: float) -> LaneFigures:
+    return LaneFigures(waiting=waiting, **{"now_s": 0.0, "max_concurrency": 8, **others})  # type: ignore[arg-type]
+
+
+POLICY = ConcurrencyScaling(target=2.0, out_after_s=1.0)
+FULL = {"ready": 1, "running": 8, "live_instances": 1, "max_instances": 2}
+
+
 @pytest.mark.parametrize(
     ("figures", "need"),
     [
-        (LaneFigures(0, 0, 0, 0, 1), Need.NOTHING),
-        (LaneFigures(1, 0, 0, 0, 1), Need.FIRST),
-        (LaneFigures(100, 0, 1, 1, 9), Need.NOTHING),
-        (LaneFigures(8, 8, 0, 1, 2), Need.NOTHING),
-        (LaneFigures(9, 8, 0, 1, 2), Need.ANOTHER),
-        (LaneFigures(9, 8, 0, 2, 2), Need.NOTHING),
-        (LaneFigures(9, 8, 1, 2, 3), Need.NOTHING),
-        (LaneFigures(1, 0, 0, 1, 1, SUSPICION_S / 2), Need.NOTHING),
-        (LaneFigures(1, 0, 0, 1, 1, SUSPICION_S + 1), Need.FIRST),
+        (figures(0), Need.NOTHING),
+        (figures(1), Need.FIRST),
+        # Another one drains: it serves nobody new.
+        (figures(1, live_instances=1), Need.FIRST),
+        # The shortage has only begun.
+        (figures(9, **FULL), Need.NOTHING),
+        (figures(9, **FULL, now_s=1.0), Need.ANOTHER),
+        (figures(8, **FULL, now_s=1.0), Need.NOTHING),
+        (figures(9, **{**FULL, "max_instances": 1}, now_s=1.0), Need.NOTHING),
+        # One that starts will take its share; one that drains holds a place of the maximum.
+        (figures(20, **{**FULL, "starting": 1, "max_instances": 3}, now_s=1.0), Need.NOTHING),
+        (figures(25, **{**FULL, "starting": 1, "max_instances": 3}, now_s=1.0), Need.ANOTHER),
+        (figures(25, **{**FULL, "live_instances": 2}, now_s=1.0), Need.NOTHING),
+        (figures(1, live_instances=1, suspected_for_s=SUSPICION_S / 2), Need.NOTHING),
+        (figures(1, live_instances=1, suspected_for_s=SUSPICION_S + 1), Need.FIRST),
     ],
 )
 def test_what_a_lane_needs(figures: LaneFigures, need: Need) -> None:
-    assert need_of(figures) is need
+    assert need_of(figures, POLICY, ScalingMemory(short_since_s=0.0)).need is need
+
+
+def test_a_shortage_is_looked_at_again_when_it_has_lasted() -> None:
+    first = need_of(figures(9, **FULL), POLICY, ScalingMemory())
+    assert (first.need, first.again_in_s) == (Need.NOTHING, 1.0)
+    assert need_of(figures(9, **FULL, now_s=1.0), POLICY, first.memory).need is Need.ANOTHER
+    over = need_of(figures(1, **FULL, now_s=0.5), POLICY, first.memory)
+    assert (over.need, over.memory) == (Need.NOTHING, ScalingMemory())
 
 
 def planned(decision: Answer, number: int = 0) -> PlannedStart:

@@ -19,6 +19,8 @@ BINS = len(EDGES_S)
 # At so many gaps all counts are halved: what was long ago counts ever less, and a row stays small.
 AGED_AT = 512
 LONG_GAPS_KEPT = 8
+# No instance is let go sooner: what is bridged anyway says nothing, and would drown the gaps that do.
+SHORTEST_GAP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,13 @@ class ArrivalHistory:
         return replace(aged, counts=counts)
 
     def with_activity(self, *, from_s: float, until_s: float) -> ArrivalHistory:
-        """The history after a spell of activity; one that began before the last had ended makes no gap."""
+        """The history after a spell of activity.
+
+        One that began before the last had ended, or within `SHORTEST_GAP_S` of that, makes no gap.
+        """
         active_until_s = until_s if self.active_until_s is None else max(self.active_until_s, until_s)
         gap_s = None if self.active_until_s is None else from_s - self.active_until_s
-        after = self if gap_s is None or gap_s <= 0 else self.with_gap(gap_s)
+        after = self if gap_s is None or gap_s < SHORTEST_GAP_S else self.with_gap(gap_s)
         return replace(after, active_until_s=active_until_s)
 
     def survival(self, gap_s: float) -> float:

@@ -66,11 +66,12 @@ class ScalingPolicy(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConcurrencyScaling(ScalingPolicy):
-    """As many instances as the requests need at `target` of their places, after a while of needing them.
+    """As many instances as keep the requests a place at or below `target`, after a while of needing them.
 
-    Nothing runs and somebody waits: one at once. More only when the shortage has lasted `out_after_s`, fewer
-    when `target_in` would have been kept with fewer for `in_after_s`; `target_in` below `target` is what
-    keeps one instance from being let go and started in turn.
+    Requests that wait count as those that run, so that a `target` above 1 lets a queue form before another
+    instance is started for it. Nothing runs and somebody waits: one at once. More only when the shortage has
+    lasted `out_after_s`, fewer when `target_in` would have been kept with fewer for `in_after_s`; `target_in`
+    below `target` is what keeps one instance from being let go and started in turn.
     """
 
     name: ClassVar[str] = "concurrency"
@@ -92,9 +93,7 @@ class ConcurrencyScaling(ScalingPolicy):
             return Scaling(self._bounded(1, demand), ScalingMemory(), "the first instance")
         if (bounded := self._bounded(have, demand)) != have:
             return Scaling(bounded, ScalingMemory(), "the model's bounds")
-        # One that waits finds no place now, whatever the target says.
-        short = max(self._needed(demand, self.target), have + 1 if self._is_crowded(demand) else 0)
-        if (more := self._bounded(short, demand)) > have:
+        if (more := self._bounded(self._needed(demand, self.target), demand)) > have:
             return self._out(demand, memory, more)
         if (fewer := self._bounded(self._needed(demand, self.target_in), demand)) < have:
             return self._in(demand, memory, fewer)
@@ -124,11 +123,6 @@ class ConcurrencyScaling(ScalingPolicy):
     def _needed(self, demand: Demand, target: float) -> int:
         # Rounded before it is rounded up: 3 requests at 0.6 of 5 places are one instance.
         return ceil(round(demand.requests / (demand.max_concurrency * target), 9))
-
-    @staticmethod
-    def _is_crowded(demand: Demand) -> bool:
-        """More wait than all places, free or not, of what runs and starts could hold."""
-        return demand.waiting > demand.instances * demand.max_concurrency
 
     @staticmethod
     def _bounded(instances: int, demand: Demand) -> int:

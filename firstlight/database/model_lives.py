@@ -1,0 +1,116 @@
+"""What keep-alive policies know of each model: its settings, its history, and what its starts have taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from firstlight.database.arrival_tables import ArrivalRow
+from firstlight.database.arrivals_repository import history_of
+from firstlight.database.tables import InstanceRow, ModelRow
+from firstlight.domain.autoscaling.arrivals import ArrivalHistory
+from firstlight.domain.autoscaling.keep_alive import ModelLife
+from firstlight.domain.autoscaling.warmth import Layer, LayerCost
+from firstlight.domain.errors import UnknownInstance
+from firstlight.domain.lifecycle import InstanceState
+
+# What a start is taken to last until one has been seen.
+PRIOR_START_S = 10.0
+STARTS_LOOKED_AT = 16
+# A second of an idle instance on its GPUs is worth this much of a request's waiting, and of its weights in
+# DRAM a tenth of that: there is several times more host memory than GPU memory, and it is wanted less.
+GPU_PRICE = 0.01
+DRAM_PRICE = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceLife:
+    model: str
+    life: ModelLife
+    # Whether the model has a ready instance that has served for longer.
+    is_further: bool
+
+
+async def read_life(session: AsyncSession, instance_id: str, *, epoch: int) -> InstanceLife:
+    """Of one instance's model. Raises: UnknownInstance."""
+    found = await session.execute(
+        select(ModelRow, ArrivalRow)
+        .join(InstanceRow, InstanceRow.model_id == ModelRow.model_id)
+        .outerjoin(ArrivalRow, ArrivalRow.model_id == ModelRow.model_id)
+        .where(InstanceRow.instance_id == instance_id)
+        .execution_options(populate_existing=True)
+    )
+    if (row := found.one_or_none()) is None:
+        raise UnknownInstance(f"there is no instance {instance_id!r}", instance_id=instance_id)
+    model, arrivals = row
+    older = await session.scalar(
+        select(func.count()).where(
+            InstanceRow.model_id == model.model_id,
+            InstanceRow.state == InstanceState.READY,
+            InstanceRow.epoch < epoch,
+        )
+    )
+    life = model_life(
+        history=ArrivalHistory() if arrivals is None else history_of(arrivals),
+        fixed_keep_alive_s=model.keep_alive_s,
+        starts=(await _starts(session, [model.name])).get(model.name, []),
+    )
+    return InstanceLife(model=model.name, life=life, is_further=bool(older))
+
+
+async def read_lives(session: AsyncSession) -> dict[str, ModelLife]:
+    """Of every model that was ever asked for, by name."""
+    rows = await session.execute(
+        select(ModelRow, ArrivalRow)
+        .join(ArrivalRow, ArrivalRow.model_id == ModelRow.model_id)
+        .execution_options(populate_existing=True)
+    )
+    found = [(model, history_of(arrivals)) for model, arrivals in rows]
+    starts = await _starts(session, [model.name for model, _ in found])
+    return {
+        model.name: model_life(
+            history=history, fixed_keep_alive_s=model.keep_alive_s, starts=starts.get(model.name, [])
+        )
+        for model, history in found
+    }
+
+
+def model_life(
+    *, history: ArrivalHistory, fixed_keep_alive_s: float, starts: list[tuple[str, float]]
+) -> ModelLife:
+    """`starts`: (tier, seconds) of the model's last ones."""
+    from_dram = [seconds for tier, seconds in starts if tier == "dram"]
+    from_further = [seconds for tier, seconds in starts if tier != "dram"]
+    costs: dict[Layer, LayerCost] = {}
+    if from_dram:
+        costs[Layer.GPU] = LayerCost(saves_s=median(from_dram), price=GPU_PRICE)
+    if from_dram and from_further:
+        saves_s = max(0.0, median(from_further) - median(from_dram))
+        costs[Layer.DRAM] = LayerCost(saves_s=saves_s, price=DRAM_PRICE)
+    return ModelLife(
+        history=history,
+        fixed_keep_alive_s=fixed_keep_alive_s,
+        start_s=median(seconds for _, seconds in starts) if starts else PRIOR_START_S,
+        costs=costs,
+    )
+
+
+# Each model's last starts by way of the index on (model, recorded_at), however many there were.
+_STARTS = text("""
+SELECT name, s.tier, s.total_s FROM unnest(CAST(:names AS text[])) AS name
+CROSS JOIN LATERAL (
+  SELECT tier, total_s FROM startup_observations o
+  WHERE o.model = name AND total_s IS NOT NULL AND plans_tried = 1
+  ORDER BY recorded_at DESC LIMIT :starts
+) s
+""")
+
+
+async def _starts(session: AsyncSession, names: list[str]) -> dict[str, list[tuple[str, float]]]:
+    found: dict[str, list[tuple[str, float]]] = {}
+    for name, tier, total_s in await session.execute(_STARTS, {"names": names, "starts": STARTS_LOOKED_AT}):
+        found.setdefault(name, []).append((tier, total_s))
+    return found
