@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
 import pytest
 
 from firstlight.domain.errors import ChecksumMismatch
-from native_loader import Arena, LoadJob, ProgressBoard, Segment, crc32c
+from native_loader import Arena, CheckpointWriter, LoadJob, ProgressBoard, Segment, crc32c, open_checkpoint
+from native_loader.verification import find_damage
 
 FLIPS = 10_000
 CHUNK = 64 << 10
@@ -26,6 +28,25 @@ def test_ten_thousand_flipped_bits_are_all_caught() -> None:
         assert crc32c(chunk) != expected, f"bit {bit}"
         chunk[bit // 8] ^= 1 << bit % 8
     assert crc32c(chunk) == expected
+
+
+def test_ten_thousand_flipped_bits_on_the_disk_are_all_named(tmp_path: Path) -> None:
+    """One in every chunk of a checkpoint, found by reading the files as a load does."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    with CheckpointWriter(tmp_path / "c", source="test", revision="0", chunk_bytes=4096) as writer:
+        writer.add_tensor("w", rng.randbytes(FLIPS * 4096), dtype="U8", shape=[FLIPS * 4096])
+        writer.commit()
+    with (tmp_path / "c" / "partition-0.bin").open("r+b") as file:
+        for chunk in range(FLIPS):
+            bit = rng.randrange(4096 * 8)
+            file.seek(chunk * 4096 + bit // 8)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ (1 << bit % 8)]))
+    found = [damage.chunk for damage in find_damage(open_checkpoint(tmp_path / "c"), threads=1)]
+    assert sorted(chunk for chunk in found if chunk is not None) == list(range(FLIPS))
 
 
 @pytest.mark.parametrize("backend", ["auto", "threads"])
