@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from temporalio.client import Client
 from temporalio.worker import Replayer
 
@@ -11,10 +13,10 @@ from workflows.registry import WORKFLOWS
 from workflows.sandbox import runner
 
 
-async def verify(client: Client, found: FoundWorkflow) -> Report:
+async def verify(client: Client, found: FoundWorkflow, *, workflows: Sequence[type] = WORKFLOWS) -> Report:
     history = await client.get_workflow_handle(found.workflow_id, run_id=found.run_id).fetch_history()
     replayer = Replayer(
-        workflows=WORKFLOWS,
+        workflows=workflows,
         workflow_runner=runner(),
         namespace=client.namespace,
         data_converter=client.data_converter,

@@ -29,11 +29,16 @@ from firstlight.launcher.temporal_client import ensure_search_attributes
 
 @dataclass(eq=False)
 class FakeHost(HostActivities):
-    """One host. `gate` holds starts back; `failure` fails them for good."""
+    """One host. `gate` holds starts back; `failure` fails them for good, `download_failure` the downloads.
+
+    `moves` are the receipts of the next migrations; without one, nothing was there to move.
+    """
 
     stand: Stand
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None
+    download_failure: str | None = None
+    moves: list[migrations.MoveReceipt] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     token_at: TokenAt | None = None
@@ -41,6 +46,8 @@ class FakeHost(HostActivities):
     @activity.defn(name="download_checkpoint")
     async def download_checkpoint(self, request: starts.DownloadInput) -> starts.DownloadReceipt:
         checkpoint = request.checkpoint
+        if self.download_failure is not None:
+            raise ApplicationError(self.download_failure, type="source_corrupt", non_retryable=True)
         return starts.DownloadReceipt(checkpoint.checkpoint_id, DIGEST, 1_100_000_000, 1, 0.0, False)
 
     @activity.defn(name="bring_up")
@@ -71,7 +78,7 @@ class FakeHost(HostActivities):
 
     @activity.defn(name="move_requests")
     async def move_requests(self, request: migrations.MoveInput) -> migrations.MoveReceipt:
-        return migrations.MoveReceipt()
+        return self.moves.pop(0) if self.moves else migrations.MoveReceipt()
 
     @activity.defn(name="report_inventory")
     async def report_inventory(self, request: hosts.InventoryInput) -> hosts.HostReport:
