@@ -18,6 +18,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
+from activities.awaiting_gpus import until_gpus_are_ours
 from activities.control import Control
 from activities.warmth import Warmth
 from firstlight.contracts import hosts, instances, migrations, starts
@@ -57,6 +58,7 @@ class FakeHost(HostActivities):
         while not waiting.done():
             activity.heartbeat()
             await asyncio.wait({waiting}, timeout=0.1)
+        await until_gpus_are_ours(self.stand.database, request.plan)
         if self.failure is not None:
             raise ApplicationError(self.failure, type="source_corrupt", non_retryable=True)
         engine = await self.stand.run(
