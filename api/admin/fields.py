@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field
 
 from api.openai.fields import Strict
 
+TransferPolicy = Literal["exact", "tokens", "fast"]
+
 
 class DeployRequest(Strict):
     name: str
@@ -19,6 +21,16 @@ class DeployRequest(Strict):
     max_instances: int = Field(default=1, ge=1, le=1000)
     keep_alive_s: float | None = Field(default=None, ge=0, description="Unset: the server's default.")
     max_concurrency: int | None = Field(default=None, ge=1, le=1024)
+    priority: int = Field(
+        default=0,
+        ge=-1000,
+        le=1000,
+        description="Higher wins: nothing gives way to a model of lower priority.",
+    )
+    transfer: TransferPolicy | None = Field(
+        default=None,
+        description="How requests' KV cache travels when an instance moves; unset: the server's default.",
+    )
 
 
 class ScaleRequest(Strict):
@@ -26,6 +38,8 @@ class ScaleRequest(Strict):
     max_instances: int | None = Field(default=None, ge=1, le=1000)
     keep_alive_s: float | None = Field(default=None, ge=0)
     max_concurrency: int | None = Field(default=None, ge=1, le=1024)
+    priority: int | None = Field(default=None, ge=-1000, le=1000)
+    transfer: TransferPolicy | None = None
 
 
 class StartRequest(Strict):
@@ -46,6 +60,8 @@ class ModelAnswer(BaseModel):
     max_instances: int
     keep_alive_s: float
     max_concurrency: int
+    priority: int
+    transfer: str
     state: str
     created_at_unix_s: float
     manifest_digest: str
@@ -76,10 +92,23 @@ class EstimateAnswer(BaseModel):
     queue_s: float
     download_s: float
     load_s: float
+    free_s: float
     attach_s: float
     control_s: float
+    free_s: float = 0.0
     total_s: float
     tier: str
+    peer_host_id: str | None = None
+
+
+class VictimAnswer(BaseModel):
+    instance_id: str
+    model_name: str
+    action: Literal["evict", "move"]
+    to_host: str | None
+    to_gpu_indices: list[int]
+    to_instance_id: str | None
+    seconds: float
 
 
 class CandidateAnswer(BaseModel):
@@ -87,12 +116,14 @@ class CandidateAnswer(BaseModel):
     estimate: EstimateAnswer | None
     reason: str | None
     gpu_indices: list[int]
+    victims: list[VictimAnswer]
 
 
 class ActualAnswer(BaseModel):
     queue_s: float
     download_s: float
     load_s: float
+    free_s: float
     attach_s: float
     control_s: float
     total_s: float
@@ -131,7 +162,7 @@ class DecisionAnswer(BaseModel):
     decision_id: str
     request_id: str
     model: str
-    kind: Literal["place", "wait", "reject"]
+    kind: Literal["place", "migrate", "wait", "reject"]
     reason: str
     host_id: str | None
     instance_id: str | None
@@ -209,6 +240,7 @@ class HostAnswer(BaseModel):
     ssd_used_bytes: int
     dram_used_bytes: int
     ssd_read_bytes_per_s: float
+    dram_to_gpu_bytes_per_s: float
     gpus: list[GpuAnswer]
     placements: list[PlacementAnswer]
     edges: dict[str, EdgeAnswer]

@@ -66,6 +66,8 @@ class MigrationRow(BaseModel):
     start_s: float
     move_s: float
     pause_s: float
+    predicted_start_s: float | None
+    predicted_move_s: float | None
     observations: list[ObservationRow]
     started_at_unix_s: float
     ended_at_unix_s: float | None

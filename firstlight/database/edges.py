@@ -35,12 +35,11 @@ def edges_to_json(edges: Mapping[Edge, EdgeModel]) -> dict[str, object]:
     }
 
 
-def prior_edge(edge: Edge, *, ssd_read_bytes_per_s: float) -> EdgeModel:
+def prior_edge(edge: Edge, *, ssd_read_bytes_per_s: float, dram_to_gpu_bytes_per_s: float = 0.0) -> EdgeModel:
     """Before any transfer was seen: the store's own measurement (0: none), else the general prior."""
     prior = PRIORS[edge]
-    if edge is Edge.SSD_TO_DRAM and ssd_read_bytes_per_s > 0:
-        return EdgeModel(overhead_s=prior.overhead_s, bandwidth_bytes_per_s=ssd_read_bytes_per_s)
-    return prior
+    measured = {Edge.SSD_TO_DRAM: ssd_read_bytes_per_s, Edge.DRAM_TO_GPU: dram_to_gpu_bytes_per_s}.get(edge)
+    return EdgeModel(overhead_s=prior.overhead_s, bandwidth_bytes_per_s=measured) if measured else prior
 
 
 def remaining_bytes(

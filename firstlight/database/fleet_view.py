@@ -14,6 +14,7 @@ from firstlight.contracts.loads import EngineLoad
 from firstlight.contracts.migrations import MovingInstance
 from firstlight.database.decision_json import estimate_from_json
 from firstlight.database.edges import edges_from_json, remaining_bytes
+from firstlight.database.move_learning import moves_from_rows
 from firstlight.database.running_view import running_instances, serving_instances
 from firstlight.domain.errors import UnknownModel
 from firstlight.domain.estimator import PRIOR_CONTROL_S
@@ -68,6 +69,9 @@ _HOSTS = """
         AND i.instance_id IN (g.source_instance_id, g.destination_instance_id)) AS moves
     FROM instances i LEFT JOIN engine_loads l USING (instance_id)
     WHERE i.is_live AND i.state = 'ready' ORDER BY i.created_at) n) AS running,
+  (SELECT json_agg(row_to_json(v)) FROM (
+    SELECT * FROM move_models
+    WHERE model IN (SELECT model FROM instances WHERE is_live AND state = 'ready')) v) AS moves,
   (SELECT json_agg(control_s) FROM (
     SELECT control_s FROM startup_observations
     WHERE control_s IS NOT NULL AND plans_tried = 1 AND tier = 'dram'
@@ -216,6 +220,7 @@ def _snapshot(row: _Row, *, now_unix_s: float, loads: Mapping[str, EngineLoad | 
         starts=tuple(_start(start) for start in starts),
         control_s=learned_overhead_s(row["control"] or [], PRIOR_CONTROL_S),
         control_beside_bytes_s=learned_overhead_s(row["control_beside_bytes"] or [], PRIOR_CONTROL_S),
+        moves=moves_from_rows(row["moves"] or []),
         running=running_instances(
             row["running"] or [],
             models={model["name"]: _wanted(model).model for model in row["models"] or []},

@@ -95,6 +95,7 @@ def _record(
         ssd_used_bytes=used[Tier.SSD],
         dram_used_bytes=used[Tier.DRAM],
         ssd_read_bytes_per_s=row.ssd_read_bytes_per_s,
+        dram_to_gpu_bytes_per_s=row.dram_to_gpu_bytes_per_s,
         gpus=tuple(gpus),
         placements=tuple(placements),
         edges=edges_from_json(row.edges),

@@ -21,7 +21,8 @@ class HostRow(Base):
         CheckConstraint("registration >= 1", name="registration_is_positive"),
         CheckConstraint("(state = 'lost') = (lost_at IS NOT NULL)", name="lost_has_a_time"),
         CheckConstraint(
-            "dram_capacity_bytes >= 0 AND ssd_capacity_bytes >= 0 AND ssd_read_bytes_per_s >= 0",
+            "dram_capacity_bytes >= 0 AND ssd_capacity_bytes >= 0 AND ssd_read_bytes_per_s >= 0 "
+            "AND dram_to_gpu_bytes_per_s >= 0",
             name="capacities_not_negative",
         ),
     )
@@ -38,8 +39,9 @@ class HostRow(Base):
     lost_at: Mapped[datetime | None]
     ssd_capacity_bytes: Mapped[int]
     dram_capacity_bytes: Mapped[int]
-    # What the store's probe measured at start; 0: unknown.
+    # What the store's probe measured; 0: not yet, or no such device.
     ssd_read_bytes_per_s: Mapped[float]
+    dram_to_gpu_bytes_per_s: Mapped[float] = mapped_column(server_default=text("0"))
     # {"ssd_to_dram": {"overhead_s": …, "bandwidth_bytes_per_s": …, "observations": …}, …}
     edges: Mapped[JsonDocument] = mapped_column(server_default=text("'{}'::jsonb"))
     # host:port where other stores may fetch from; empty: they may not.

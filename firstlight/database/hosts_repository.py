@@ -38,6 +38,7 @@ __all__ = [
     "renew_lease",
     "set_peer_endpoint",
     "set_placements",
+    "set_probe",
 ]
 
 # failure_code of what a lost host ran.
@@ -65,9 +66,15 @@ async def register_host(session: AsyncSession, registration: HostRegistration, *
     row.store_address = registration.store_address
     row.ssd_capacity_bytes = registration.ssd_capacity_bytes
     row.dram_capacity_bytes = registration.dram_capacity_bytes
-    row.ssd_read_bytes_per_s = registration.ssd_read_bytes_per_s
+    # A store that has lost its state does not know yet what it measured once.
+    row.ssd_read_bytes_per_s = registration.ssd_read_bytes_per_s or row.ssd_read_bytes_per_s or 0.0
+    row.dram_to_gpu_bytes_per_s = (
+        (registration.dram_to_gpu_bytes_per_s or row.dram_to_gpu_bytes_per_s or 0.0)
+        if registration.gpus
+        else 0.0
+    )
     row.peer_endpoint = registration.peer_endpoint
-    row.edges = _seeded(row.edges, registration.ssd_read_bytes_per_s)
+    row.edges = _seeded(row, has_gpus=bool(registration.gpus))
     row.registered_at = row.renewed_at = func.clock_timestamp()
     row.lease_expires_at = _lease_end(lease_s)
     number = row.registration
@@ -83,6 +90,18 @@ async def set_peer_endpoint(session: AsyncSession, *, host_id: str, peer_endpoin
         .where(HostRow.host_id == host_id, HostRow.peer_endpoint != peer_endpoint)
         .values(peer_endpoint=peer_endpoint)
     )
+
+
+async def set_probe(
+    session: AsyncSession, *, host_id: str, ssd_read_bytes_per_s: float, dram_to_gpu_bytes_per_s: float
+) -> None:
+    """What the host's store has measured (0: nothing new); edges nothing was seen of start from it."""
+    row = await _lock(session, host_id)
+    if row is None:
+        return
+    row.ssd_read_bytes_per_s = ssd_read_bytes_per_s or row.ssd_read_bytes_per_s
+    row.dram_to_gpu_bytes_per_s = dram_to_gpu_bytes_per_s or row.dram_to_gpu_bytes_per_s
+    row.edges = _seeded(row, has_gpus=str(Edge.DRAM_TO_GPU) in row.edges)
 
 
 async def renew_lease(session: AsyncSession, *, host_id: str, registration: int, lease_s: float) -> bool:
@@ -192,13 +211,19 @@ def _lease_end(lease_s: float) -> ColumnElement[Any]:
     return func.clock_timestamp() + cast(literal(timedelta(seconds=lease_s)), Interval)
 
 
-# Any: the column's JSON document.
-def _seeded(document: dict[str, Any], ssd_read_bytes_per_s: float) -> dict[str, object]:
+def _seeded(row: HostRow, *, has_gpus: bool) -> dict[str, object]:
     """Edges as learned; those with no observation yet start from what the host's probe measured."""
-    edges = edges_from_json(document)
+    edges = edges_from_json(row.edges)
     for edge in Edge:
         if edge not in edges or edges[edge].observations == 0:
-            edges[edge] = prior_edge(edge, ssd_read_bytes_per_s=ssd_read_bytes_per_s)
+            edges[edge] = prior_edge(
+                edge,
+                ssd_read_bytes_per_s=row.ssd_read_bytes_per_s,
+                dram_to_gpu_bytes_per_s=row.dram_to_gpu_bytes_per_s,
+            )
+    if not has_gpus:
+        # Its engines compute in the memory the bytes are in.
+        edges.pop(Edge.DRAM_TO_GPU, None)
     return edges_to_json(edges)
 
 

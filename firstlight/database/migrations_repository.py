@@ -17,14 +17,18 @@ from firstlight.contracts.migrations import (
     ServeOnInput,
 )
 from firstlight.contracts.naming import migration_workflow_id
+from firstlight.database.base import JsonDocument
 from firstlight.database.connection import Database
+from firstlight.database.decision_json import estimate_from_json
 from firstlight.database.fleet_view import FleetView, read_fleet
 from firstlight.database.instance_closing import LONGEST_FAILURE, lock_instance
+from firstlight.database.learned_tables import MoveObservationRow
 from firstlight.database.locks import lock_decision
 from firstlight.database.migration_grants import granted_attempt
+from firstlight.database.move_learning import learn_move
 from firstlight.database.plan_writing import Asked, GpuTaken, write_place
 from firstlight.database.records import MigrationRecord
-from firstlight.database.tables import HostRow, InstanceRow, MigrationRow
+from firstlight.database.tables import DecisionRow, HostRow, InstanceRow, MigrationRow
 from firstlight.domain.errors import Conflict, NoCapacity, UnknownHost
 from firstlight.domain.fleet import StartRequest
 from firstlight.domain.lifecycle import HostState, InstanceState, ModelState
@@ -255,6 +259,7 @@ async def finish_migration(session: AsyncSession, request: FinishMigrationInput)
     row.start_s, row.move_s, row.pause_s = request.start_s, move.elapsed_s, move.held_s
     row.observations = move.observations
     row.failure = request.failure[:LONGEST_FAILURE] or None
+    await learn_move(session, row)
     return None
 
 
@@ -264,9 +269,19 @@ async def list_migrations(
     """Newest first."""
     source, destination = aliased(InstanceRow), aliased(InstanceRow)
     query = (
-        select(MigrationRow, source.model, source.host_id, destination.host_id)
+        select(
+            MigrationRow,
+            source.model,
+            source.host_id,
+            destination.host_id,
+            DecisionRow.request_id,
+            DecisionRow.estimate,
+            MoveObservationRow.predicted_s,
+        )
         .join(source, source.instance_id == MigrationRow.source_instance_id)
         .join(destination, destination.instance_id == MigrationRow.destination_instance_id)
+        .join(DecisionRow, DecisionRow.decision_id == destination.decision_id)
+        .outerjoin(MoveObservationRow, MoveObservationRow.migration_id == MigrationRow.migration_id)
         .order_by(MigrationRow.started_at.desc(), MigrationRow.migration_id.desc())
         .limit(limit)
     )
@@ -277,8 +292,20 @@ async def list_migrations(
     return [_record(*row) for row in await session.execute(query)]
 
 
-def _record(row: MigrationRow, model: str, source_host_id: str, destination_host_id: str) -> MigrationRecord:
+def _record(
+    row: MigrationRow,
+    model: str,
+    source_host_id: str,
+    destination_host_id: str,
+    asked_by: str,
+    estimate: JsonDocument | None,
+    predicted_move_s: float | None,
+) -> MigrationRecord:
+    # An idle instance that is reused was started for somebody else.
+    is_started = asked_by == row.migration_id and estimate is not None
     return MigrationRecord(
+        predicted_start_s=estimate_from_json(estimate).total_s if is_started and estimate else None,
+        predicted_move_s=predicted_move_s,
         migration_id=row.migration_id,
         model=model,
         source_instance_id=row.source_instance_id,

@@ -73,7 +73,7 @@ async def _model(session: AsyncSession, model: str, host_class: str) -> MoveMode
 
 
 async def _refit(session: AsyncSession, *, model: str, host_class: str, transfer: str) -> None:
-    """From moves that sent what this one sent: a cache that is sent costs otherwise than one computed anew."""
+    """From moves that sent what this one sent: sending a cache costs otherwise than computing it."""
     seen = MoveObservationRow
     rows = await session.execute(
         select(seen.tokens, seen.seconds)

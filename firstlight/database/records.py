@@ -86,6 +86,9 @@ class MigrationRecord:
     start_s: float
     move_s: float
     pause_s: float
+    # Of the destination, if one was started for it; and of moving, by all moves before it, once it has ended.
+    predicted_start_s: float | None
+    predicted_move_s: float | None
     observations: tuple[MoveObservation, ...]
     started_at_unix_s: float
     ended_at_unix_s: float | None
@@ -166,8 +169,9 @@ class HostRegistration:
     gpu_memory_bytes: int
     ssd_capacity_bytes: int
     dram_capacity_bytes: int
-    # What the store's probe measured; 0: unknown.
+    # What the store's probe measured; 0: not yet, or no such device.
     ssd_read_bytes_per_s: float = 0.0
+    dram_to_gpu_bytes_per_s: float = 0.0
     # Where other stores may fetch from; empty: they may not.
     peer_endpoint: str = ""
     # By index; empty on a host without, which has `gpu_count` slots instead.
@@ -210,6 +214,7 @@ class HostRecord:
     ssd_used_bytes: int
     dram_used_bytes: int
     ssd_read_bytes_per_s: float
+    dram_to_gpu_bytes_per_s: float
     gpus: tuple[GpuRecord, ...]
     placements: tuple[PlacementRecord, ...]
     edges: Mapping[Edge, EdgeModel]

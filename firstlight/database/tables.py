@@ -15,6 +15,7 @@ from firstlight.database.instance_tables import (
     PromiseRow,
     ReservationRow,
 )
+from firstlight.database.learned_tables import MoveModelRow, MoveObservationRow
 from firstlight.database.model_tables import CheckpointRow, ModelRow
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "KeyUsageRow",
     "MigrationRow",
     "ModelRow",
+    "MoveModelRow",
+    "MoveObservationRow",
     "PlacementRow",
     "PromiseRow",
     "ReservationRow",

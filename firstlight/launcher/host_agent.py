@@ -162,6 +162,7 @@ async def _describe(host_id: HostId, at: Addresses, channels: Channels) -> HostR
         ssd_capacity_bytes=stored.ssd_capacity_bytes,
         dram_capacity_bytes=stored.dram_capacity_bytes,
         ssd_read_bytes_per_s=stored.ssd_read_bytes_per_s,
+        dram_to_gpu_bytes_per_s=stored.dram_to_gpu_bytes_per_s,
         peer_endpoint=stored.peer_endpoint,
     )
 
