@@ -95,7 +95,6 @@ class EstimateAnswer(BaseModel):
     free_s: float
     attach_s: float
     control_s: float
-    free_s: float = 0.0
     total_s: float
     tier: str
     peer_host_id: str | None = None
