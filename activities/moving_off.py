@@ -48,7 +48,6 @@ async def _begin(
             to_host=None,
             find_idle=IdleEngines(channels).find,
             reason=reason,
-            transfer="exact",
             now_unix_s=time.time(),
         )
     except (NoCapacity, Conflict, UnknownInstance) as obstacle:

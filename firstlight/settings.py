@@ -57,6 +57,11 @@ class Settings(BaseSettings):
     max_plans: int = Field(default=3, ge=1, description="Hosts a start may try before it fails.")
     default_keep_alive_s: float = Field(default=300.0, ge=0, description="Idle time before scale to zero.")
     default_max_concurrency: int = Field(default=8, ge=1, description="Requests one instance runs at once.")
+    default_transfer: Literal["exact", "tokens", "fast"] = Field(
+        default="exact",
+        description="How KV caches travel when an instance moves: exact sends them as they are; tokens and "
+        "fast may compute them anew, which can change a token where two are nearly tied.",
+    )
 
     keep_alive_policy: Literal["fixed", "hybrid-histogram", "layered"] = Field(
         default="fixed",
@@ -105,6 +110,12 @@ class Settings(BaseSettings):
 
     lease_s: float = Field(default=20.0, gt=1, description="A host that is silent for so long is lost.")
     reconcile_every_s: float = Field(default=60.0, ge=5, description="Period of the fleet reconciler.")
+    consolidate_requests: int | None = Field(
+        default=None,
+        ge=0,
+        description="Hosts that run at most so many requests are emptied onto busier ones by the reconciler; "
+        "unset: never.",
+    )
 
     host_ids: str = Field(default="host-a,host-b", description="Hosts that `firstlight up` starts.")
     host_bind_address: str = Field(

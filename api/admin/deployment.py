@@ -54,6 +54,8 @@ async def deploy(
         max_instances=max(request.max_instances, request.min_instances),
         keep_alive_s=settings.default_keep_alive_s if request.keep_alive_s is None else request.keep_alive_s,
         max_concurrency=request.max_concurrency or settings.default_max_concurrency,
+        priority=request.priority,
+        transfer=request.transfer or settings.default_transfer,
     )
     async with database.transaction() as session:
         return await create_model(session, spec)

@@ -92,7 +92,6 @@ async def migrate(services: Services, instance_id: str, wish: MigrateRequest) ->
         to_host=wish.to,
         find_idle=IdleEngines(services.channels).find,
         reason="an operator asked",
-        transfer="exact",
         now_unix_s=time.time(),
     )
     try:

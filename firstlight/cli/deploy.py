@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,15 @@ from firstlight.cli.client import ApiClient
 from firstlight.cli.options import ApiKey, ApiUrl, AsJson, ModelArgument
 from firstlight.cli.output import console, print_json, seconds, size
 
+
+class TransferPolicy(StrEnum):
+    """The API's words; `exact` alone promises that no token changes."""
+
+    EXACT = "exact"
+    TOKENS = "tokens"
+    FAST = "fast"
+
+
 Least = Annotated[int | None, typer.Option("--min", min=0, help="Instances that stay even when idle.")]
 Most = Annotated[int | None, typer.Option("--max", min=1, help="Instances there may be at most.")]
 KeepAlive = Annotated[
@@ -18,6 +28,13 @@ KeepAlive = Annotated[
 ]
 Concurrency = Annotated[
     int | None, typer.Option("--max-concurrency", min=1, help="Requests one instance runs at once.")
+]
+Priority = Annotated[
+    int | None, typer.Option("--priority", help="Higher wins where GPUs are short; 0 unless given.")
+]
+Policy = Annotated[
+    TransferPolicy | None,
+    typer.Option("--transfer", help="How KV caches travel when an instance moves."),
 ]
 
 
@@ -43,6 +60,8 @@ def deploy(
     maximum: Most = None,
     keep_alive: KeepAlive = None,
     max_concurrency: Concurrency = None,
+    priority: Priority = None,
+    transfer: Policy = None,
     context_length: Annotated[int | None, typer.Option(min=1, help="Tokens; unset: the model's own.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Start it now and wait until it answers.")] = False,
     api: ApiUrl = None,
@@ -59,6 +78,8 @@ def deploy(
         "max_instances": maximum,
         "keep_alive_s": keep_alive,
         "max_concurrency": max_concurrency,
+        "priority": priority,
+        "transfer": transfer,
         "context_length": context_length,
     }
     with ApiClient(api, key) as client:
@@ -78,21 +99,27 @@ def scale(
     maximum: Most = None,
     keep_alive: KeepAlive = None,
     max_concurrency: Concurrency = None,
+    priority: Priority = None,
+    transfer: Policy = None,
     api: ApiUrl = None,
     key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change how many instances a model may have and how long an idle one stays."""
+    """Change how many instances a model may have, how long an idle one stays, and who gives way to whom."""
     body = _given(
         {
             "min_instances": minimum,
             "max_instances": maximum,
             "keep_alive_s": keep_alive,
             "max_concurrency": max_concurrency,
+            "priority": priority,
+            "transfer": transfer,
         }
     )
     if not body:
-        raise typer.BadParameter("name at least one of --min, --max, --keep-alive and --max-concurrency")
+        raise typer.BadParameter(
+            "name at least one of --min, --max, --keep-alive, --max-concurrency, --priority and --transfer"
+        )
     with ApiClient(api, key) as client:
         changed = client.post(f"/admin/v1/models/{model}/scale", body)
     if as_json:
@@ -127,5 +154,6 @@ def _bounds(model: dict[str, Any]) -> str:
     return (
         f"{model['min_instances']} to {model['max_instances']} instances, "
         f"keep-alive {seconds(model['keep_alive_s'])}, {model['max_concurrency']} requests each"
+        + (f", priority {model['priority']}" if model.get("priority") else "")
         + (f", {size(model['size_bytes'])}" if model.get("size_bytes") else "")
     )

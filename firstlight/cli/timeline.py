@@ -12,8 +12,8 @@ from rich.text import Text
 from firstlight.cli.output import console, seconds, table
 
 WIDTH = 40
-PHASES = ("queue", "download", "load", "attach", "control")
-_NAMES = {"control": "workflow"}
+PHASES = ("queue", "download", "load", "free", "attach", "control")
+_NAMES = {"control": "workflow", "free": "making room"}
 
 
 @dataclass(frozen=True, slots=True)

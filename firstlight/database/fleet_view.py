@@ -137,7 +137,7 @@ class WantedModel:
     max_concurrency: int
     keep_alive_s: float
     # How the KV cache of its requests travels when an instance of it moves.
-    transfer: str
+    transfer: str = "exact"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +157,6 @@ class FleetPicture:
 
     models: Mapping[str, WantedModel]
     snapshot: FleetSnapshot
-    serving: Mapping[InstanceId, MovingInstance]
     addresses: Mapping[str, tuple[str, str]]
 
 
@@ -194,7 +193,6 @@ async def read_picture(session: AsyncSession, *, now_unix_s: float) -> FleetPict
     return FleetPicture(
         models={one.model.name: one for one in wanted},
         snapshot=_snapshot(row, now_unix_s=now_unix_s, loads={}),
-        serving=serving_instances(row["running"] or []),
         addresses={
             host["host_id"]: (host["host_address"], host["store_address"]) for host in row["hosts"] or []
         },

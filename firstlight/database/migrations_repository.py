@@ -16,7 +16,6 @@ from firstlight.contracts.migrations import (
     ResumedMigration,
     ServeOnInput,
 )
-from firstlight.contracts.naming import migration_workflow_id
 from firstlight.database.base import JsonDocument
 from firstlight.database.connection import Database
 from firstlight.database.decision_json import estimate_from_json
@@ -25,6 +24,7 @@ from firstlight.database.instance_closing import LONGEST_FAILURE, lock_instance
 from firstlight.database.learned_tables import MoveObservationRow
 from firstlight.database.locks import lock_decision
 from firstlight.database.migration_grants import granted_attempt
+from firstlight.database.migration_writing import add_migration, next_migration_id
 from firstlight.database.move_learning import learn_move
 from firstlight.database.plan_writing import Asked, GpuTaken, write_place
 from firstlight.database.records import MigrationRecord
@@ -33,7 +33,7 @@ from firstlight.domain.errors import Conflict, NoCapacity, UnknownHost
 from firstlight.domain.fleet import StartRequest
 from firstlight.domain.lifecycle import HostState, InstanceState, ModelState
 from firstlight.domain.migration import MoveObservation
-from firstlight.domain.names import HostId
+from firstlight.domain.names import HostId, InstanceId
 from firstlight.domain.scheduler import Migrate, Place, decide
 
 ATTEMPTS = 5
@@ -51,14 +51,15 @@ async def plan_migration(
     instance_id: str,
     to_host: str | None,
     reason: str,
-    transfer: str,
     now_unix_s: float,
+    transfer: str | None = None,
     find_idle: FindIdle = _no_idle,
 ) -> MigrationInput:
     """Reserve a place for the instance on `to_host`, or on the host where it would be ready soonest.
 
     An instance of the same model that serves there already and of which `find_idle` says that it has nothing
-    to do is taken instead. One migration of an instance at a time.
+    to do is taken instead. One migration of an instance at a time. `transfer` is the model's own policy
+    unless another is asked for.
 
     Raises: UnknownInstance, UnknownHost; Conflict when it does not serve or moves already; NoCapacity when no
     host has room.
@@ -72,11 +73,12 @@ async def plan_migration(
             async with database.transaction() as session:
                 await lock_decision(session, model, is_last_attempt=attempt == ATTEMPTS)
                 source = await lock_serving(session, instance_id, is_locked=True)
-                if idle is not None and await _still_serves(session, idle):
-                    return await _reuse(session, source, idle, reason=reason, transfer=transfer)
                 view = await read_fleet(session, model=model, now_unix_s=now_unix_s)
+                how = transfer or view.wanted.transfer
+                if idle is not None and await _still_serves(session, idle):
+                    return await _reuse(session, source, idle, reason=reason, transfer=how)
                 decision = choose_destination(view, source, to_host)
-                return await _write(session, view, source, decision, reason=reason, transfer=transfer)
+                return await _write(session, view, source, decision, reason=reason, transfer=how)
         except GpuTaken:
             continue
     raise AssertionError("the last attempt shuts out all other decisions")
@@ -135,8 +137,7 @@ async def _still_serves(session: AsyncSession, idle: MovingInstance) -> bool:
 async def _reuse(
     session: AsyncSession, source: InstanceRow, idle: MovingInstance, *, reason: str, transfer: str
 ) -> MigrationInput:
-    migration_id = await _next_id(session, source)
-    _add_row(session, migration_id, source, idle.instance_id, reason=reason, transfer=transfer)
+    migration_id = await add_migration(session, source, idle.instance_id, reason=reason, transfer=transfer)
     return MigrationInput(
         migration_id=migration_id,
         model=source.model,
@@ -160,10 +161,15 @@ def choose_destination(view: FleetView, source: InstanceRow, to_host: str | None
         if to_host == source.host_id:
             raise Conflict(f"instance {source.instance_id} runs on {to_host} already")
         excluded |= hosts - {HostId(to_host)}
-    decision = decide(
-        StartRequest(view.wanted.model, None, frozenset(excluded), may_wait=False), view.snapshot
+    request = StartRequest(
+        view.wanted.model,
+        excluded_hosts=frozenset(excluded),
+        may_wait=False,
+        may_free=False,
+        replaces=InstanceId(source.instance_id),
     )
-    assert not isinstance(decision, Migrate), "no instance is shown to the scheduler"
+    decision = decide(request, view.snapshot)
+    assert not isinstance(decision, Migrate), "nothing may be freed for it"
     if not isinstance(decision, Place):
         raise NoCapacity(
             f"instance {source.instance_id} has nowhere to go: {decision.reason}", retry_after_s=5.0
@@ -180,12 +186,12 @@ async def _write(
     reason: str,
     transfer: str,
 ) -> MigrationInput:
-    migration_id = await _next_id(session, source)
+    migration_id = await next_migration_id(session, source)
     asked = Asked(request_id=migration_id, model=source.model, deadline_s=None)
     destination = await write_place(
         session, asked=asked, view=view, decision=decision, reason=f"migration: {reason}"
     )
-    _add_row(session, migration_id, source, destination.instance_id, reason=reason, transfer=transfer)
+    await add_migration(session, source, destination.instance_id, reason=reason, transfer=transfer)
     return MigrationInput(
         migration_id=migration_id,
         model=source.model,
@@ -196,37 +202,9 @@ async def _write(
     )
 
 
-async def _next_id(session: AsyncSession, source: InstanceRow) -> str:
-    earlier = await session.scalar(
-        select(func.count()).where(MigrationRow.source_instance_id == source.instance_id)
-    )
-    return migration_workflow_id(source.instance_id, (earlier or 0) + 1)
-
-
 def _moving(row: InstanceRow) -> MovingInstance:
     assert row.endpoint is not None, "a row that serves has an endpoint"
     return MovingInstance(row.instance_id, row.epoch, row.host_id, row.endpoint)
-
-
-def _add_row(
-    session: AsyncSession,
-    migration_id: str,
-    source: InstanceRow,
-    destination_instance_id: str,
-    *,
-    reason: str,
-    transfer: str,
-) -> None:
-    session.add(
-        MigrationRow(
-            migration_id=migration_id,
-            source_instance_id=source.instance_id,
-            destination_instance_id=destination_instance_id,
-            state="running",
-            reason=reason,
-            transfer=transfer,
-        )
-    )
 
 
 async def serve_on(session: AsyncSession, request: ServeOnInput) -> bool:

@@ -92,12 +92,14 @@ async def _observation(session: AsyncSession, request: RecordStartInput, host: H
         "predicted_load_s": estimate.load_s,
         "predicted_attach_s": estimate.attach_s,
         "predicted_control_s": estimate.control_s,
+        "predicted_free_s": estimate.free_s,
         "predicted_total_s": estimate.total_s,
         "queue_s": phases.queue_s,
         "download_s": phases.download_s,
         "load_s": phases.load_s,
         "attach_s": phases.attach_s,
         "control_s": phases.control_s,
+        "free_s": phases.free_s,
         "total_s": phases.total_s,
     }
 

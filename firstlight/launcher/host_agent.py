@@ -27,6 +27,7 @@ from firstlight.domain.names import HostId
 from firstlight.launcher.activity_boundaries import boundaries
 from firstlight.launcher.control_worker import GRACEFUL_SHUTDOWN, database_url
 from firstlight.launcher.gpu_host import host_dir, host_ids
+from firstlight.launcher.load_mirror import LoadMirror
 from firstlight.launcher.membership import Membership
 from firstlight.launcher.placement_mirror import PlacementMirror
 from firstlight.launcher.role_process import run_role, unless_stopped
@@ -34,6 +35,7 @@ from firstlight.launcher.schema_check import check_schema
 from firstlight.launcher.temporal_client import connect
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import HostClient, StoreClient
+from firstlight.rpc.engine_loads import EngineLoads
 from firstlight.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -102,13 +104,21 @@ async def _work(settings: Settings, channels: Channels, database: Database, stop
             database=database,
             is_member=membership.is_member,
         )
-        await unless_stopped(_both(membership, mirror), stop)
+        loads = LoadMirror(
+            host=HostClient(channels, at.host),
+            host_id=host_id,
+            loads=EngineLoads(channels),
+            database=database,
+            is_member=membership.is_member,
+        )
+        await unless_stopped(_all(membership, mirror, loads), stop)
 
 
-async def _both(membership: Membership, mirror: PlacementMirror) -> None:
+async def _all(membership: Membership, mirror: PlacementMirror, loads: LoadMirror) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(membership.keep())
         group.create_task(mirror.keep())
+        group.create_task(loads.keep())
 
 
 def _own_id(settings: Settings) -> HostId:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from openai import OpenAI
 
 from benchmarks.platform import Platform
 from tests.integration.engine_fixtures import smollm2_gguf
-from tests.platform_fixtures import running_platform
+from tests.platform_fixtures import running_platform, tiny_source
 
 MODEL = "smollm2"
+PINNED, WIDE = "pinned", "wide"
 QUESTIONS = ("Tell me a story of a fox.", "Explain how rain forms.", "Write a poem about the sea.")
 TOKENS = 120
 
@@ -164,3 +166,45 @@ def test_what_cannot_move_says_why(platform: Platform) -> None:
     unknown = platform.http.post(f"{platform.api_url}/admin/v1/instances/i-0/migrate", json={})
     assert unknown.status_code == 404
     assert platform.http.post(f"{platform.api_url}/admin/v1/hosts/host-x/drain").status_code == 404
+
+
+def started(platform: Platform, name: str) -> dict[str, Any]:
+    return dict(platform.post(f"/admin/v1/models/{name}/start", {}))
+
+
+def test_running_streams_make_room_for_another_model(
+    platform: Platform, client: OpenAI, undisturbed: Answers, tmp_path: Path
+) -> None:
+    """A model of two GPUs fits nowhere unless the busy instance moves beside one that cannot."""
+    source = ready_instance(platform)
+    one, other = sorted(host["host_id"] for host in platform.get("/admin/v1/hosts")["hosts"])
+    small = {"keep_alive_s": 600, "min_instances": 1}
+    platform.post(
+        "/admin/v1/models", {"name": PINNED, "source": tiny_source(tmp_path / PINNED).as_uri(), **small}
+    )
+    pinned = started(platform, PINNED)["host_id"]
+    free = other if pinned == one else one
+    if source["host_id"] == pinned:
+        begun = platform.post(f"/admin/v1/instances/{source['instance_id']}/migrate", {"to": free})
+        assert ended_migration(platform, begun["migration_id"])["state"] == "completed"
+    before = {row["migration_id"] for row in platform.get("/admin/v1/migrations")["migrations"]}
+    wide = {"name": WIDE, "source": tiny_source(tmp_path / WIDE, seed=1).as_uri(), "gpu_count": 2}
+    platform.post("/admin/v1/models", {**wide, "keep_alive_s": 600})
+    with ThreadPoolExecutor(8) as pool:
+        reading = read_all(pool, streams(client))
+        wide_start = started(platform, WIDE)
+        answers = [one.result() for one in reading]
+    assert answers == undisturbed
+    assert (wide_start["state"], wide_start["host_id"]) == ("ready", free)
+    [moved] = [
+        row for row in platform.get("/admin/v1/migrations")["migrations"] if row["migration_id"] not in before
+    ]
+    moved = ended_migration(platform, moved["migration_id"])
+    assert (moved["state"], moved["failure"]) == ("completed", None)
+    assert (moved["source_host_id"], moved["destination_host_id"]) == (free, pinned)
+    assert moved["reason"] == f"it makes room for {WIDE}"
+    assert moved["requests_moved"] == len(QUESTIONS)
+    [start] = platform.get(f"/admin/v1/starts?model={WIDE}")["starts"]
+    decision = platform.get(f"/admin/v1/decisions/{start['decision_id']}")
+    assert decision["kind"] == "migrate"
+    assert start["predicted"]["free_s"] >= 0 and start["actual"]["free_s"] >= 0
