@@ -73,6 +73,15 @@ def test_an_error_at_every_call_is_said_and_leaves_nothing(tmp_path: Path, shim:
     assert raised > 15
 
 
+def test_an_interrupted_call_is_made_again_or_said(tmp_path: Path, shim: Path) -> None:
+    """EINTR at every call: writes go on, and what does not leaves nothing behind."""
+    reports = run(tmp_path, "EINTR", shim=shim)
+    assert all(report["found"] == "all" or report["outcome"] == "raised" for report in reports)
+    assert all(report["left"] == (["checkpoint"] if report["found"] == "all" else []) for report in reports)
+    assert all(report["healed"] == "all" for report in reports)
+    assert sum(report["outcome"] == "written" for report in reports) > len(reports) // 2
+
+
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
     for report in run(tmp_path, "random", str(seed), "25"):
