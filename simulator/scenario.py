@@ -145,6 +145,37 @@ def read_scenarios(file: Path) -> tuple[Scenario, ...]:
         raise InvalidInput(f"{file}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
+def all_scenarios() -> tuple[Scenario, ...]:
+    """Those that come along, by file. Raises: InvalidInput."""
+    return tuple(scenario for file in _files() for scenario in read_scenarios(file))
+
+
+def find_scenarios(name: str) -> tuple[Scenario, ...]:
+    """A file of one's own, or what comes along under this name: a file's, or a single scenario's.
+
+    Raises: InvalidInput.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return read_scenarios(Path(name))
+    found = tuple(one for file in _files() if file.stem == name for one in read_scenarios(file))
+    found = found or tuple(one for one in all_scenarios() if one.name == name)
+    if not found:
+        known = ", ".join(file.stem for file in _files())
+        raise InvalidInput(f"there is no scenario {name!r}; there are {known}, and YAML files of your own")
+    return found
+
+
+def with_trace(scenario: Scenario, trace: Path | None) -> Scenario:
+    """The same with the requests of a real trace, if it is one that replays a trace."""
+    if trace is None or scenario.arrivals.kind != "trace":
+        return scenario
+    return scenario.model_copy(update={"arrivals": scenario.arrivals.model_copy(update={"path": trace})})
+
+
+def _files() -> list[Path]:
+    return sorted(file for file in SCENARIOS.glob("*.yaml") if not file.name.endswith(".base.yaml"))
+
+
 # Any: YAML, checked by the models above.
 def _points(file: Path, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     sweep = body.pop("sweep", None)

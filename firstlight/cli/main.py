@@ -19,6 +19,7 @@ from firstlight.cli import (
     migrations,
     models,
     serve,
+    simulate,
     starts,
     status,
     up,
@@ -48,6 +49,7 @@ for module in (
     starts,
     migrations,
     logs,
+    simulate,
     demonstration,
     upgrade_database,
 ):
