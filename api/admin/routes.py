@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from api.admin.deployment import deploy
+from api.admin.estimate_routes import add_estimates
 from api.admin.fields import (
     DecisionAnswer,
     DecisionList,
@@ -43,6 +44,7 @@ def admin_routes(services: Services) -> APIRouter:
     _add_models(router, services)
     _add_fleet(router, services)
     add_migrations(router, services)
+    add_estimates(router, services)
     return router
 
 

@@ -54,7 +54,7 @@ def migrations(
     key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the last migrations: how long each step took, what was moved, and the longest pause."""
+    """Show the last migrations: how long each step took (and was foretold to take), and the longest pause."""
     with ApiClient(api, key) as client:
         found = client.get("/admin/v1/migrations", model=model, limit=limit)["migrations"]
     if as_json:
@@ -91,14 +91,18 @@ def _row(one: Mapping[str, Any]) -> tuple[str | Text, ...]:
         one["model"],
         f"{one['source_host_id']} → {one['destination_host_id']}",
         Text(one["state"], style=STYLES.get(one["state"], "")),
-        seconds(one["start_s"]),
-        seconds(one["move_s"]),
+        _beside(one["start_s"], one["predicted_start_s"]),
+        _beside(one["move_s"], one["predicted_move_s"]),
         f"{one['pause_s'] * 1000:.0f} ms",
         str(one["requests_moved"]),
         str(one["rounds"]),
         str(one["tokens_moved"]),
         size(one["bytes_moved"]),
     )
+
+
+def _beside(actual_s: float, predicted_s: float | None) -> str:
+    return seconds(actual_s) if predicted_s is None else f"{seconds(actual_s)} ({seconds(predicted_s)})"
 
 
 def drain(

@@ -38,6 +38,10 @@ def size(size_bytes: float | None) -> str:
     return f"{value:.0f} {_UNITS[unit]}" if unit == 0 or value >= 10 else f"{value:.1f} {_UNITS[unit]}"
 
 
+def rate(bytes_per_s: float) -> str:
+    return f"{size(bytes_per_s)}/s"
+
+
 def seconds(value_s: float | None) -> str:
     if value_s is None:
         return "-"
