@@ -26,6 +26,8 @@ from native_loader._native import (
     Segment,
     crc32c,
     crc32c_implementation,
+    has_ordered_products,
+    multiply_in_order,
 )
 from native_loader.execution_order import execution_order
 from native_loader.loading import Loading
@@ -74,9 +76,11 @@ __all__ = [
     "crc32c_implementation",
     "execution_order",
     "find_damage",
+    "has_ordered_products",
     "load_into",
     "load_safetensors",
     "load_state_dict",
+    "multiply_in_order",
     "open_checkpoint",
     "open_safetensors",
     "parse_header",

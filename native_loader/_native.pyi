@@ -514,3 +514,18 @@ class GpuCopyJob:
 
         Raises: GpuError (field `driver_error`), ReadFailed (the source failed), Cancelled; TimeoutError.
         """
+
+def has_ordered_products() -> bool:
+    """Whether this processor has what `multiply_in_order` needs."""
+
+def multiply_in_order(
+    rows: int, weights: int, products: int, *, count: int, outputs: int, inputs: int, block: int
+) -> None:
+    """
+    Products of up to three float32 rows (count, inputs) with weights (outputs, inputs), summed in order.
+
+    Addresses of contiguous memory, which the caller holds: wrapping each would cost more than a small
+    product. `block` inputs are summed on their own before they are added.
+
+    Raises: InvalidInput.
+    """

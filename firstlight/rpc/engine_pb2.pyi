@@ -536,6 +536,7 @@ class SessionPart(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     RECOMPUTE_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """of the destination instance"""
     session_id: _builtins.str
@@ -543,6 +544,8 @@ class SessionPart(_message.Message):
     """index of token_ids[0] among prompt and generated tokens"""
     recompute: _builtins.bool
     """the cache of these tokens is to be computed here"""
+    prompt_tokens: _builtins.int
+    """with `request`: so many of the tokens are the prompt's"""
     @_builtins.property
     def request(self) -> Global___GenerateRequest: ...
     @_builtins.property
@@ -559,10 +562,11 @@ class SessionPart(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         cache: Global___CachePart | None = ...,
         recompute: _builtins.bool = ...,
+        prompt_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "epoch", b"epoch", "from_token", b"from_token", "recompute", b"recompute", "request", b"request", "session_id", b"session_id", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "epoch", b"epoch", "from_token", b"from_token", "prompt_tokens", b"prompt_tokens", "recompute", b"recompute", "request", b"request", "session_id", b"session_id", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -95,13 +95,18 @@ class DecodeLoop:
             self._changed.notify()
 
     def rebuild(
-        self, tokens: list[int], cache: KeyValueCache, on_end: Callable[[FirstlightError | None], None]
+        self,
+        tokens: list[int],
+        cache: KeyValueCache,
+        on_end: Callable[[FirstlightError | None], None],
+        *,
+        prompt_tokens: int,
     ) -> Rebuild:
         """Compute `cache` on to cover `tokens`, among the passes of others; `on_end` from the loop's thread.
 
-        Raises: EngineGone.
+        The first `prompt_tokens` are the prompt's. Raises: EngineGone.
         """
-        work = Rebuild(tokens, cache, on_end)
+        work = Rebuild(tokens, cache, on_end, prompt_tokens=prompt_tokens)
         with self._changed:
             if self._is_closing:
                 raise EngineGone("the engine is shutting down")
@@ -259,7 +264,9 @@ class DecodeLoop:
         for active, tokens in plan:
             start = active.cached_tokens
             ahead = 0
-            for length in cut(start, tokens, chunk_tokens=self._chunk_tokens):
+            # On a GPU a span for each token would cost many launches, and nothing is exact there anyway.
+            prompt_tokens = active.prompt_tokens if self.device == "cpu" else None
+            for length in cut(start, tokens, chunk_tokens=self._chunk_tokens, prompt_tokens=prompt_tokens):
                 offset = len(token_ids) + ahead
                 spans.append(Span(cache=active.cache, offset=offset, length=length, ahead=ahead))
                 ahead += length

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from firstlight import fault_points
-from firstlight.domain.errors import FirstlightError
+from firstlight.domain.errors import EngineGone, FirstlightError
 from firstlight.domain.migration import Transfer, choose_transfer
 from firstlight.rpc.engine_pb2 import CachePart, GenerateRequest, SessionPart
 from gpu_worker.engine import cache_wire
@@ -104,6 +104,7 @@ class Move:
             recompute=not is_exact,
         )
         if self._round == 0:
+            head.prompt_tokens = self._active.prompt_tokens
             head.request.CopyFrom(GenerateRequest(request_id=self._active.request.request_id))
         sent.size_bytes += head.ByteSize()
         yield head
@@ -124,7 +125,7 @@ class Move:
         await fault_points.reach("request held", of=self._active.request.request_id)
         has_session = self._active.cached_tokens > 0
         if is_held and has_session and self._has_news():
-            await self._send()
+            await self._send_rest()
         if not is_held or self._active.is_cancelled:
             await self._ended()
             return
@@ -148,6 +149,15 @@ class Move:
             )
         )
         await fault_points.reach("request handed over", of=self._active.request.request_id)
+
+    async def _send_rest(self) -> None:
+        """Raises: EngineGone when the link takes too long for one whose client waits."""
+        try:
+            async with asyncio.timeout(self._order.held_at_most_s):
+                await self._send()
+        except TimeoutError:
+            at_most_s = self._order.held_at_most_s
+            raise EngineGone(f"what was left could not be sent in {at_most_s:g} s") from None
 
     def _has_news(self) -> bool:
         active = self._active

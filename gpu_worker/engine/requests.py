@@ -30,6 +30,7 @@ class ActiveRequest:
         self.request = request
         self.deliver = deliver
         self.tokens = [*request.prompt_token_ids, *request.resumed_token_ids]
+        self.prompt_tokens = len(request.prompt_token_ids)
         self.generated = list(request.resumed_token_ids)
         self.is_cancelled = False
         self.is_first = True
@@ -75,9 +76,15 @@ class Rebuild:
     is_full = False
 
     def __init__(
-        self, tokens: list[int], cache: KeyValueCache, on_end: Callable[[FirstlightError | None], None]
+        self,
+        tokens: list[int],
+        cache: KeyValueCache,
+        on_end: Callable[[FirstlightError | None], None],
+        *,
+        prompt_tokens: int,
     ) -> None:
         self.tokens = tokens
+        self.prompt_tokens = prompt_tokens
         self.cache = cache
         self.on_end = on_end
         self.is_cancelled = False

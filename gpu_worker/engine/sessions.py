@@ -26,6 +26,8 @@ TIME_TO_LIVE_S = 30.0
 @dataclass(slots=True, eq=False)
 class _Session:
     tokens: list[int] = field(default_factory=list)
+    # Of them, the first so many are the prompt's.
+    prompt_tokens: int = 0
     cache: KeyValueCache = field(default_factory=KeyValueCache)
     touched_s: float = field(default_factory=time.monotonic)
     is_receiving: bool = False
@@ -57,8 +59,10 @@ class Sessions:
         try:
             await self._extend(session, first, parts)
         except BaseException:
-            # Half a round is worth nothing: the source begins anew or goes on by itself.
-            self._sessions.pop(first.session_id, None)
+            # Half a round is worth nothing: the source begins anew or goes on by itself. But a newer one of
+            # the same name, begun after this one was dropped, is not this one's to end.
+            if self._sessions.get(first.session_id) is session:
+                del self._sessions[first.session_id]
             raise
         finally:
             session.is_receiving = False
@@ -108,6 +112,8 @@ class Sessions:
     async def _extend(self, session: _Session, first: SessionPart, parts: AsyncIterator[SessionPart]) -> None:
         # Where each layer's bytes reach; a round is whole when all reach the same token.
         reach: dict[int, int] = {}
+        if first.prompt_tokens:
+            session.prompt_tokens = first.prompt_tokens
         has_recompute = self._take_part(session, first, reach)
         async for part in parts:
             has_recompute |= self._take_part(session, part, reach)
@@ -147,7 +153,9 @@ class Sessions:
 
         if len(session.tokens) - 1 <= session.cache.length:
             return
-        work = self._loop.rebuild(session.tokens[:-1], session.cache, on_end)
+        work = self._loop.rebuild(
+            session.tokens[:-1], session.cache, on_end, prompt_tokens=session.prompt_tokens
+        )
         try:
             await done
         finally:

@@ -18,6 +18,7 @@ from transformers.initialization import no_init_weights
 from firstlight.domain.errors import AttachFailed, SourceUnsupported
 from gpu_worker.engine import architectures, attention
 from gpu_worker.engine.bound_ahead import BoundAhead
+from gpu_worker.engine.even_rows import make_even
 
 _building = threading.Lock()
 
@@ -114,6 +115,7 @@ def build_skeleton(directory: Path, *, dtype: torch.dtype, device: str = "cpu") 
     except (ValueError, KeyError, TypeError) as failure:
         raise SourceUnsupported(f"config.json describes no model that can be built: {failure}") from failure
     _move_buffers(model, device)
+    make_even(model, device)
     return Skeleton(model, config, eos_token_ids)
 
 

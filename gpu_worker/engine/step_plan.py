@@ -26,12 +26,21 @@ _CPU_CHUNK, _GPU_CHUNK = 128, 1024
 CHUNKS_WHILE_LOADING = 16
 
 
-def cut(cached_tokens: int, tokens: int, *, chunk_tokens: int) -> list[int]:
-    """`tokens` of a request from `cached_tokens` on, cut where passes of one chunk would cut them."""
+def cut(cached_tokens: int, tokens: int, *, chunk_tokens: int, prompt_tokens: int | None = None) -> list[int]:
+    """`tokens` of a request from `cached_tokens` on, cut where passes of one chunk would cut them.
+
+    With `prompt_tokens`, those behind the prompt one by one: that is how they were decoded at first, and
+    attention over one token rounds differently from attention over many.
+    """
     lengths = []
     while tokens:
-        lengths.append(min(tokens, chunk_tokens - cached_tokens % chunk_tokens))
-        cached_tokens, tokens = cached_tokens + lengths[-1], tokens - lengths[-1]
+        if prompt_tokens is None or cached_tokens < prompt_tokens:
+            most = chunk_tokens - cached_tokens % chunk_tokens
+            length = min(tokens, most, tokens if prompt_tokens is None else prompt_tokens - cached_tokens)
+        else:
+            length = 1
+        lengths.append(length)
+        cached_tokens, tokens = cached_tokens + length, tokens - length
     return lengths
 
 

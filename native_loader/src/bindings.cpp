@@ -81,4 +81,5 @@ NB_MODULE(_native, module) {
     bind_load_job(module);
     bind_partition_writer(module);
     bind_gpu(module);
+    bind_ordered_products(module);
 }

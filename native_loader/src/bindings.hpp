@@ -74,6 +74,7 @@ struct PyArenaView {
 void bind_arena(nb::module_& module);
 void bind_gpu(nb::module_& module);
 void bind_load_job(nb::module_& module);
+void bind_ordered_products(nb::module_& module);
 void bind_progress_board(nb::module_& module);
 void bind_partition_writer(nb::module_& module);
 
