@@ -9,6 +9,7 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.consolidating import consolidate_fleet
 from activities.errors import answering
 from activities.evicting import evict
 from activities.heartbeat import beating
@@ -36,9 +37,13 @@ LOST_AFTER_S = 30.0
 
 
 class Control(ControlActivities):
-    def __init__(self, *, database: Database, client: Client) -> None:
+    def __init__(
+        self, *, database: Database, client: Client, consolidate_requests: int | None = None
+    ) -> None:
+        """`consolidate_requests`: hosts that run at most so many are emptied; None: never."""
         self._database = database
         self._client = client
+        self._consolidate_requests = consolidate_requests
 
     @activity.defn(name="replan_start")
     @answering
@@ -143,7 +148,21 @@ class Control(ControlActivities):
     async def list_hosts(self, request: hosts.ReconcileInput) -> hosts.HostList:
         async with self._database.session() as session:
             found = await hosts_repository.list_hosts(session)
-        return hosts.HostList([host.host_id for host in found if host.state is not HostState.LOST])
+        return hosts.HostList(
+            [host.host_id for host in found if host.state is not HostState.LOST],
+            consolidates=self._consolidate_requests is not None,
+        )
+
+    @activity.defn(name="consolidate_fleet")
+    @answering
+    async def consolidate_fleet(self, request: hosts.ConsolidateInput) -> hosts.ConsolidateReceipt:
+        if self._consolidate_requests is None:
+            return hosts.ConsolidateReceipt()
+        async with Channels() as channels:
+            done = await consolidate_fleet(
+                self._database, self._client, channels, most_requests=self._consolidate_requests
+            )
+        return hosts.ConsolidateReceipt(done)
 
     @activity.defn(name="mend_host")
     @answering

@@ -11,8 +11,7 @@ from firstlight.contracts.starting import start_migration
 from firstlight.database.connection import Database
 from firstlight.database.host_draining import instances_of
 from firstlight.database.migrations_repository import moving_instances, plan_migration
-from firstlight.database.records import InstanceRecord
-from firstlight.domain.errors import Conflict, NoCapacity, UnknownInstance
+from firstlight.domain.errors import Conflict, NoCapacity, UnknownHost, UnknownInstance
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.idle_engines import IdleEngines
@@ -30,27 +29,41 @@ async def move_off(
     for instance in live:
         if instance.state is not InstanceState.READY or instance.instance_id in moving:
             continue
-        if (reason := await _begin(database, client, channels, instance, request.reason)) is None:
+        obstacle = await begin_migration(
+            database,
+            client,
+            channels,
+            instance_id=instance.instance_id,
+            to_host=None,
+            reason=request.reason,
+        )
+        if obstacle is None:
             begun += 1
         else:
-            stuck.append(reason)
+            stuck.append(obstacle)
     return MoveOffReceipt(left=len(live), begun=begun, moving=len(moving) + begun, stuck=stuck)
 
 
-async def _begin(
-    database: Database, client: Client, channels: Channels, instance: InstanceRecord, reason: str
+async def begin_migration(
+    database: Database,
+    client: Client,
+    channels: Channels,
+    *,
+    instance_id: str,
+    to_host: str | None,
+    reason: str,
 ) -> str | None:
     """None when it is on its way, else why it is not."""
     try:
         migration = await plan_migration(
             database,
-            instance_id=instance.instance_id,
-            to_host=None,
+            instance_id=instance_id,
+            to_host=to_host,
             find_idle=IdleEngines(channels).find,
             reason=reason,
             now_unix_s=time.time(),
         )
-    except (NoCapacity, Conflict, UnknownInstance) as obstacle:
-        return f"{instance.instance_id}: {obstacle.message}"
+    except (NoCapacity, Conflict, UnknownHost, UnknownInstance) as obstacle:
+        return f"{instance_id}: {obstacle.message}"
     await start_migration(client, migration)
     return None

@@ -10,6 +10,7 @@ from firstlight.contracts.activities import ControlActivities
 from firstlight.contracts.draining import DrainInput, MoveOffReceipt
 from firstlight.contracts.freeing import EvictInput, JoinMigrationInput
 from firstlight.contracts.hosts import (
+    ConsolidateInput,
     FailHostInput,
     FailHostReceipt,
     HostList,
@@ -185,6 +186,18 @@ async def list_hosts(request: ReconcileInput) -> HostList:
         start_to_close_timeout=SQL,
         retry_policy=policies.FEW,
     )
+
+
+async def consolidate_fleet() -> list[str]:
+    receipt = await workflow.execute_activity_method(
+        ControlActivities.consolidate_fleet,
+        ConsolidateInput(),
+        task_queue=CONTROL_QUEUE,
+        start_to_close_timeout=timedelta(seconds=60),
+        retry_policy=policies.ONCE,
+        summary="empty a nearly idle host onto busier ones",
+    )
+    return receipt.done
 
 
 async def mend_host(request: MendInput) -> MendReceipt:

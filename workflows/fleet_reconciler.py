@@ -27,15 +27,20 @@ class FleetReconciler:
 
     @workflow.run
     async def run(self, request: ReconcileInput) -> ReconcileResult:
-        hosts = request.remaining
+        hosts, consolidates = request.remaining, request.consolidates
         if hosts is None:
-            hosts = (await control_calls.list_hosts(request)).host_ids
+            listed = await control_calls.list_hosts(request)
+            hosts, consolidates = listed.host_ids, listed.consolidates
         unreachable: list[str] = []
         mended: list[str] = []
         for first in range(0, len(hosts), HOSTS_AT_ONCE):
             if workflow.info().is_continue_as_new_suggested():
                 workflow.continue_as_new(
-                    ReconcileInput(stale_start_s=request.stale_start_s, remaining=hosts[first:])
+                    ReconcileInput(
+                        stale_start_s=request.stale_start_s,
+                        remaining=hosts[first:],
+                        consolidates=consolidates,
+                    )
                 )
             batch = hosts[first : first + HOSTS_AT_ONCE]
             found = await asyncio.gather(*(mend_host(h, stale_start_s=request.stale_start_s) for h in batch))
@@ -45,8 +50,20 @@ class FleetReconciler:
                 mended.extend(sentences or [])
         if workflow.patched(LOOKS_AHEAD):
             await self._look_ahead()
+        if consolidates:
+            await self._consolidate()
         self._tell(len(hosts), unreachable, mended)
         return ReconcileResult(hosts=len(hosts), unreachable=unreachable, mended=mended)
+
+    async def _consolidate(self) -> None:
+        try:
+            moves = await control_calls.consolidate_fleet()
+        except ActivityError as failure:
+            if workflow.cancellation_reason() is not None:
+                raise
+            moves = [f"no host was emptied: {error_of(failure).message}"]
+        for sentence in moves:
+            self._story.tell(sentence)
 
     async def _look_ahead(self) -> None:
         """After mending: what is where is known best now."""

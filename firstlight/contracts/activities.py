@@ -62,6 +62,11 @@ class ControlActivities(ABC):
     async def mend_host(self, request: hosts.MendInput) -> hosts.MendReceipt:
         """Make Postgres agree with what the host reports; name engines that no row owns."""
 
+    @activity.defn(name="consolidate_fleet")
+    @abstractmethod
+    async def consolidate_fleet(self, request: hosts.ConsolidateInput) -> hosts.ConsolidateReceipt:
+        """Begin to move what a nearly idle host runs onto busier ones."""
+
     @activity.defn(name="serve_on")
     @abstractmethod
     async def serve_on(self, request: migrations.ServeOnInput) -> starts.Nothing:

@@ -52,11 +52,26 @@ class ReconcileInput:
     stale_start_s: float = 30.0
     # Hosts still to be looked at after a continue-as-new; None: all.
     remaining: list[str] | None = None
+    # Known from the first run's list of hosts.
+    consolidates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HostList:
     host_ids: list[str] = field(default_factory=list)
+    # Whether nearly idle hosts are to be emptied.
+    consolidates: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConsolidateInput:
+    """Nothing is asked: the fleet is in Postgres, the bound in the worker's settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsolidateReceipt:
+    # One sentence per instance that moves, or why it does not.
+    done: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

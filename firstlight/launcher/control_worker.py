@@ -36,7 +36,8 @@ GRACEFUL_SHUTDOWN = timedelta(milliseconds=300)
 def control_worker(client: Client, database: Database, settings: Settings) -> Worker:
     """The worker itself, for this process or inside the API's (which saves a start a hop)."""
     warmth = Warmth(database=database, client=client, settings=settings)
-    return worker_of(client, Control(database=database, client=client), warmth)
+    control = Control(database=database, client=client, consolidate_requests=settings.consolidate_requests)
+    return worker_of(client, control, warmth)
 
 
 def worker_of(client: Client, control: ControlActivities, warmth: WarmthActivities) -> Worker:
@@ -61,6 +62,7 @@ def worker_of(client: Client, control: ControlActivities, warmth: WarmthActiviti
             warmth.look_ahead,
             control.evict_instance,
             control.join_migration,
+            control.consolidate_fleet,
         ],
         interceptors=boundaries(),
         workflow_runner=runner(),

@@ -125,6 +125,11 @@ class ScriptedControl(ControlActivities):
     async def serve_on(self, request: migrations.ServeOnInput) -> starts.Nothing:
         return await self.script.play("serve_on", request, starts.Nothing())
 
+    @activity.defn(name="consolidate_fleet")
+    @answering
+    async def consolidate_fleet(self, request: hosts.ConsolidateInput) -> hosts.ConsolidateReceipt:
+        return await self.script.play("consolidate_fleet", request, hosts.ConsolidateReceipt())
+
     @activity.defn(name="evict_instance")
     @answering
     async def evict_instance(self, request: freeing.EvictInput) -> starts.Nothing:
