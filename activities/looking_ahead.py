@@ -17,7 +17,7 @@ from firstlight.contracts.starting import start_cold_start
 from firstlight.contracts.starts import ColdStartInput
 from firstlight.database.connection import Database
 from firstlight.database.fleet_view import FleetPicture, WantedModel, read_picture
-from firstlight.database.model_lives import read_lives
+from firstlight.database.model_lives import live_models, read_lives
 from firstlight.database.start_planning import plan_start
 from firstlight.domain.autoscaling.keep_alive import KeepAlivePolicy, ModelLife
 from firstlight.domain.autoscaling.prefetch import Likely, Prefetch, PrefetchBudget, plan_prefetch
@@ -50,10 +50,12 @@ class LookAhead:
         async with self.database.session() as session:
             picture = await read_picture(session, now_unix_s=now_unix_s)
             lives = await read_lives(session)
+            live = await live_models(session)
         needs = self._needs(lives, now_unix_s)
         await self._tell_needs(picture, needs)
         prefetched = await self._prefetch(picture, needs)
-        return [*prefetched, *await self._prewarm(picture, lives, now_unix_s)]
+        absent = {name: life for name, life in lives.items() if name in picture.models and name not in live}
+        return [*prefetched, *await self._prewarm(absent, now_unix_s)]
 
     def _needs(self, lives: Mapping[str, ModelLife], now_unix_s: float) -> dict[str, float]:
         """How likely each model is to be asked for within the horizon, if anybody ever asked for it."""
@@ -142,19 +144,17 @@ class LookAhead:
             async for _ in progress:
                 return
 
-    async def _prewarm(
-        self, picture: FleetPicture, lives: Mapping[str, ModelLife], now_unix_s: float
-    ) -> list[str]:
-        """Start what the policy wants back by the time of the next look."""
-        live = {one.model.name for one in picture.snapshot.running}
-        live.update(start.model for start in picture.snapshot.starts)
+    async def _prewarm(self, absent: Mapping[str, ModelLife], now_unix_s: float) -> list[str]:
+        """Start what the policy wants back by the time of the next look, of what does not run."""
         sentences = []
-        for name, life in lives.items():
+        for name, life in absent.items():
             idle_s = life.history.idle_s(now_unix_s)
-            if idle_s is None or name in live or name not in picture.models:
-                continue
             window = self.policy.window(life)
-            if window.prewarm_s > 0 and window.is_held(idle_s + self.settings.reconcile_every_s):
+            if (
+                idle_s is not None
+                and window.prewarm_s > 0
+                and window.is_held(idle_s + self.settings.reconcile_every_s)
+            ):
                 sentences += await self._start(name, now_unix_s)
         return sentences
 

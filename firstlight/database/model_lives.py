@@ -78,6 +78,11 @@ async def read_lives(session: AsyncSession) -> dict[str, ModelLife]:
     }
 
 
+async def live_models(session: AsyncSession) -> set[str]:
+    """Models of which an instance starts, serves or drains."""
+    return set(await session.scalars(select(InstanceRow.model).where(InstanceRow.is_live).distinct()))
+
+
 def model_life(
     *, history: ArrivalHistory, fixed_keep_alive_s: float, starts: list[tuple[str, float]]
 ) -> ModelLife:

@@ -11,6 +11,8 @@ import pytest
 from api.routing.lane import Lane, Route, Slot
 from api.routing.notices import InstanceNotice
 from api.routing.route_table import RouteTable
+from api.scale_in import ScaleIn
+from firstlight.domain.autoscaling.scaling import ConcurrencyScaling
 from firstlight.domain.errors import NoCapacity, QueueFull, StartTimeout
 from firstlight.domain.lifecycle import InstanceState
 
@@ -43,6 +45,44 @@ async def test_the_least_loaded_instance_is_taken() -> None:
     lane.open(route("large", places=4))
     taken = [(await take(lane)).route.instance_id for _ in range(5)]
     assert sorted(taken) == ["large"] * 4 + ["small"]
+
+
+async def test_requests_are_gathered_on_those_that_serve_longest() -> None:
+    lane = lane_of()
+    for epoch, name in ((3, "new"), (1, "old"), (2, "middle")):
+        lane.open(route(name, epoch=epoch))
+    lane.gathered_on = 1
+    slots = [await take(lane) for _ in range(5)]
+    taken = [slot.route.instance_id for slot in slots]
+    assert taken[:2] == ["old", "old"], "the others fall idle"
+    assert sorted(taken[2:4]) == ["middle", "new"], "and take what the first cannot"
+    for slot in slots:
+        lane.give_back(slot)
+    lane.close("old")
+    assert (await take(lane)).route.instance_id == "middle"
+
+
+async def test_instances_that_are_too_many_fall_idle_after_a_while_and_not_before() -> None:
+    table = RouteTable(max_queue=10)
+    policy = ConcurrencyScaling(target=2.0, target_in=0.6, in_after_s=60.0)
+    scale_in = ScaleIn(table=table, scaling=policy)
+    lane = table.lane("m")
+    for epoch in (1, 2, 3):
+        lane.open(route(f"i{epoch}", epoch=epoch, places=4))
+    slots = [await take(lane) for _ in range(4)]
+    assert len({slot.route.instance_id for slot in slots}) == 3
+    seen = []
+    for second in range(0, 200, 10):
+        scale_in.look(now_s=float(second))
+        seen.append(lane.gathered_on)
+    # Four requests are more than 0.6 of one instance's four places, so two instances stay.
+    assert seen[:6] == [3] * 6 and seen[-1] == 2 and sorted(seen, key=lambda n: -(n or 0)) == seen
+    for slot in slots:
+        lane.give_back(slot)
+    lane.close("i2")
+    lane.close("i3")
+    scale_in.look(now_s=201.0)
+    assert lane.gathered_on is None
 
 
 async def test_who_waits_longest_is_served_first() -> None:
