@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from firstlight.domain.estimator import givers_of
 from firstlight.domain.fleet import FleetSnapshot, Host, StartRequest
+from firstlight.domain.lifecycle import HostState
 from firstlight.domain.names import HostId
 from firstlight.domain.obstacles import obstacle
 from firstlight.domain.start_costs import StartCosts
@@ -19,6 +20,8 @@ from firstlight.domain.victims import DIGITS, VictimSearch, VictimSet
 from firstlight.domain.ways_out import WaysOut
 
 _NEVER = float("inf")
+# Hosts whose tenants are looked at. Those left out take at least as long, before any of theirs has gone.
+HOSTS_AT_MOST = 64
 
 
 class Plan(NamedTuple):
@@ -31,7 +34,7 @@ class Plan(NamedTuple):
 
 
 class Crowded(NamedTuple):
-    """A host that could take the start if more of its GPUs were free."""
+    """A host that could take the start if more of its GPUs were free. Sorted by seconds, then by id."""
 
     total_s: float
     host_id: HostId
@@ -49,6 +52,8 @@ class PlanSearch:
         self._tenants: Tenants | None = None
         self.givers = givers_of(request.model, snapshot)
         self._costs = StartCosts(request.model, snapshot, self.givers)
+        # Every host that may take a start of anything, with how many of its GPUs are free.
+        self._ready: list[tuple[Host, int]] = []
         self.crowded: list[Crowded] = []
         self.can_free = request.may_free and bool(snapshot.running)
         self.searched: dict[HostId, VictimSet | None] = {}
@@ -61,7 +66,7 @@ class PlanSearch:
         best = self._free if self._free is not None and self._free.total_s <= latest_s else None
         if not self.can_free:
             return best
-        for crowded in self.crowded:
+        for crowded in self.crowded[:HOSTS_AT_MOST]:
             total_s = crowded.total_s
             if total_s > latest_s or (best is not None and _cannot_beat(total_s, best)):
                 break
@@ -72,23 +77,25 @@ class PlanSearch:
 
     def _look_at_hosts(self) -> None:
         model, excluded = self._request.model, self._request.excluded_hosts
-        needed = model.gpu_count
+        needed, cost_of = model.gpu_count, self._costs.total_s
+        least_s = _NEVER
         for host in self._snapshot.hosts:
-            if obstacle(model, host, excluded) is not None:
+            if host.state is not HostState.READY or host.host_id in excluded:
                 continue
-            total_s = self._costs.total_s(host)
-            free = 0
-            for gpu in host.gpus:
-                if gpu.instance_id is None:
-                    free += 1
+            free = len([gpu for gpu in host.gpus if gpu.instance_id is None])
+            self._ready.append((host, free))
+            if len(host.gpus) < needed or obstacle(model, host) is not None:
+                continue
+            total_s = cost_of(host)
             if free < needed:
-                if needed <= len(host.gpus):
-                    self.crowded.append(Crowded(total_s, host.host_id, host, free))
-                continue
-            key = (round(total_s, DIGITS), 0, free - needed, host.host_id)
-            if self._free is None or key < self._free.key:
-                self._free = Plan(key, host, total_s)
-        self.crowded.sort(key=lambda one: (one.total_s, one.host_id))
+                self.crowded.append(Crowded(total_s, host.host_id, host, free))
+            elif total_s <= least_s:
+                key = (round(total_s, DIGITS), 0, free - needed, host.host_id)
+                if self._free is None or key < self._free.key:
+                    self._free = Plan(key, host, total_s)
+                    # What rounds to the same is as good.
+                    least_s = total_s + 10**-DIGITS
+        self.crowded.sort()
 
     def _with_victims(self, crowded: Crowded, *, latest_s: float, best: Plan | None) -> Plan | None:
         model, host = self._request.model, crowded.host
@@ -96,7 +103,7 @@ class PlanSearch:
         total_s = crowded.total_s
         hidden_s = self._costs.hidden_s(host, total_s)
         freed = victims.cheapest(
-            tenants.by_host.get(host.host_id, ()),
+            tenants.at(host.host_id),
             needed=model.gpu_count - crowded.free_gpus,
             hidden_s=hidden_s,
             latest_s=latest_s - total_s + hidden_s,
@@ -116,7 +123,7 @@ class PlanSearch:
     def _tools(self) -> tuple[Tenants, VictimSearch]:
         if self._tenants is None or self._victims is None:
             self._tenants = Tenants(self._snapshot.running, self._request.model)
-            self._victims = VictimSearch(WaysOut(self._request, self._snapshot, self._tenants))
+            self._victims = VictimSearch(WaysOut(self._snapshot, self._tenants, self._ready))
         return self._tenants, self._victims
 
 

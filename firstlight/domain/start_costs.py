@@ -31,33 +31,63 @@ _SSD = Tier.SSD
 class StartCosts:
     """Costs of starting `model`; `givers` are the hosts it may be fetched from, as in `estimate_start`."""
 
-    __slots__ = ("_attach_s", "_bytes", "_checkpoint_id", "_control_s", "_fetched_bytes", "_givers", "_model")
+    __slots__ = (
+        "_bytes",
+        "_checkpoint_id",
+        "_control_s",
+        "_fetched_bytes",
+        "_givers",
+        "_learned_beside_s",
+        "_learned_s",
+        "_model",
+    )
 
     def __init__(self, model: Model, snapshot: FleetSnapshot, givers: Sequence[Host] = ()) -> None:
         self._model = model
         self._checkpoint_id = model.checkpoint_id
         self._bytes = model.size_bytes
         self._fetched_bytes = fetched_bytes(model)
-        # Bandwidth of the giver's disk (infinite where it gives from DRAM), and what waits for its uplink.
-        self._givers = [(_bandwidth_of_giver(model, host), host.uplink_queued_bytes) for host in givers]
-        self._control_s = {near: control_seconds(snapshot, _DRAM if near else _SSD) for near in (True, False)}
-        # What was learned, by host class and whether the bytes are in DRAM already; None: nothing yet.
-        self._attach_s: dict[tuple[str, bool], float | None] = {}
+        self._givers = _best_givers(model, givers)
+        self._control_s = (control_seconds(snapshot, _DRAM), control_seconds(snapshot, _SSD))
+        # Learned seconds to attach by host class, from DRAM and beside a load; None: nothing was learned yet.
+        self._learned_s: dict[str, float | None] = {}
+        self._learned_beside_s: dict[str, float | None] = {}
 
     def total_s(self, host: Host) -> float:
         """`estimate_start(…).total_s`. Raises: InvalidEstimate for a host whose edges have no meaning."""
         tier = host.tiers.get(self._checkpoint_id)
         if tier is _DRAM:
-            return self._from_dram_s(host)
-        learned_s = self._learned_s(host.host_class, False)
+            return self.from_dram_s(host)
+        host_class = host.host_class
+        try:
+            learned_s = self._learned_beside_s[host_class]
+        except KeyError:
+            learned_s = self._model.attach_s.get(attach_key(host_class, _SSD))
+            self._learned_beside_s[host_class] = learned_s
         # Without learned figures the copy to the GPU counts as far as the bytes' way does not hide it.
-        copy_s = 0.0 if learned_s is not None else copy_seconds(self._model, host)
-        if tier is _SSD:
-            queued_s, moving_s = self._crossing(host, _SSD_TO_DRAM, self._bytes)
-            way_s = queued_s + max(moving_s, copy_s)
-        else:
-            way_s = self._from_afar_s(host, copy_s)
-        return way_s + (PRIOR_ATTACH_S if learned_s is None else learned_s) + self._control_s[False]
+        attach_s, copy_s = learned_s, 0.0
+        if attach_s is None:
+            attach_s, copy_s = PRIOR_ATTACH_S, copy_seconds(self._model, host)
+        way_s = self._from_ssd_s(host, copy_s) if tier is _SSD else self._from_afar_s(host, copy_s)
+        return way_s + attach_s + self._control_s[1]
+
+    def from_dram_s(self, host: Host) -> float:
+        """What a start on the host takes once the checkpoint is in its DRAM."""
+        host_class = host.host_class
+        try:
+            learned_s = self._learned_s[host_class]
+        except KeyError:
+            learned_s = self._model.attach_s.get(attach_key(host_class, _DRAM))
+            self._learned_s[host_class] = learned_s
+        if learned_s is None:
+            learned_s = PRIOR_ATTACH_S + copy_seconds(self._model, host)
+        return learned_s + self._control_s[0]
+
+    def least_s(self, host_class: str) -> float:
+        """What a start on a host of this class takes at least, wherever the checkpoint is."""
+        learned = [self._model.attach_s.get(attach_key(host_class, tier)) for tier in (_DRAM, _SSD)]
+        attach_s = min(PRIOR_ATTACH_S if seconds is None else seconds for seconds in learned)
+        return attach_s + min(self._control_s)
 
     def hidden_s(self, host: Host, total_s: float) -> float:
         """How long a start that takes `total_s` can do without its GPUs: until all that is left is to attach.
@@ -66,35 +96,28 @@ class StartCosts:
         """
         if not lands_in_dram(self._model, host):
             return 0.0
-        return max(0.0, total_s - self._from_dram_s(host))
+        return max(0.0, total_s - self.from_dram_s(host))
 
-    def _from_dram_s(self, host: Host) -> float:
-        learned_s = self._learned_s(host.host_class, True)
-        if learned_s is None:
-            learned_s = PRIOR_ATTACH_S + copy_seconds(self._model, host)
-        return learned_s + self._control_s[True]
-
-    def _learned_s(self, host_class: str, is_in_dram: bool) -> float | None:
-        key = (host_class, is_in_dram)
-        if key not in self._attach_s:
-            tier = _DRAM if is_in_dram else _SSD
-            self._attach_s[key] = self._model.attach_s.get(attach_key(host_class, tier))
-        return self._attach_s[key]
+    def _from_ssd_s(self, host: Host, copy_s: float) -> float:
+        queued_s, moving_s = _crossing(host, _SSD_TO_DRAM, self._bytes)
+        return queued_s + max(moving_s, copy_s)
 
     def _from_afar_s(self, host: Host, copy_s: float) -> float:
         """The soonest of the source and all givers, with what of the copy each of them does not hide."""
+        queued_s, moving_s = _crossing(host, _REMOTE_TO_SSD, self._fetched_bytes)
         load_queued_s, load_s = 0.0, 0.0
-        if not lands_in_dram(self._model, host):
-            load_queued_s, load_s = self._crossing(host, _SSD_TO_DRAM, self._bytes)
-        queued_s, moving_s = self._crossing(host, _REMOTE_TO_SSD, self._fetched_bytes)
-        soonest_s = queued_s + max(moving_s + load_s, copy_s)
+        if 0 < host.dram_capacity_bytes < self._bytes:
+            load_queued_s, load_s = _crossing(host, _SSD_TO_DRAM, self._bytes)
+            moving_s += load_s
+        soonest_s = queued_s + (moving_s if moving_s > copy_s else copy_s)
         if self._givers:
             edge = _meaningful(host, _PEER_TO_DRAM)
-            overhead_s = load_s + (edge.overhead_s if self._bytes else 0.0)
+            own_bandwidth = edge.bandwidth_bytes_per_s
             own_queued_bytes = host.queued_bytes.get(_PEER_TO_DRAM, 0)
+            overhead_s = load_s + (edge.overhead_s if self._bytes else 0.0)
             for bandwidth, queued_bytes in self._givers:
-                if edge.bandwidth_bytes_per_s < bandwidth:
-                    bandwidth = edge.bandwidth_bytes_per_s
+                if own_bandwidth < bandwidth:
+                    bandwidth = own_bandwidth
                 if own_queued_bytes > queued_bytes:
                     queued_bytes = own_queued_bytes
                 way_s = self._bytes / bandwidth + overhead_s
@@ -105,13 +128,16 @@ class StartCosts:
                     soonest_s = way_s
         return soonest_s + load_queued_s
 
-    @staticmethod
-    def _crossing(host: Host, edge: Edge, size_bytes: int) -> tuple[float, float]:
-        """Seconds in the edge's queue, and on it."""
-        model = _meaningful(host, edge)
-        bandwidth = model.bandwidth_bytes_per_s
-        moving_s = model.overhead_s + size_bytes / bandwidth if size_bytes else 0.0
-        return host.queued_bytes.get(edge, 0) / bandwidth, moving_s
+
+def _crossing(host: Host, edge: Edge, size_bytes: int) -> tuple[float, float]:
+    """Seconds in the edge's queue, and on it."""
+    model = host.edges.get(edge) or _meaningful(host, edge)
+    bandwidth = model.bandwidth_bytes_per_s
+    if not bandwidth > 0 or model.overhead_s < 0:
+        _meaningful(host, edge)
+    queued_bytes = host.queued_bytes.get(edge, 0)
+    moving_s = model.overhead_s + size_bytes / bandwidth if size_bytes else 0.0
+    return queued_bytes / bandwidth, moving_s
 
 
 def _meaningful(host: Host, edge: Edge) -> EdgeModel:
@@ -119,6 +145,21 @@ def _meaningful(host: Host, edge: Edge) -> EdgeModel:
     if not model.bandwidth_bytes_per_s > 0 or model.overhead_s < 0:
         raise InvalidEstimate(f"{edge} of {host.host_id} has no meaning: {model}")
     return model
+
+
+def _best_givers(model: Model, givers: Sequence[Host]) -> list[tuple[float, int]]:
+    """Bandwidth of each giver's disk (infinite: it gives from DRAM) and bytes that wait for its uplink.
+
+    One that is no better than another in either is left out: nobody would fetch from it.
+    """
+    best: list[tuple[float, int]] = []
+    for bandwidth, queued_bytes in sorted(
+        ((_bandwidth_of_giver(model, host), host.uplink_queued_bytes) for host in givers),
+        key=lambda giver: (-giver[0], giver[1]),
+    ):
+        if not best or queued_bytes < best[-1][1]:
+            best.append((bandwidth, queued_bytes))
+    return best
 
 
 def _bandwidth_of_giver(model: Model, host: Host) -> float:

@@ -14,10 +14,13 @@ from typing import NamedTuple
 
 from firstlight.domain.estimator import PRIORS
 from firstlight.domain.fleet import Edge, Host, Running
-from firstlight.domain.ways_out import WayOut, WaysOut
+from firstlight.domain.ways_out import WayOut, WaysOut, moving_price_s, undominated
 
 # A tenth of a millisecond is far below what an estimate can know.
 DIGITS = 4
+# Costs this close round to the same.
+_HAIR_S = 10**-DIGITS
+_NEVER = float("inf")
 # Branches of one decision. Eight victims of one GPU each, with four ways each, take fewer.
 BRANCHES_AT_MOST = 4000
 
@@ -73,19 +76,85 @@ class VictimSearch:
         `hidden_s` of the freeing cost nothing: the start's bytes are on their way then.
         """
         branch = _Branch(self, needed, hidden_s, latest_s, below_s)
-        options = []
-        for one in tenants:
-            ways = [
-                way
-                for way in self._ways.of(one, at_most=min(needed, len(tenants)))
-                if way.seconds <= latest_s
-                and round(branch.cost_s(way.seconds, way.price_s), DIGITS) <= below_s
-            ]
-            if ways:
-                options.append((one, ways))
+        leavings = [_Leaving.of(one, self._ways) for one in tenants]
+        if self._ways.evict_s <= latest_s:
+            below_s = min(below_s, branch.cost_s(self._ways.evict_s, _least_price_s(leavings, needed)))
+        limit_s = below_s + _HAIR_S
+        if (floor_s := _floor_s(leavings, needed)) > limit_s or floor_s == _NEVER:
+            return None
+        options = [
+            (leaving.one, ways)
+            for leaving in leavings
+            if (ways := self._promising(leaving, branch, leavings, limit_s))
+        ]
         options.sort(key=lambda option: _rank(branch, option))
         branch.walk(options)
         return branch.best
+
+    def _promising(
+        self, leaving: _Leaving, branch: _Branch, leavings: Sequence[_Leaving], limit_s: float
+    ) -> list[WayOut]:
+        """The ways of one tenant that a set within the limit could have in it."""
+        one, needed = leaving.one, branch.needed
+        rest = needed - len(one.gpu_indices)
+        if rest > 0:
+            # The others' share. Not infinite: the host as a whole can free enough.
+            limit_s -= rest * min(other.floor_s for other in leavings)
+        ways = [] if leaving.ending is None else [leaving.ending]
+        if (
+            one.is_movable
+            and leaving.moving_price_s <= limit_s
+            and branch.cost_s(*self._ways.least_moving(one)) <= limit_s
+        ):
+            ways = undominated(ways + self._ways.moving(one), min(needed, len(leavings)))
+        return [
+            way
+            for way in ways
+            if way.seconds <= branch.latest_s and branch.cost_s(way.seconds, way.price_s) <= limit_s
+        ]
+
+
+class _Leaving(NamedTuple):
+    """A tenant, what its end costs if it may end, and its move if it may move; `floor_s` is per GPU."""
+
+    one: Running
+    ending: WayOut | None
+    moving_price_s: float
+    floor_s: float
+
+    @classmethod
+    def of(cls, one: Running, ways: WaysOut) -> _Leaving:
+        ending = ways.ending(one)
+        moving_s = moving_price_s(one) if one.is_movable else _NEVER
+        ending_s = _NEVER if ending is None else ending.price_s
+        return cls(one, ending, moving_s, min(moving_s, ending_s) / len(one.gpu_indices))
+
+
+def _floor_s(leavings: Sequence[_Leaving], needed: int) -> float:
+    """A price that no set undercuts: as if instances could leave GPU by GPU, the cheapest first."""
+    floor_s = 0.0
+    for price_s, gpus in sorted((leaving.floor_s, len(leaving.one.gpu_indices)) for leaving in leavings):
+        floor_s += price_s * min(needed, gpus)
+        needed -= gpus
+        if needed <= 0:
+            return floor_s
+    return _NEVER
+
+
+def _least_price_s(leavings: Sequence[_Leaving], needed: int) -> float:
+    """Of some set of idle instances whose end frees enough; infinite if there is none."""
+    able = sorted(
+        (ending.price_s / len(one.gpu_indices), one.instance_id, ending.price_s, len(one.gpu_indices))
+        for one, ending, *_ in leavings
+        if ending is not None
+    )
+    total_s = 0.0
+    for _, _, price_s, gpus in able:
+        total_s += price_s
+        needed -= gpus
+        if needed <= 0:
+            return total_s
+    return _NEVER
 
 
 def _rank(branch: _Branch, option: tuple[Running, list[WayOut]]) -> tuple[float, str]:
@@ -102,9 +171,9 @@ class _Branch:
         self, search: VictimSearch, needed: int, hidden_s: float, latest_s: float, below_s: float
     ) -> None:
         self._search = search
-        self._needed = needed
+        self.needed = needed
         self._hidden_s = hidden_s
-        self._latest_s = latest_s
+        self.latest_s = latest_s
         self._bound = _Bound(below_s, float("inf"), float("inf"))
         self._taken: dict[str, int] = {}
         self._disk_bytes: dict[str, int] = {}
@@ -115,13 +184,16 @@ class _Branch:
         return max(0.0, freeing_s - self._hidden_s) + price_s
 
     def walk(self, options: Sequence[tuple[Running, list[WayOut]]]) -> None:
-        # By position: GPUs that this and all later ones hold, and the least price of one of them.
-        held, price_s = [0], [float("inf")]
+        # By position: GPUs that this one and all later ones hold, the least price of one of them, and when
+        # the first of them could be free.
+        held, price_s, seconds = [0], [float("inf")], [float("inf")]
         for one, ways in reversed(options):
             held.append(held[-1] + len(one.gpu_indices))
             price_s.append(min(price_s[-1], min(way.price_s for way in ways) / len(one.gpu_indices)))
-        self._held, self._price_s, self._options = held[::-1], price_s[::-1], options
-        self._step(0, self._needed, 0.0, 0.0, 0)
+            seconds.append(min(seconds[-1], ways[0].seconds))
+        self._held, self._price_s, self._seconds = held[::-1], price_s[::-1], seconds[::-1]
+        self._options = options
+        self._step(0, self.needed, 0.0, 0.0, 0)
 
     def _step(self, at: int, needed: int, freeing_s: float, price_s: float, evicted_bytes: int) -> None:
         if needed <= 0:
@@ -129,8 +201,8 @@ class _Branch:
             return
         if self._held[at] < needed:
             return
-        least_s = self.cost_s(freeing_s, price_s + needed * self._price_s[at])
-        if round(least_s, DIGITS) > self._bound.cost_s:
+        least_s = self.cost_s(max(freeing_s, self._seconds[at]), price_s + needed * self._price_s[at])
+        if (round(least_s, DIGITS), evicted_bytes, 0) >= self._bound:
             return
         one, ways = self._options[at]
         for way in ways:
@@ -180,7 +252,7 @@ class _Branch:
     def _keep(self, needed: int, price_s: float, evicted_bytes: int) -> None:
         goings = tuple(Going(one, way, self._shared_s(way)) for one, way in self._path)
         freeing_s = max(going.seconds for going in goings)
-        if freeing_s > self._latest_s:
+        if freeing_s > self.latest_s:
             return
         found = _Bound(round(self.cost_s(freeing_s, price_s), DIGITS), evicted_bytes, -needed)
         if found >= self._bound:

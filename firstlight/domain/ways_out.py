@@ -9,14 +9,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from firstlight.domain.destinations import Destinations
 from firstlight.domain.estimator import move_key
-from firstlight.domain.fleet import FleetSnapshot, Host, Model, Running, StartRequest, Tier
-from firstlight.domain.migration import PRIOR_MOVE
-from firstlight.domain.names import CheckpointId, HostId, ModelName
-from firstlight.domain.obstacles import obstacle
+from firstlight.domain.fleet import FleetSnapshot, Host, Model, Running, Tier
+from firstlight.domain.migration import PRIOR_MOVE, MoveModel
+from firstlight.domain.names import HostId, InstanceId, ModelName
 from firstlight.domain.start_costs import StartCosts
 from firstlight.domain.tenants import Tenants
 
@@ -45,127 +45,103 @@ class WayOut(NamedTuple):
         return self.evicted is not None or self.reused is not None
 
 
-class _Room(NamedTuple):
-    """A host that could start a victim's model: without its requests, which differ by victim."""
-
-    way: WayOut
-    host: Host
-
-
 class WaysOut:
     """Ways of every tenant of a snapshot, computed when asked for and then kept."""
 
-    def __init__(self, request: StartRequest, snapshot: FleetSnapshot, tenants: Tenants) -> None:
-        self._request = request
+    def __init__(self, snapshot: FleetSnapshot, tenants: Tenants, ready: Sequence[tuple[Host, int]]) -> None:
+        self.evict_s = snapshot.evict_s
         self._snapshot = snapshot
         self._tenants = tenants
         self._hosts = {host.host_id: host for host in snapshot.hosts}
-        self._free: list[tuple[Host, int]] | None = None
+        self._destinations = Destinations(ready, tenants)
         self._costs: dict[ModelName, StartCosts] = {}
-        self._rooms: dict[tuple[ModelName, int], list[_Room]] = {}
+        self._prices_s: dict[InstanceId, float] = {}
+        self._moves: dict[tuple[ModelName, str], MoveModel] = {}
+        self._rooms: dict[ModelName, list[WayOut]] = {}
 
-    def of(self, one: Running, *, at_most: int) -> list[WayOut]:
-        """Those that could be part of the best plan in which `at_most` instances go, soonest first.
+    def ending(self, one: Running) -> WayOut | None:
+        """None if it is busy, or needed by its model's minimum."""
+        if not self._tenants.can_evict(one):
+            return None
+        return WayOut(self.evict_s, self._price_s(one), one.model.size_bytes)
 
-        A way is left out if `at_most` other destinations are as soon, as cheap and cost as few bytes: the
-        other victims can take all but one of them.
-        """
-        ways: list[WayOut] = []
-        if self._tenants.can_evict(one):
-            ways.append(WayOut(self._snapshot.evict_s, self.eviction_price_s(one), one.model.size_bytes))
-        if one.is_movable:
-            ways += self._moves(one, at_most)
-        return undominated(ways, at_most)
+    def moving(self, one: Running) -> list[WayOut]:
+        """One for each room at another host."""
+        name, tokens, own_price_s = one.model.name, one.tokens, moving_price_s(one)
+        ways = []
+        for seconds, price_s, evicted_bytes, to, evicted, reused, *gpus in self._rooms_for(one.model):
+            assert to is not None, "a room is somewhere"
+            if to.host_id != one.host_id:
+                seconds += self._move(name, to.host_class).seconds(tokens)
+                ways.append(WayOut(seconds, price_s + own_price_s, evicted_bytes, to, evicted, reused, *gpus))
+        return ways
 
-    def eviction_price_s(self, one: Running) -> float:
-        expected_s = one.idle_s if one.expected_idle_for_s is None else one.expected_idle_for_s
-        restart_s = self._costs_of(one.model).total_s(self._hosts[one.host_id])
-        return restart_s * SOON_S / (SOON_S + max(0.0, expected_s or 0.0))
+    def least_moving(self, one: Running) -> tuple[float, float]:
+        """Seconds and price of moving its requests that no destination can undercut."""
+        model, tokens = one.model, one.tokens
+        # Where an idle instance takes the requests nothing has to be started.
+        has_idle = bool(self._tenants.idle_of(model.name))
+        costs = None if has_idle else self._costs_of(model)
+        seconds = [
+            self._move(model.name, known).seconds(tokens) + (costs.least_s(known) if costs else 0.0)
+            for known in self._destinations.classes
+        ]
+        return min(seconds), moving_price_s(one)
 
-    def _moves(self, one: Running, at_most: int) -> Iterator[WayOut]:
-        price_s = MOVE_PRICE_S * max(1, one.requests)
-        for room in self._rooms_for(one.model, at_most):
-            if room.host.host_id == one.host_id:
-                continue
-            move = self._snapshot.moves.get(move_key(one.model.name, room.host.host_class), PRIOR_MOVE)
-            seconds = room.way.seconds + move.seconds(one.tokens)
-            yield room.way._replace(seconds=seconds, price_s=room.way.price_s + price_s)
+    def _move(self, model: ModelName, host_class: str) -> MoveModel:
+        key = (model, host_class)
+        found = self._moves.get(key)
+        if found is None:
+            found = self._moves[key] = self._snapshot.moves.get(move_key(model, host_class), PRIOR_MOVE)
+        return found
 
-    def _rooms_for(self, model: Model, at_most: int) -> list[_Room]:
-        key = (model.name, at_most)
-        if key not in self._rooms:
-            by_class: dict[str, list[WayOut]] = {}
-            for way in self._all_rooms(model):
-                assert way.to is not None
-                by_class.setdefault(way.to.host_class, []).append(way)
-            # Within a class a victim's own seconds are the same everywhere. One more, for the victim's own
-            # host may be among them.
-            self._rooms[key] = [
-                _Room(way, way.to)
-                for ways in by_class.values()
-                for way in undominated(ways, at_most + 1)
-                if way.to is not None
-            ]
-        return self._rooms[key]
+    def _price_s(self, one: Running) -> float:
+        """What ending an idle instance costs its model."""
+        price_s = self._prices_s.get(one.instance_id)
+        if price_s is None:
+            expected_s = one.idle_s if one.expected_idle_for_s is None else one.expected_idle_for_s
+            restart_s = self._costs_of(one.model).total_s(self._hosts[one.host_id])
+            price_s = restart_s * SOON_S / (SOON_S + max(0.0, expected_s or 0.0))
+            self._prices_s[one.instance_id] = price_s
+        return price_s
 
-    def _all_rooms(self, model: Model) -> Iterator[WayOut]:
+    def _rooms_for(self, model: Model) -> list[WayOut]:
+        if model.name not in self._rooms:
+            self._rooms[model.name] = list(self._find_rooms(model))
+        return self._rooms[model.name]
+
+    def _find_rooms(self, model: Model) -> Iterator[WayOut]:
+        """Where an instance of this model could go; without its requests, which differ by victim."""
         costs = self._costs_of(model)
-        for host, free in self._near(model.checkpoint_id):
+        for host, free, endable in self._destinations.near(model):
             seconds = costs.total_s(host)
-            if free >= model.gpu_count:
-                ssd_bytes = model.size_bytes if _is_on_ssd(model, host) else 0
-                if obstacle(model, host) is None:
-                    yield WayOut(seconds, 0.0, 0, host, None, None, free, model.gpu_count, ssd_bytes)
-                continue
-            if obstacle(model, host) is not None:
-                continue
-            for idle in self._tenants.evictable().get(host.host_id, ()):
-                if idle.model.name != model.name and free + len(idle.gpu_indices) >= model.gpu_count:
-                    yield WayOut(
-                        seconds + self._snapshot.evict_s,
-                        self.eviction_price_s(idle),
-                        idle.model.size_bytes,
-                        host,
-                        idle,
-                    )
+            if not endable:
+                ssd_bytes = 0 if host.tiers[model.checkpoint_id] is Tier.DRAM else model.size_bytes
+                yield WayOut(seconds, 0.0, 0, host, None, None, free, model.gpu_count, ssd_bytes)
+            for idle in endable:
+                yield WayOut(seconds + self.evict_s, self._price_s(idle), idle.model.size_bytes, host, idle)
         for idle in self._tenants.idle_of(model.name):
-            host = self._hosts[idle.host_id]
-            if self._may_go_to(host):
-                yield WayOut(0.0, 0.0, 0, host, None, idle)
-
-    def _near(self, checkpoint_id: CheckpointId) -> Iterator[tuple[Host, int]]:
-        """Hosts that have the checkpoint and room, or could make it, with how many of their GPUs are free."""
-        if self._free is None:
-            idle = self._tenants.evictable()
-            self._free = [
-                (host, free)
-                for host in self._snapshot.hosts
-                if (free := sum(gpu.instance_id is None for gpu in host.gpus)) or host.host_id in idle
-                if self._may_go_to(host)
-            ]
-        for host, free in self._free:
-            tier = host.tiers.get(checkpoint_id)
-            if tier is Tier.DRAM or tier is Tier.SSD:
-                yield host, free
-
-    def _may_go_to(self, host: Host) -> bool:
-        return obstacle(_NOTHING, host, self._request.excluded_hosts) is None
+            if self._destinations.is_open(idle.host_id):
+                yield WayOut(0.0, 0.0, 0, self._hosts[idle.host_id], None, idle)
 
     def _costs_of(self, model: Model) -> StartCosts:
-        if model.name not in self._costs:
-            self._costs[model.name] = StartCosts(model, self._snapshot)
-        return self._costs[model.name]
+        found = self._costs.get(model.name)
+        if found is None:
+            found = self._costs[model.name] = StartCosts(model, self._snapshot)
+        return found
 
 
-_NOTHING = Model(name=ModelName("-"), checkpoint_id=CheckpointId("-"), size_bytes=0, source_bytes=0)
-
-
-def _is_on_ssd(model: Model, host: Host) -> bool:
-    return host.tiers.get(model.checkpoint_id) is Tier.SSD
+def moving_price_s(one: Running) -> float:
+    """What others lose when an instance moves."""
+    return MOVE_PRICE_S * max(1, one.requests)
 
 
 def undominated(ways: Iterable[WayOut], count: int) -> list[WayOut]:
-    """Without those that `count` others, each at a place of its own, equal or better in every respect."""
+    """Ways that could be part of the best plan in which `count` instances go, soonest first.
+
+    One is left out if `count` others, each at a place of its own, are as soon, as cheap and cost as few
+    bytes: the other victims can take all but one of those places.
+    """
     kept: list[WayOut] = []
     for way in sorted(ways, key=_order):
         rivals: set[HostId] = set()

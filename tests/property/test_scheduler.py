@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,7 +180,8 @@ def test_a_nearer_tier_is_never_slower(problem: tuple[StartRequest, FleetSnapsho
             estimate_start(request.model, replace(like, tiers={CHECKPOINT: tier}), snapshot).total_s
             for tier in (Tier.REMOTE, Tier.SSD, Tier.DRAM)
         ]
-        assert totals == sorted(totals, reverse=True)
+        # Equal ones may differ in their last digit.
+        assert all(far >= near - 1e-9 for far, near in pairwise(totals))
 
 
 @given(problems())
