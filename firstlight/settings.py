@@ -132,6 +132,11 @@ class Settings(BaseSettings):
     gpus_per_host: int = Field(default=1, ge=1, description="GPUs (engine slots on a CPU machine) per host.")
     ssd_capacity_bytes: int = Field(default=20 << 30, gt=0, description="SSD cache per host.")
     dram_capacity_bytes: int = Field(default=2 << 30, gt=0, description="DRAM pool per host.")
+    registered_buffers: bool = Field(
+        default=False,
+        description="Loads by io_uring read into memory that is registered with the kernel, where it and "
+        "`ulimit -l` allow; no gain was measured.",
+    )
     spares: int = Field(default=1, ge=0, description="Warm engine processes kept ready per host.")
 
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")

@@ -68,6 +68,7 @@ def host_config(settings: Settings, host: HostId) -> HostConfig:
         gpu_count=settings.gpus_per_host,
         bind_address=settings.host_bind_address,
         spares=settings.spares,
+        registered_buffers=settings.registered_buffers,
         peer_secret_file=_keep_peer_secret(settings, folder),
         children=(agent_config(host),),
     )

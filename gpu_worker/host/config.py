@@ -49,6 +49,7 @@ class HostConfig:
     host_port: int = 0
     store_port: int = 0
     load_threads: int = 2
+    registered_buffers: bool = False
     peer_port: int = 0
     peer_secret_file: str | None = None
     drain_timeout_s: float = 5.0
@@ -84,6 +85,7 @@ class HostConfig:
             bind_address=self.bind_address,
             port=self.store_port,
             load_threads=self.load_threads,
+            registered_buffers=self.registered_buffers,
             planner_warm_after_s=PLANNER_WARM_AFTER_S,
             peer_port=self.peer_port,
             peer_secret_file=self.peer_secret_file,

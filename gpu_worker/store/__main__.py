@@ -39,7 +39,11 @@ async def serve(config: StoreConfig) -> None:
     config.ssd_root.mkdir(parents=True, exist_ok=True)
     config.make_socket_dir()
     prober = Prober(ssd_root=config.ssd_root, state_dir=state_dir)
-    memory = NativeMemory(size_bytes=config.dram_capacity_bytes, threads=config.load_threads)
+    memory = NativeMemory(
+        size_bytes=config.dram_capacity_bytes,
+        threads=config.load_threads,
+        registered=config.registered_buffers,
+    )
     log.info("arena bytes=%d kind=%s", memory.size_bytes, memory.kind)
     gpu = GpuHandover.of(config, memory.arena)
     store = Store(

@@ -24,6 +24,7 @@ class StoreConfig:
 
     `state_dir` holds the address file, the probe's result and, unless `ssd_dir` is given, the SSD cache.
     `cuda_library` is the CUDA driver's, empty on a host without GPUs.
+    `registered_buffers` has io_uring read into memory that the kernel keeps at hand, where it may.
     At `peer_port` other stores fetch from this one, if they show the secret in `peer_secret_file`; without
     one that is open on loopback and closed elsewhere.
     `planner_warm_after_s` has a planner of conversions ready so long after the start, and keeps it: a few
@@ -39,6 +40,7 @@ class StoreConfig:
     bind_address: str = "127.0.0.1"
     port: int = 0
     load_threads: int = 2
+    registered_buffers: bool = False
     fetch_parallelism: int = 8
     arena_prefault: bool = True
     planner_warm_after_s: float | None = None

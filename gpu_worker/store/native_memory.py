@@ -48,7 +48,10 @@ class NativeTransfer(Transfer):
 class NativeReadable(Readable):
     """A checkpoint in our own format."""
 
-    def __init__(self, checkpoint: Checkpoint, arena: Arena, *, threads: int, populate: bool) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, arena: Arena, *, threads: int, populate: bool, registered: bool
+    ) -> None:
+        self._registered = registered
         self._checkpoint = checkpoint
         self._arena = arena
         self._threads = threads
@@ -86,14 +89,25 @@ class NativeReadable(Readable):
 
     def _begin(self, segments: Sequence[Segment]) -> NativeTransfer:
         board = ProgressBoard([segment.length for segment in segments])
-        job = LoadJob(self._arena, segments, threads=self._threads, populate=self._populate, board=board)
+        job = LoadJob(
+            self._arena,
+            segments,
+            threads=self._threads,
+            populate=self._populate,
+            registered=self._registered,
+            board=board,
+        )
         return NativeTransfer(job, board)
 
 
 class NativeMemory(Memory):
-    """One arena, of the best kind this machine grants. Raises: PoolFull when it grants none."""
+    """One arena, of the best kind this machine grants. Raises: PoolFull when it grants none.
 
-    def __init__(self, *, size_bytes: int, threads: int) -> None:
+    `registered`: each load has the kernel keep its pages at hand, if that lets it; else it is as without.
+    """
+
+    def __init__(self, *, size_bytes: int, threads: int, registered: bool = False) -> None:
+        self._registered = registered
         self._arena = self.arena = Arena(granted_bytes(size_bytes), "auto")
         self._threads = threads
         self._is_resident = False
@@ -121,6 +135,7 @@ class NativeMemory(Memory):
             self._arena,
             threads=self._threads,
             populate=not self._is_resident,
+            registered=self._registered,
         )
 
     async def _checkpoint(self, directory: Path) -> Checkpoint:

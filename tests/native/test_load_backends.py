@@ -111,3 +111,30 @@ def test_a_forked_child_that_exits_disturbs_nobody(source: Path) -> None:
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         assert job.result(60).size_bytes == 20 * len(CONTENT)
+
+
+def test_memory_that_may_not_be_registered_is_read_into_as_it_is(source: Path) -> None:
+    """By a user who may lock 64 KiB and no more, as the kernel counts registered memory."""
+    program = """
+import ctypes, resource, sys
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 << 10, 64 << 10))
+IPC_LOCK = 14
+header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.capget(header, sets) == 0
+for low in (0, 1, 2):
+    sets[low] &= ~(1 << IPC_LOCK)
+assert libc.capset(header, sets) == 0
+from native_loader import Arena, LoadJob, Segment
+with Arena(24 << 20, kind="anonymous") as arena:
+    size = int(sys.argv[2])
+    segment = Segment(path=sys.argv[1], file_offset=0, length=size, arena_offset=0)
+    report = LoadJob(arena, [segment], registered=True).result(60)
+    assert bytes(arena.buffer(0, size)) == open(sys.argv[1], "rb").read()
+    print(report.backend)
+"""
+    command = [sys.executable, "-c", program, str(source), str(len(CONTENT))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    with Arena(24 * MIB) as arena:
+        usual = LoadJob(arena, segments_of(source)).result(60).backend
+    assert (done.stdout.strip(), done.stderr) == (usual, ""), "it falls back without a word"
