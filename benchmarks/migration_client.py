@@ -80,6 +80,7 @@ class Stream:
         self.asked = asked
         self.heard = Heard(asked_s=time.monotonic())
         self._failure: BaseException | None = None
+        self._has_left = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -99,6 +100,15 @@ class Stream:
         if self._failure is not None or self.heard.finish_reason is None:
             raise PlatformFailed(f"a stream broke off: {self._failure}") from self._failure
         return self.heard
+
+    def hang_up(self) -> None:
+        """Leave at the next token, as a client does that has read enough; what was heard stays."""
+        self._has_left = True
+        self._thread.join(600)
+
+    def wait_end(self) -> None:
+        """Until it is over, well or not."""
+        self._thread.join(600)
 
     def _run(self) -> None:
         asked = self.asked
@@ -120,6 +130,8 @@ class Stream:
                     raise PlatformFailed(f"{response.status_code}: {response.text[:300]}")
                 for line in response.iter_lines():
                     self._take(line)
+                    if self._has_left:
+                        break
         except (httpx.HTTPError, PlatformFailed, ValueError) as failure:
             self._failure = failure
         finally:

@@ -46,17 +46,25 @@ class RateLimitedProxy:
     """A context manager; `bytes_per_s` and `drop_after_bytes` may be changed while it runs.
 
     `bytes_passed` counts what went to clients. `drop_after_bytes` ends each connection after so many of them,
-    in the midst of whatever it carries.
+    in the midst of whatever it carries. With `limits_upload` all of that is about what clients send instead.
+    While `is_cut`, connections are refused and those that stand carry nothing, in either direction.
     """
 
     def __init__(
-        self, upstream: str, *, bytes_per_s: float = 1e12, drop_after_bytes: int | None = None
+        self,
+        upstream: str,
+        *,
+        bytes_per_s: float = 1e12,
+        drop_after_bytes: int | None = None,
+        limits_upload: bool = False,
     ) -> None:
         parts = urlsplit(upstream)
         self._upstream = (str(parts.hostname), int(parts.port or 80))
         self._bucket = TokenBucket(bytes_per_s)
         self.drop_after_bytes = drop_after_bytes
         self.bytes_passed = 0
+        self.is_cut = False
+        self._limits_upload = limits_upload
         self._counting = threading.Lock()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -98,6 +106,9 @@ class RateLimitedProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if self.is_cut:
+                client.close()
+                continue
             try:
                 server = socket.create_connection(self._upstream)
             except OSError:
@@ -107,7 +118,8 @@ class RateLimitedProxy:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._counting:
                 self._open |= {client, server}
-            for work in ((client, server, False), (server, client, True)):
+            up = self._limits_upload
+            for work in ((client, server, up), (server, client, not up)):
                 threading.Thread(target=self._pass, args=work, daemon=True).start()
 
     def _pass(self, source: socket.socket, sink: socket.socket, is_limited: bool) -> None:
@@ -115,6 +127,8 @@ class RateLimitedProxy:
         left = self.drop_after_bytes if is_limited else None
         with contextlib.suppress(OSError):
             while size_bytes := source.recv_into(block):
+                while self.is_cut:
+                    time.sleep(0.01)
                 if is_limited:
                     self._bucket.take(size_bytes)
                     with self._counting:

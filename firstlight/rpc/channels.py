@@ -22,10 +22,27 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-class Channels:
-    """Open channels by address. Owned by a composition root, which closes it; not shared between loops."""
+# A peer that is cut off sends nothing, no end either: a stream would wait for ever. Asked so often, it must
+# answer within as long; long enough for a machine that is busy to its last core.
+SILENT_S = 15.0
 
-    def __init__(self) -> None:
+
+class Channels:
+    """Open channels by address. Owned by a composition root, which closes it; not shared between loops.
+
+    Calls to a peer that does not even acknowledge for twice `silent_s` end with EngineGone.
+    """
+
+    def __init__(self, *, silent_s: float = SILENT_S) -> None:
+        silent_ms = round(silent_s * 1000)
+        self._options = (
+            *OPTIONS,
+            ("grpc.keepalive_time_ms", silent_ms),
+            ("grpc.keepalive_timeout_ms", silent_ms),
+            # The same again: it would be a minute of its own.
+            ("grpc.http2.ping_timeout_ms", silent_ms),
+            ("grpc.http2.max_pings_without_data", 0),
+        )
         self._open: dict[str, grpc.aio.Channel] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -36,7 +53,7 @@ class Channels:
             raise RuntimeError("Channels belongs to another event loop")
         self._loop = loop
         if address not in self._open:
-            self._open[address] = grpc.aio.insecure_channel(address, options=OPTIONS)
+            self._open[address] = grpc.aio.insecure_channel(address, options=self._options)
         return self._open[address]
 
     async def forget(self, address: str, *, grace_s: float | None = None) -> None:

@@ -11,6 +11,9 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 64 * 2**20),
     # Two servers on one port would each get half of the calls.
     ("grpc.so_reuseport", 0),
+    # Clients ask whether a silent connection still stands (see channels.py); that is no abuse.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+    ("grpc.http2.max_ping_strikes", 0),
 )
 
 

@@ -82,6 +82,7 @@ Event = Token | Finished | Moved
 
 DELTA_TOKENS = 16
 MAX_ROUNDS = 8
+HELD_AT_MOST_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,8 @@ class MoveOrder:
     transfer: Transfer = Transfer.EXACT
     delta_tokens: int = DELTA_TOKENS
     max_rounds: int = MAX_ROUNDS
+    # A request that stands still for longer goes on here: its client waits.
+    held_at_most_s: float = HELD_AT_MOST_S
     # By which FAST chooses.
     link: Link = PRIOR_LINK
 

@@ -1,39 +1,53 @@
-"""A migration under streams survives the death of any one process: every token exact, nothing left behind."""
+"""A migration under streams survives the death of any one process at any point, every token exact.
+
+A few points by default, some by chance; FAULT_CASES=all runs every point with every process: `fault_plan`.
+Whoever reaches the point stands still until the kill is done: see firstlight/fault_points.py.
+"""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-import time
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
 
-from benchmarks.migration_client import Asked, Heard, Stream
+from benchmarks.migration_client import Heard, Stream
 from benchmarks.platform import Platform, PlatformFailed
-from firstlight.rpc import engine_pb2, engine_pb2_grpc, host_pb2, host_pb2_grpc
-from tests.integration.store_processes import command_line, descendants
-from tests.platform_fixtures import running_platform, tiny_source
+from firstlight.fault_points import VARIABLE
+from firstlight.rpc import engine_pb2, engine_pb2_grpc
+from tests.chaos.fault_driver import FaultDriver, Reached
+from tests.chaos.fault_plan import Case, by_chance, named_cases
+from tests.chaos.migration_platform import (
+    AtRest,
+    Victims,
+    begin,
+    busiest,
+    heard_afterwards,
+    instances,
+    is_beginning_of,
+    migrate,
+    migrating_platform,
+    only_one,
+)
 
-MODEL = "tiny"
-LIVE = ("starting", "ready", "draining")
-ASKED = [
-    Asked(tuple(range(5, 45)), 1500, 0.0, 0),
-    Asked(tuple(range(60, 70)), 1500, 1.0, 7),
-    Asked(tuple(range(5, 205)), 1200, 0.0, 0),
-]
+SPRUNG_WITHIN_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def driver() -> Iterator[FaultDriver]:
+    with FaultDriver() as listening:
+        yield listening
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory, driver: FaultDriver) -> Iterator[Platform]:
     directory = tmp_path_factory.mktemp("chaos-migration")
-    with running_platform(directory) as running:
-        source = tiny_source(directory / "hf", context=4096).as_uri()
-        settings = {"keep_alive_s": 600, "max_concurrency": 8, "max_instances": 2}
-        running.post("/admin/v1/models", {"name": MODEL, "source": source, **settings})
+    with migrating_platform(directory, **{VARIABLE: driver.socket}) as running:
         yield running
 
 
@@ -42,105 +56,87 @@ def undisturbed(platform: Platform) -> list[Heard]:
     return [stream.result() for stream in begin(platform)]
 
 
-def begin(platform: Platform) -> list[Stream]:
-    streams = [Stream(platform.api_url, MODEL, asked) for asked in ASKED]
-    for stream in streams:
-        stream.wait_tokens(20)
-    return streams
+@pytest.fixture(scope="module")
+def seed() -> int:
+    return int(os.environ.get("FAULT_SEED") or random.randrange(1 << 32))
 
 
-def instances(platform: Platform) -> list[dict[str, Any]]:
-    rows = platform.get(f"/admin/v1/instances?model={MODEL}")["instances"]
-    return [row for row in rows if row["state"] in LIVE]
-
-
-def engine_pid(platform: Platform, instance_id: str) -> int | None:
-    for host in platform.get("/admin/v1/hosts")["hosts"]:
-        with grpc.insecure_channel(host["host_address"]) as channel:
-            reply = host_pb2_grpc.HostStub(channel).ListEngines(host_pb2.ListEnginesRequest(), timeout=5)
-        for engine in reply.engines:
-            if engine.instance_id == instance_id:
-                return int(engine.pid)
-    return None
-
-
-def pids_of(platform: Platform, victim: str, begun: dict[str, Any]) -> list[int]:
-    words = {
-        "control-worker": "serve control-worker",
-        "host-agents": "serve host-agent",
-        "temporal server": "server start-dev",
-        "stores": "gpu_worker.store",
-    }
-    if victim in words:
-        return [pid for pid in descendants(platform.launcher_pid) if words[victim] in command_line(pid)]
-    name = {"source engine": "source_instance_id", "destination engine": "destination_instance_id"}[victim]
-    pid = engine_pid(platform, begun[name])
-    return [] if pid is None else [pid]
-
-
-def migrate(platform: Platform) -> dict[str, Any]:
-    ready = [row for row in instances(platform) if row["state"] == "ready"]
-    begun: dict[str, Any] = platform.post(f"/admin/v1/instances/{ready[0]['instance_id']}/migrate")
-    return begun
-
-
-def wait_until_settled(platform: Platform) -> None:
-    """No migration runs, everything live is ready, and the GPUs held are those of what is live."""
-
-    def is_settled() -> bool:
-        rows = platform.get("/admin/v1/migrations?limit=50")["migrations"]
-        live = instances(platform)
-        gpus = [gpu for host in platform.get("/admin/v1/hosts")["hosts"] for gpu in host["gpus"]]
-        held = sum(gpu["instance_id"] is not None for gpu in gpus)
-        is_quiet = all(row["state"] != "running" for row in rows)
-        return is_quiet and bool(live) and {row["state"] for row in live} == {"ready"} and held == len(live)
-
-    platform.wait_for(is_settled, what="everything to be finished or undone", deadline_s=120)
-    for row in instances(platform):
-        with grpc.insecure_channel(row["endpoint"]) as channel:
-            stub = engine_pb2_grpc.InferenceStub(channel)
-            status = stub.Status(engine_pb2.EngineStatusRequest(), timeout=5)
-        assert (status.running, status.waiting) == (0, 0), status
-
-
-VICTIMS = [
-    "source engine",
-    "destination engine",
-    "host-agents",
-    "control-worker",
-    "temporal server",
-    "stores",
-]
-
-
-@pytest.mark.parametrize("victim", VICTIMS)
-def test_streams_survive_a_migration_and_the_death_of(
-    victim: str, platform: Platform, undisturbed: list[Heard]
+@pytest.mark.parametrize("case", named_cases().values(), ids=named_cases())
+def test_streams_survive(
+    case: Case | int, seed: int, platform: Platform, driver: FaultDriver, undisturbed: list[Heard]
 ) -> None:
+    print(f"FAULT_SEED={seed}")
+    point, victim = by_chance(seed, case) if isinstance(case, int) else case
+    print(f"FAULT_CASES='{point}/{victim}'")
+    victims = Victims(platform)
+    begun: dict[str, Any] = {}
+    is_begun = threading.Event()
+    killed: list[int] = []
+
+    def kill(reached: Reached) -> None:
+        killed.extend(victims.pids(victim, begun))
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    only_one(platform)
     streams = begin(platform)
-    begun = migrate(platform)
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    time.sleep(random.Random(seed).uniform(0.0, 1.0))
-    pids = pids_of(platform, victim, begun)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    heard = []
-    for number, stream in enumerate(streams):
-        try:
-            heard.append(stream.result())
-        except PlatformFailed as failure:
-            raise AssertionError(f"stream {number} of {victim} {pids}: {failure}") from failure
-    same = [mine.is_same_as(theirs) for mine, theirs in zip(heard, undisturbed, strict=True)]
-    assert all(same), f"{victim}: streams {same}"
-    wait_until_settled(platform)
+    source = busiest(platform)
+
+    def is_wanted(reached: Reached) -> bool:
+        return is_begun.wait(SPRUNG_WITHIN_S) and concerns(reached, begun)
+
+    trap = driver.arm(point, kill, is_wanted=is_wanted)
+    begun |= migrate(platform, source["instance_id"])
+    is_begun.set()
+    trap.sprung.wait(SPRUNG_WITHIN_S)
+    driver.disarm()
+    assert trap.failure is None, trap.failure
+    assert trap.sprung.is_set(), (
+        f"{point!r} was never reached: {platform.get('/admin/v1/migrations?limit=2')}"
+    )
+    check_streams(streams, undisturbed, is_cut=victim == "api" and bool(killed), what=f"{victim} {killed}")
+    AtRest(platform).wait()
+
+
+def concerns(reached: Reached, begun: dict[str, Any]) -> bool:
+    """Whether this is a boundary of our migration, and not of another instance's life."""
+    if not reached.of.startswith(("migration/", "instance/", "cold-start/")):
+        return True
+    return any(
+        reached.of.endswith(begun[f"{side}_instance_id"]) for side in ("source", "destination")
+    ) or reached.of.startswith(f"migration/{begun['source_instance_id']}")
+
+
+def check_streams(streams: list[Stream], undisturbed: list[Heard], *, is_cut: bool, what: str) -> None:
+    for number, (stream, whole) in enumerate(zip(streams, undisturbed, strict=True)):
+        heard = stream.heard
+        if is_cut:
+            stream.wait_end()
+        else:
+            try:
+                heard_afterwards(stream)
+            except PlatformFailed as failure:
+                raise AssertionError(f"stream {number}, killed {what}: {failure}") from failure
+        is_right = is_beginning_of(heard, whole) if heard.finish_reason is None else heard.is_same_as(whole)
+        assert is_right, f"stream {number}, killed {what}: {first_difference(heard, whole)}"
+
+
+def first_difference(heard: Heard, whole: Heard) -> str:
+    pairs = enumerate(zip(heard.tokens, whole.tokens, strict=False))
+    same = min(len(heard.tokens), len(whole.tokens))
+    at = next((at for at, (mine, theirs) in pairs if mine != theirs), same)
+    return (
+        f"{len(heard.tokens)} tokens ({heard.finish_reason}, usage {heard.completion_tokens}), not "
+        f"{len(whole.tokens)} ({whole.finish_reason}); they differ from token {at}: "
+        f"{heard.tokens[at : at + 3]} for {whole.tokens[at : at + 3]}"
+    )
 
 
 def test_two_migrations_at_once_and_a_stale_epoch_change_nothing(
     platform: Platform, undisturbed: list[Heard]
 ) -> None:
     streams = begin(platform)
-    begun = migrate(platform)
+    begun = migrate(platform, busiest(platform)["instance_id"])
     path = f"{platform.api_url}/admin/v1/instances/{begun['source_instance_id']}/migrate"
     second = platform.http.post(path, json={})
     assert second.status_code in (404, 409), second.text
@@ -155,6 +151,10 @@ def test_two_migrations_at_once_and_a_stale_epoch_change_nothing(
     with grpc.insecure_channel(source["endpoint"]) as channel, pytest.raises(grpc.RpcError) as refused:
         list(engine_pb2_grpc.InferenceStub(channel).MigrateOut(stale, timeout=5))
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    heard = [stream.result() for stream in streams]
-    assert all(mine.is_same_as(theirs) for mine, theirs in zip(heard, undisturbed, strict=True))
-    wait_until_settled(platform)
+    check_streams(streams, undisturbed, is_cut=False, what="nobody")
+    AtRest(platform).wait()
+
+
+def test_no_session_is_left(platform: Platform) -> None:
+    """Behind all of the above: what a dead source had sent, and nobody asked for, is forgotten."""
+    AtRest(platform).wait_sessions_gone()
