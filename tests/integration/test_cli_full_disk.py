@@ -101,7 +101,7 @@ def test_a_full_disk_is_said_once_and_everything_goes_on_when_there_is_room(
         rest = disk / "rest"
         rest.write_bytes(b"")
         fill_rest(rest)
-        assert here.run("chat", "tiny", "Hello", "--max-tokens", "2", timeout_s=120).returncode == 1
+        assert here.run("chat", "tiny", "Hello", "--max-tokens", "2", timeout_s=150).returncode == 1
         rest.unlink()
         filler.unlink()
         until(lambda: here.run("chat", "tiny", "Hello", "--max-tokens", "2").returncode == 0)
