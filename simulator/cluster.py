@@ -158,13 +158,20 @@ class Cluster:
             return
         self._is_placing = True
         try:
-            for name in sorted(self.waiting, key=lambda name: self.waiting[name][0].arrival_s):
-                while name in self.waiting and self.has_room():
-                    request = self.waiting[name][0]
-                    if self.policy.starts_wanted(request.model) <= 0 or not self.policy.place(request):
-                        break
+            before = -1
+            # Who is preempted meanwhile is placed at once, too.
+            while before != self.journal.preemptions:
+                before = self.journal.preemptions
+                self._place_round()
         finally:
             self._is_placing = False
+
+    def _place_round(self) -> None:
+        for name in sorted(self.waiting, key=lambda name: self.waiting[name][0].arrival_s):
+            while name in self.waiting and self.has_room():
+                request = self.waiting[name][0]
+                if self.policy.starts_wanted(request.model) <= 0 or not self.policy.place(request):
+                    break
 
     def has_room(self) -> bool:
         """Whether any GPU is free or held by an idle instance: no start or move can do without."""
