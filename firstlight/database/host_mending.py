@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -19,6 +20,7 @@ from firstlight.database.housekeeping import (
 )
 from firstlight.database.instance_closing import close_instance, lock_instances
 from firstlight.database.instances_repository import read_instances
+from firstlight.database.keys_repository import audit, list_audit
 from firstlight.database.locks import lock_placements
 from firstlight.database.placements import remove_placement, write_placement
 from firstlight.database.records import InstanceRecord
@@ -31,6 +33,8 @@ from firstlight.domain.lifecycle import HostState, InstanceState, PlacementState
 REPORT_MARGIN_S = 2.0
 # How far beyond its estimate a start is given up when nobody knows whether its workflow runs.
 OVERDUE_FACTOR = 4.0
+# A start that met a damaged copy has told of it this long before the fleet is looked at, at most.
+RECORDED_BEFORE_S = 3600.0
 SERVING = (InstanceState.READY, InstanceState.DRAINING)
 
 
@@ -183,6 +187,7 @@ async def mend_placements(session: AsyncSession, report: HostReport) -> list[str
         if is_there
     }
     sizes = {row.checkpoint_id: row.size_bytes for row in stored}
+    condemned = {row.checkpoint_id for row in stored if row.quarantined}
     mended = []
     for checkpoint_id, tier in sorted(kept.keys() - real.keys()):
         # A load or download under way is not reported yet.
@@ -190,6 +195,8 @@ async def mend_placements(session: AsyncSession, report: HostReport) -> list[str
             continue
         await remove_placement(session, host_id=report.host_id, checkpoint_id=checkpoint_id, tier=tier)
         mended.append(f"{report.host_id} no longer holds {checkpoint_id} in {tier}")
+        if tier is Tier.SSD and checkpoint_id in condemned:
+            await _record_damage(session, host_id=report.host_id, checkpoint_id=checkpoint_id)
     for (checkpoint_id, tier), state in sorted(real.items()):
         if kept.get((checkpoint_id, tier)) is state:
             continue
@@ -205,6 +212,15 @@ async def mend_placements(session: AsyncSession, report: HostReport) -> list[str
     if mended:
         await forget_unused_checkpoints(session)
     return mended
+
+
+async def _record_damage(session: AsyncSession, *, host_id: str, checkpoint_id: str) -> None:
+    """Of a copy that no start met: another host got wrong bytes of it. One that did has recorded it."""
+    actor, subject = f"host/{host_id}", f"checkpoint/{checkpoint_id}"
+    since_unix_s = time.time() - RECORDED_BEFORE_S
+    if not await list_audit(session, subject=subject, actor=actor, since_unix_s=since_unix_s, limit=1):
+        detail = {"message": "its store found its own copy damaged when another host had read it wrong"}
+        await audit(session, actor=actor, act="checkpoint quarantined", subject=subject, detail=detail)
 
 
 async def _known(session: AsyncSession, stored: list[StoredRow]) -> list[StoredRow]:

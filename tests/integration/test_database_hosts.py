@@ -21,8 +21,10 @@ from firstlight.contracts.hosts import (
 from firstlight.contracts.starts import StartPlan
 from firstlight.database import hosts_repository, instances_repository, models_repository
 from firstlight.database.connection import Database
+from firstlight.database.keys_repository import list_audit
 from firstlight.database.records import GpuDescription, HostRecord, HostRegistration
 from firstlight.domain.errors import UnknownCheckpoint, UnknownHost
+from firstlight.domain.estimator import PRIORS
 from firstlight.domain.fleet import Edge, Tier
 from firstlight.domain.lifecycle import HostState, InstanceState, PlacementState
 
@@ -84,6 +86,49 @@ async def test_each_registration_fences_off_the_one_before(database: Database) -
     host = (await hosts(database))["host-a"]
     assert host.state is HostState.READY and len(host.gpus) == 1
     assert host.edges[Edge.SSD_TO_DRAM].bandwidth_bytes_per_s == 1e9, "seeded from the probe"
+
+
+def registration_of(*gpus: GpuDescription, ssd: float = 0.0, bus: float = 0.0) -> HostRegistration:
+    return HostRegistration(
+        host_id="host-g",
+        host_class="gpu-x1" if gpus else "cpu-2c",
+        host_address="127.0.0.1:7000",
+        store_address="127.0.0.1:7001",
+        gpu_count=1,
+        gpu_memory_bytes=8 << 30,
+        ssd_capacity_bytes=100 << 30,
+        dram_capacity_bytes=16 << 30,
+        gpus=gpus,
+        ssd_read_bytes_per_s=ssd,
+        dram_to_gpu_bytes_per_s=bus,
+    )
+
+
+async def test_what_a_probe_measures_is_where_estimates_start_and_survives(database: Database) -> None:
+    gpu = GpuDescription(name="NVIDIA H200", memory_bytes=140 << 30)
+
+    async def registered(registration: HostRegistration) -> HostRecord:
+        async with database.transaction() as session:
+            await hosts_repository.register_host(session, registration, lease_s=60)
+        return (await hosts(database))["host-g"]
+
+    host = await registered(registration_of(gpu))
+    assert {edge: host.edges[edge].bandwidth_bytes_per_s for edge in Edge} == {
+        edge: PRIORS[edge].bandwidth_bytes_per_s for edge in Edge
+    }, "nothing is known yet"
+    async with database.transaction() as session:
+        await hosts_repository.set_probe(
+            session, host_id="host-g", ssd_read_bytes_per_s=6e9, dram_to_gpu_bytes_per_s=5e10
+        )
+    host = (await hosts(database))["host-g"]
+    assert host.edges[Edge.SSD_TO_DRAM].bandwidth_bytes_per_s == host.ssd_read_bytes_per_s == 6e9
+    assert host.edges[Edge.DRAM_TO_GPU].bandwidth_bytes_per_s == host.dram_to_gpu_bytes_per_s == 5e10
+    # A store that was started with nothing in its state directory knows nothing; the fleet does.
+    assert (await registered(registration_of(gpu))).edges == host.edges
+    assert (await registered(registration_of(gpu, ssd=5e9))).ssd_read_bytes_per_s == 5e9
+    # Its driver is gone: engines compute in the memory that the bytes are in.
+    without = await registered(registration_of())
+    assert Edge.DRAM_TO_GPU not in without.edges and without.dram_to_gpu_bytes_per_s == 0
 
 
 async def test_a_lost_host_fails_what_it_served_and_may_come_back(database: Database) -> None:
@@ -200,6 +245,19 @@ async def test_placements_follow_the_report(database: Database) -> None:
     assert await placements() == {}
     unknown = StoredRow("unknown@abcd1234", 5, True, False, False, "")
     assert await mended(unknown) == 0
+
+
+async def test_a_copy_that_its_own_store_condemned_is_written_down_once(database: Database) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    start = await running(database, "tiny")
+    for _ in range(2):
+        await mend(database, engines=[engine(start)], held=[stored(dram=False)])
+        gone = stored(ssd=False, dram=False, quarantined=True, digest="")
+        assert (await mend(database, engines=[engine(start)], held=[gone])).mended
+    async with database.session() as session:
+        [line] = await list_audit(session, subject=f"checkpoint/{CHECKPOINT}")
+    assert (line.actor, line.act) == ("host/host-a", "checkpoint quarantined")
 
 
 async def age(database: Database, seconds: float) -> None:
