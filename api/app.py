@@ -17,7 +17,16 @@ from api.errors import HttpError, http_error, internal_error
 from api.openai.routes import openai_routes
 from api.rehearsal import rehearse
 from api.services import Dependencies, Services
-from api.web.middleware import Answers, BodyLimit, BodyTooLarge, KeyCheck, RequestIds, body_too_large
+from api.web.audit_trail import AuditTrail
+from api.web.middleware import (
+    Answers,
+    BodyLimit,
+    BodyTooLarge,
+    KeyCheck,
+    Quota,
+    RequestIds,
+    body_too_large,
+)
 from firstlight.domain.errors import FirstlightError
 
 logger = logging.getLogger(__name__)
@@ -54,7 +63,9 @@ def create_app(dependencies: Dependencies) -> FastAPI:
     _add_health(app, services)
     _add_error_answers(app)
     # The last added is the outermost.
+    app.add_middleware(AuditTrail, database=services.database)
     app.add_middleware(BodyLimit, limit_bytes=dependencies.body_limit_bytes)
+    app.add_middleware(Quota, limits=services.key_limits, usage=services.usage)
     app.add_middleware(KeyCheck, keys=services.keys)
     app.add_middleware(Answers, metrics=services.metrics)
     app.add_middleware(RequestIds)

@@ -1,51 +1,87 @@
-"""API keys: from the settings and from the `api_keys` table; only their SHA-256 is ever compared or kept."""
+"""API keys: from the settings and from the `api_keys` table; only their SHA-256 is ever kept."""
 
 from __future__ import annotations
 
 import hashlib
-import hmac
-from collections.abc import Mapping
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
+from firstlight.database.records import ApiKeyRecord
 from firstlight.domain.errors import InvalidSettings
 from firstlight.settings import Settings
 
 ADMIN = "admin"
+# Shows people and scanners of leaked secrets what it is.
+PREFIX = "fl-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What one key may do. `key_id` is what logs, audit and usage name; None: no limit, no end."""
+
+    key_id: str
+    scope: str
+    requests_per_minute: int | None = None
+    max_concurrent: int | None = None
+    expires_at_unix_s: float | None = None
+
+
+def new_key() -> str:
+    """256 bits nobody can guess; shown once and never kept."""
+    return PREFIX + secrets.token_urlsafe(32)
 
 
 def hash_of(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", errors="surrogateescape")).hexdigest()
 
 
-def keys_of(settings: Settings) -> dict[str, str]:
-    """Hash → scope of the keys in the settings: each may do everything."""
+def keys_of(settings: Settings) -> dict[str, Grant]:
+    """Hash → grant of the keys in the settings: each may do everything."""
     given = "" if settings.api_keys is None else settings.api_keys.get_secret_value()
-    return {hash_of(key.strip()): ADMIN for key in given.split(",") if key.strip()}
+    hashes = [hash_of(key.strip()) for key in given.split(",") if key.strip()]
+    return {digest: Grant(key_id=f"settings/{digest[:8]}", scope=ADMIN) for digest in hashes}
 
 
 class KeyRing:
     """As soon as one key was ever seen, a key is required; revoking the last does not open the door again."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, now_unix_s: Callable[[], float] = time.time) -> None:
         self._own = keys_of(settings)
-        self._stored: dict[str, str] = {}
+        self._stored: dict[str, Grant] = {}
+        self._now_unix_s = now_unix_s
         self._is_required = bool(self._own)
 
     @property
     def is_required(self) -> bool:
         return self._is_required
 
-    def replace_stored(self, hashes: Mapping[str, str]) -> None:
-        """Hash → scope (inference or admin) of the active keys in the table."""
-        self._stored = dict(hashes)
-        self._is_required = self._is_required or bool(hashes)
+    def replace_stored(self, keys: Iterable[ApiKeyRecord]) -> None:
+        """The active keys of the table."""
+        self._stored = {
+            key.key_hash: Grant(
+                key_id=key.key_id,
+                scope=key.scope,
+                requests_per_minute=key.requests_per_minute,
+                max_concurrent=key.max_concurrent,
+                expires_at_unix_s=key.expires_at_unix_s,
+            )
+            for key in keys
+        }
+        self._is_required = self._is_required or bool(self._stored)
 
-    def scope_of(self, key: str) -> str | None:
-        """What the key may do, or None for a key that is not known. Takes the same time for any key."""
-        wanted, found = hash_of(key), None
-        for known, scope in (*self._own.items(), *self._stored.items()):
-            if hmac.compare_digest(wanted, known):
-                found = scope
-        return found
+    def find(self, key: str) -> Grant | None:
+        """What the key may do, or None for one that is not known or has expired.
+
+        Looked up by its hash: what the time of a look-up tells of a SHA-256 tells nothing of the key.
+        """
+        wanted = hash_of(key)
+        found = self._own.get(wanted) or self._stored.get(wanted)
+        if found is None or found.expires_at_unix_s is None:
+            return found
+        # The table is read every few seconds only; a key ends at its second.
+        return found if self._now_unix_s() < found.expires_at_unix_s else None
 
 
 def check_listener(settings: Settings, keys: KeyRing) -> None:

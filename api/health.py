@@ -14,7 +14,7 @@ from temporalio.service import RPCError
 
 from api.auth import KeyRing
 from firstlight.database.connection import Database
-from firstlight.database.keys_repository import list_active_hashes
+from firstlight.database.keys_repository import list_active_keys
 from firstlight.domain.errors import FirstlightError
 
 EVERY_S = 2.0
@@ -63,11 +63,11 @@ class Health:
     async def _ask_postgres(self) -> None:
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S), self._database.session() as session:
-                hashes = await list_active_hashes(session)
+                keys = await list_active_keys(session)
         except (FirstlightError, TimeoutError) as error:
             self.postgres.failure = f"not answering ({type(error).__name__})"
             return
-        self._keys.replace_stored(hashes)
+        self._keys.replace_stored(keys)
         self.postgres.answered_s, self.postgres.failure = time.monotonic(), ""
 
     async def _ask_temporal(self) -> None:

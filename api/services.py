@@ -25,6 +25,7 @@ from api.fleet_watch import FleetWatch
 from api.foresight import Foresight
 from api.health import Health
 from api.host_directory import HostDirectory
+from api.key_limits import KeyLimits
 from api.metrics import Metrics
 from api.minimum import MinimumKeeper
 from api.openai.signs_of_life import Clock, Patience
@@ -35,6 +36,7 @@ from api.scale_in import ScaleIn
 from api.start_ledger import StartLedger
 from api.starts import StartDirector
 from api.text_cache import TextCache
+from api.usage import UsageRecorder
 from firstlight.database.connection import Database
 from firstlight.database.start_planning import rehearse_plan
 from firstlight.domain.autoscaling.choice import scaling_policy
@@ -77,6 +79,8 @@ class Services:
         self.patience = dependencies.patience
         self.body_limit_bytes = dependencies.body_limit_bytes
         self.keys = KeyRing(settings)
+        self.key_limits = KeyLimits()
+        self.usage = UsageRecorder(database)
         self.metrics = Metrics()
         self.background = Background()
         self.channels = Channels()
@@ -166,11 +170,13 @@ class Services:
         self.background.start(self._after_first_refresh(), name="preparations")
         self.background.start(self.scale_in.run(), name="scaling in")
         self.background.start(self.arrivals.run(), name="arrivals")
+        self.background.start(self.usage.run(), name="usage of keys")
 
     async def close(self) -> None:
         await self.director.close()
         await self.background.close()
         await self.arrivals.write()
+        await self.usage.write()
         await self.channels.close()
 
     async def _after_first_refresh(self) -> None:

@@ -23,6 +23,7 @@ from api.admin.fields import (
     StartList,
     StartRequest,
 )
+from api.admin.keys import add_keys, add_records
 from api.admin.migration_routes import add_migrations
 from api.admin.plain import plain
 from api.admin.scaling import scale as change_settings
@@ -44,6 +45,8 @@ def admin_routes(services: Services) -> APIRouter:
     _add_models(router, services)
     _add_fleet(router, services)
     add_migrations(router, services)
+    add_keys(router, services)
+    add_records(router, services)
     add_estimates(router, services)
     return router
 

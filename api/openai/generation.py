@@ -30,6 +30,8 @@ _SILENCE = object()
 # (slot, dispatched_s, arrived_s) of the first token of a stream; monotonic seconds.
 # As in dispatch, then when the request came in.
 FirstTokenHeard = Callable[[Slot, float, float, float], None]
+# (prompt tokens, generated tokens) of a request, however it ended.
+TokensCounted = Callable[[int, int], None]
 
 
 class Generation:
@@ -42,6 +44,7 @@ class Generation:
         dispatcher: Dispatcher,
         metrics: Metrics,
         on_first_token: FirstTokenHeard,
+        on_end: TokensCounted,
         signs: SignsOfLife,
     ) -> None:
         self._order = order
@@ -49,6 +52,7 @@ class Generation:
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._first_token_heard = on_first_token
+        self._tokens_counted = on_end
         self._signs = signs
         self._clock = signs.clock
         self._tokens = [0] * len(order.choices)
@@ -172,3 +176,4 @@ class Generation:
         self._metrics.request_s.labels(name).observe(time.monotonic() - self._clock.arrived_s)
         self._metrics.prompt_tokens.labels(name).inc(self._order.prompt_tokens)
         self._metrics.generation_tokens.labels(name).inc(sum(self._tokens))
+        self._tokens_counted(self._order.prompt_tokens, sum(self._tokens))

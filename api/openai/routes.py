@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from api.auth import Grant
 from api.openai.answers import ChatCompletion, ModelEntries, ModelEntry, TextCompletion
 from api.openai.fields import ChatRequest, CompletionRequest, GenerationFields
 from api.openai.generation import Generation, UsageWish
@@ -19,7 +20,9 @@ from api.openai.signs_of_life import SignsOfLife, ending_clearly
 from api.services import Services
 from api.web.documentation import body_of, errors, events
 from api.web.exchange import Exchange, Sink
+from api.web.middleware import grant_of
 from firstlight.database.models_repository import ModelRecord
+from firstlight.database.usage_repository import Usage
 from firstlight.domain.errors import InvalidInput
 
 _GENERATION_ERRORS = errors(400, 404, 413, 429, 503)
@@ -37,7 +40,7 @@ def openai_routes(services: Services) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation; a model that does not run is started first."""
         wish = parse_generation(ChatRequest, await request.body())
-        return Exchange(_Chat(services, wish, request.state.request_id).run)
+        return Exchange(_Chat(services, wish, request.state.request_id, grant_of(request.scope)).run)
 
     @router.post(
         "/completions",
@@ -48,7 +51,7 @@ def openai_routes(services: Services) -> APIRouter:
     async def completions(request: Request) -> Response:
         """Go on with a text; a model that does not run is started first."""
         wish = parse_generation(CompletionRequest, await request.body())
-        return Exchange(_Completion(services, wish, request.state.request_id).run)
+        return Exchange(_Completion(services, wish, request.state.request_id, grant_of(request.scope)).run)
 
     @router.get("/models", response_model=None, responses={200: {"model": ModelEntries}, **errors()})
     async def models() -> Response:
@@ -78,8 +81,11 @@ def _entry(record: ModelRecord) -> dict[str, Any]:
 class _Run(ABC):
     """One request from its parsed body to its last byte."""
 
-    def __init__(self, services: Services, wish: GenerationFields, request_id: str) -> None:
+    def __init__(
+        self, services: Services, wish: GenerationFields, request_id: str, grant: Grant | None
+    ) -> None:
         self._services = services
+        self._grant = grant
         self._fields = wish
         self._request_id = request_id
         self._clock = services.clock()
@@ -111,8 +117,14 @@ class _Run(ABC):
             dispatcher=self._services.dispatcher,
             metrics=self._services.metrics,
             on_first_token=self._services.ledger.first_token,
+            on_end=lambda prompt, generated: self._note_usage(order.record.name, prompt, generated),
             signs=signs,
         )
+
+    def _note_usage(self, model: str, prompt_tokens: int, completion_tokens: int) -> None:
+        if self._grant is not None:
+            used = Usage(requests=1, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+            self._services.usage.note(self._grant.key_id, model, used)
 
     def _usage(self) -> UsageWish:
         options = self._fields.stream_options
@@ -130,8 +142,8 @@ class _Run(ABC):
 
 
 class _Chat(_Run):
-    def __init__(self, services: Services, wish: ChatRequest, request_id: str) -> None:
-        super().__init__(services, wish, request_id)
+    def __init__(self, services: Services, wish: ChatRequest, request_id: str, grant: Grant | None) -> None:
+        super().__init__(services, wish, request_id, grant)
         self._wish = wish
 
     async def _order(self, record: ModelRecord) -> Order:
@@ -150,8 +162,10 @@ class _Chat(_Run):
 
 
 class _Completion(_Run):
-    def __init__(self, services: Services, wish: CompletionRequest, request_id: str) -> None:
-        super().__init__(services, wish, request_id)
+    def __init__(
+        self, services: Services, wish: CompletionRequest, request_id: str, grant: Grant | None
+    ) -> None:
+        super().__init__(services, wish, request_id, grant)
         self._wish = wish
 
     async def _order(self, record: ModelRecord) -> Order:

@@ -10,9 +10,12 @@ import secrets
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.auth import ADMIN, KeyRing
+from api.auth import ADMIN, Grant, KeyRing
 from api.errors import HttpError
+from api.key_limits import KeyLimits, Standing
 from api.metrics import Metrics
+from api.usage import ANY_MODEL, UsageRecorder
+from firstlight.database.usage_repository import Usage
 
 REQUEST_ID = b"x-request-id"
 _GOOD_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -72,7 +75,10 @@ class Answers:
 
 
 class KeyCheck:
-    """401 without a known key, 403 for an admin route with a key for inference only."""
+    """401 without a known key, 403 for an admin route with a key for inference only.
+
+    `scope["state"]["grant"]` is the key's afterwards, where a key was asked for.
+    """
 
     def __init__(self, app: ASGIApp, *, keys: KeyRing) -> None:
         self._app = app
@@ -92,12 +98,63 @@ class KeyCheck:
             return HttpError(
                 401, "an API key is needed: send it as 'Authorization: Bearer …'", "missing_api_key"
             )
-        scope_of_key = self._keys.scope_of(key.strip())
-        if scope_of_key is None:
+        grant = self._keys.find(key.strip())
+        if grant is None:
             return HttpError(401, "the API key is not known, or no longer", "invalid_api_key")
-        if scope["path"].startswith("/admin/") and scope_of_key != ADMIN:
+        if scope["path"].startswith("/admin/") and grant.scope != ADMIN:
             return HttpError(403, "this API key is for inference, not for administration", "forbidden")
+        scope.setdefault("state", {})["grant"] = grant
         return None
+
+
+def grant_of(scope: Scope) -> Grant | None:
+    """None where no key was asked for."""
+    found: Grant | None = scope.get("state", {}).get("grant")
+    return found
+
+
+class Quota:
+    """429 for a key that asks more often, or more at once, than it may; counts what it turns away."""
+
+    def __init__(self, app: ASGIApp, *, limits: KeyLimits, usage: UsageRecorder) -> None:
+        self._app = app
+        self._limits = limits
+        self._usage = usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        grant = grant_of(scope) if scope["type"] == "http" else None
+        if grant is None or scope["method"] != "POST" or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        standing = self._limits.enter(grant)
+        if standing.refusal is not None:
+            self._usage.note(grant.key_id, ANY_MODEL, Usage(refused=1))
+            refusal = HttpError(
+                429, standing.refusal, "rate_limit_exceeded", retry_after_s=standing.retry_after_s
+            )
+            await refusal.response()(scope, receive, _told(send, grant, standing))
+            return
+        try:
+            await self._app(scope, receive, _told(send, grant, standing))
+        finally:
+            self._limits.leave(grant)
+
+
+def _told(send: Send, grant: Grant, standing: Standing) -> Send:
+    """Answers say how many requests are left, in the headers OpenAI's clients know."""
+    if standing.remaining is None:
+        return send
+    headers = [
+        (b"x-ratelimit-limit-requests", str(grant.requests_per_minute).encode()),
+        (b"x-ratelimit-remaining-requests", str(standing.remaining).encode()),
+    ]
+
+    async def send_with_standing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *headers]}
+        await send(message)
+
+    return send_with_standing
 
 
 class BodyLimit:

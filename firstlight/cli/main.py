@@ -11,12 +11,14 @@ import sys
 import typer
 
 from firstlight.cli import (
+    audit,
     chat,
     checkpoint,
     deploy,
     estimates,
     explain,
     fleet,
+    keys,
     logs,
     migrations,
     models,
@@ -52,6 +54,7 @@ for module in (
     explain,
     estimates,
     migrations,
+    audit,
     logs,
     simulate,
     demonstration,
@@ -61,6 +64,7 @@ for module in (
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(serve.app, name="serve")
 app.add_typer(workflows.app, name="workflows")
+app.add_typer(keys.app, name="keys")
 
 
 def run() -> None:

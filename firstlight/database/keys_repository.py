@@ -17,9 +17,16 @@ from firstlight.domain.errors import Conflict, InvalidInput
 
 
 async def create_key(
-    session: AsyncSession, *, name: str, key_hash: str, scope: str, expires_at_unix_s: float | None = None
+    session: AsyncSession,
+    *,
+    name: str,
+    key_hash: str,
+    scope: str,
+    expires_at_unix_s: float | None = None,
+    requests_per_minute: int | None = None,
+    max_concurrent: int | None = None,
 ) -> ApiKeyRecord:
-    """Keep a key by its SHA-256 (hex); scope is inference or admin.
+    """Keep a key by its SHA-256 (hex); scope is inference or admin. A limit of None is none.
 
     Raises: InvalidInput for another scope; Conflict if the hash is known.
     """
@@ -27,7 +34,13 @@ async def create_key(
         raise InvalidInput(f"scope {scope!r} is not one of {', '.join(KEY_SCOPES)}", scope=scope)
     expires_at = datetime.fromtimestamp(expires_at_unix_s, UTC) if expires_at_unix_s is not None else None
     row = ApiKeyRow(
-        key_id=new_id("key"), name=name, key_hash=key_hash.lower(), scope=scope, expires_at=expires_at
+        key_id=new_id("key"),
+        name=name,
+        key_hash=key_hash.lower(),
+        scope=scope,
+        expires_at=expires_at,
+        requests_per_minute=requests_per_minute,
+        max_concurrent=max_concurrent,
     )
     try:
         async with session.begin_nested():
@@ -45,15 +58,15 @@ async def list_keys(session: AsyncSession) -> list[ApiKeyRecord]:
     ]
 
 
-async def list_active_hashes(session: AsyncSession) -> dict[str, str]:
-    """Hash → scope of every key that is neither revoked nor expired now."""
-    rows = await session.execute(
-        select(ApiKeyRow.key_hash, ApiKeyRow.scope).where(
+async def list_active_keys(session: AsyncSession) -> list[ApiKeyRecord]:
+    """Every key that is neither revoked nor expired now."""
+    rows = await session.scalars(
+        select(ApiKeyRow).where(
             ApiKeyRow.revoked_at.is_(None),
             or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()),
         )
     )
-    return dict(rows.all())
+    return [_key(row) for row in rows]
 
 
 async def revoke_key(session: AsyncSession, key_id: str) -> bool:
@@ -76,12 +89,21 @@ async def audit(
 
 
 async def list_audit(
-    session: AsyncSession, *, subject: str | None = None, limit: int = 100
+    session: AsyncSession,
+    *,
+    subject: str | None = None,
+    actor: str | None = None,
+    since_unix_s: float | None = None,
+    limit: int = 100,
 ) -> list[AuditRecord]:
     """The latest entries, newest first."""
     query = select(AuditRow).order_by(AuditRow.at.desc(), AuditRow.entry_id.desc()).limit(limit)
     if subject is not None:
         query = query.where(AuditRow.subject == subject)
+    if actor is not None:
+        query = query.where(AuditRow.actor == actor)
+    if since_unix_s is not None:
+        query = query.where(AuditRow.at >= datetime.fromtimestamp(since_unix_s, UTC))
     return [
         AuditRecord(
             at_unix_s=row.at.timestamp(), actor=row.actor, act=row.act, subject=row.subject, detail=row.detail
@@ -99,4 +121,6 @@ def _key(row: ApiKeyRow) -> ApiKeyRecord:
         created_at_unix_s=row.created_at.timestamp(),
         expires_at_unix_s=row.expires_at.timestamp() if row.expires_at else None,
         revoked_at_unix_s=row.revoked_at.timestamp() if row.revoked_at else None,
+        requests_per_minute=row.requests_per_minute,
+        max_concurrent=row.max_concurrent,
     )

@@ -229,6 +229,9 @@ class ApiKeyRecord:
     created_at_unix_s: float
     expires_at_unix_s: float | None
     revoked_at_unix_s: float | None
+    # None: no limit.
+    requests_per_minute: int | None = None
+    max_concurrent: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

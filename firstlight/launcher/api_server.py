@@ -16,7 +16,7 @@ from api.app import create_app
 from api.auth import KeyRing, check_listener
 from api.services import Dependencies
 from firstlight.database.connection import Database
-from firstlight.database.keys_repository import list_active_hashes
+from firstlight.database.keys_repository import list_active_keys
 from firstlight.domain.errors import InvalidSettings, LaunchError
 from firstlight.launcher.control_worker import database_url
 from firstlight.launcher.role_process import run_role
@@ -78,7 +78,7 @@ async def check_keys(settings: Settings, database: Database) -> None:
     keys = KeyRing(settings)
     if not settings.is_loopback() and not keys.is_required:
         async with database.session() as session:
-            keys.replace_stored(await list_active_hashes(session))
+            keys.replace_stored(await list_active_keys(session))
     check_listener(settings, keys)
 
 

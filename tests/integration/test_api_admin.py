@@ -111,7 +111,7 @@ async def test_keys_of_the_table_have_scopes_and_can_be_revoked(database: Databa
         assert (refused.status_code, refused.json()["error"]["type"]) == (403, "permission_error")
         async with database.transaction() as session:
             await revoke_key(session, (await list_keys(session))[0].key_id)
-        await until(lambda: api.services.keys.scope_of("for-inference") is None)
+        await until(lambda: api.services.keys.find("for-inference") is None)
         # The door does not open again when the last key is revoked.
         assert (await api.http.get("/v1/models")).status_code == 401
 

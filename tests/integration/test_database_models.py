@@ -86,7 +86,8 @@ async def test_keys_count_until_they_expire_or_are_revoked(database: Database) -
         assert await keys_repository.revoke_key(session, revoked.key_id)
         assert not await keys_repository.revoke_key(session, revoked.key_id)
     async with database.session() as session:
-        assert await keys_repository.list_active_hashes(session) == {hashes[0]: "admin"}
+        [active] = await keys_repository.list_active_keys(session)
+        assert (active.key_hash, active.scope) == (hashes[0], "admin")
         assert {row.key_id for row in await keys_repository.list_keys(session)} >= {
             kept.key_id,
             revoked.key_id,

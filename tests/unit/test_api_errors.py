@@ -8,6 +8,7 @@ import pytest
 
 from api.auth import KeyRing, check_listener, hash_of
 from api.errors import http_error
+from firstlight.database.records import ApiKeyRecord
 from firstlight.domain import errors
 from firstlight.settings import Settings
 
@@ -50,10 +51,32 @@ def settings(**values: object) -> Settings:
 def test_a_key_is_needed_as_soon_as_there_ever_was_one() -> None:
     keys = KeyRing(settings())
     assert not keys.is_required
-    keys.replace_stored({hash_of("one"): "inference"})
-    assert keys.is_required and keys.scope_of("one") == "inference"
-    keys.replace_stored({})
-    assert keys.is_required and keys.scope_of("one") is None
+    keys.replace_stored([stored(expires_at_unix_s=None)])
+    found = keys.find("one")
+    assert keys.is_required and found is not None and found.scope == "inference"
+    keys.replace_stored([])
+    assert keys.is_required and keys.find("one") is None
+
+
+def stored(*, expires_at_unix_s: float | None) -> ApiKeyRecord:
+    return ApiKeyRecord(
+        key_id="key-1",
+        name="one",
+        key_hash=hash_of("one"),
+        scope="inference",
+        created_at_unix_s=0.0,
+        expires_at_unix_s=expires_at_unix_s,
+        revoked_at_unix_s=None,
+    )
+
+
+def test_a_key_ends_at_its_second() -> None:
+    clock = [100.0]
+    keys = KeyRing(settings(), now_unix_s=lambda: clock[0])
+    keys.replace_stored([stored(expires_at_unix_s=101.0)])
+    assert keys.find("one") is not None
+    clock[0] = 101.0
+    assert keys.find("one") is None
 
 
 def test_a_listener_that_others_reach_needs_keys() -> None:
@@ -62,5 +85,6 @@ def test_a_listener_that_others_reach_needs_keys() -> None:
         check_listener(open_to_all, KeyRing(open_to_all))
     with_keys = settings(api_host="0.0.0.0", api_keys=" a , ,b")
     check_listener(with_keys, KeyRing(with_keys))
-    assert KeyRing(with_keys).scope_of("b") == "admin"
+    found = KeyRing(with_keys).find("b")
+    assert found is not None and found.scope == "admin"
     check_listener(settings(api_host="localhost"), KeyRing(settings()))
