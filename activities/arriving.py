@@ -30,6 +30,8 @@ class Arrived:
     ended_s: float
     # Larger than the pool: the engine brings it into its own memory as it attaches.
     is_streamed: bool = False
+    # Stood still until there was room in memory.
+    waited_s: float = 0.0
 
 
 class Arriving:

@@ -26,7 +26,7 @@ from firstlight.contracts.starts import BringUpInput, BringUpReceipt, PhaseSecon
 from firstlight.database.connection import Database
 from firstlight.database.keys_repository import audit
 from firstlight.database.starts_repository import publish_route, withdraw_route
-from firstlight.domain.errors import CheckpointError, FirstlightError, ModelBeingDeleted, StaleEpoch
+from firstlight.domain.errors import CheckpointError, FirstlightError, ModelBeingDeleted, PoolFull, StaleEpoch
 from firstlight.domain.fleet import Tier
 from firstlight.rpc.clients import HostClient, StoreClient
 
@@ -60,14 +60,8 @@ class BringUp:
         plan = request.plan
         # Best effort and not waited for: attach joins whatever it has prepared.
         hint = asyncio.create_task(self._prepare_engine(plan))
-        bytes_ = Arriving(
-            self.store,
-            plan.checkpoint,
-            heart=heart,
-            fetch=request.fetch,
-            since_unix_s=plan.decided_at_unix_s - HINT_AHEAD_S,
-        )
-        arriving = asyncio.create_task(bytes_.run(earlier))
+        bytes_ = self._bytes(request, heart)
+        arriving = asyncio.create_task(self._arrive(request, bytes_, heart, earlier))
         serving = asyncio.create_task(self._serve(request, bytes_))
         try:
             attached = await _cause_first(serving, arriving)
@@ -84,6 +78,30 @@ class BringUp:
             hint.cancel()
             await _end(arriving, serving)
         return BringUpReceipt(endpoint=attached.endpoint, phases=_phases(request, arrived, attached))
+
+    def _bytes(self, request: BringUpInput, heart: Heart) -> Arriving:
+        return Arriving(
+            self.store,
+            request.plan.checkpoint,
+            heart=heart,
+            fetch=request.fetch,
+            since_unix_s=request.plan.decided_at_unix_s - HINT_AHEAD_S,
+        )
+
+    async def _arrive(
+        self, request: BringUpInput, bytes_: Arriving, heart: Heart, earlier: Progress | None
+    ) -> Arrived:
+        """Raises: FirstlightError."""
+        try:
+            return await bytes_.run(earlier)
+        except PoolFull:
+            if not request.plan.awaits_gpus:
+                raise
+        # Those that give way hold memory too, until they are gone.
+        began_s = time.monotonic()
+        await until_gpus_are_ours(self.database, request.plan)
+        waited_s = time.monotonic() - began_s
+        return replace(await self._bytes(request, heart).run(earlier), waited_s=waited_s)
 
     async def _prepare_engine(self, plan: StartPlan) -> None:
         with suppress(FirstlightError):
@@ -217,7 +235,9 @@ def _phases(request: BringUpInput, arrived: Arrived, attached: _Attached) -> Pha
     attach_s = max(0.0, max(attached.own_s, attached.ended_s - attached.began_s) - beside_s)
     download_s = request.download_s + arrived.download_s
     # As far as its bytes did not take as long as those that gave way.
-    free_s = max(0.0, attached.began_s - arrived.ended_s) if request.plan.awaits_gpus else 0.0
+    free_s = arrived.waited_s
+    if request.plan.awaits_gpus:
+        free_s += max(0.0, attached.began_s - arrived.ended_s)
     measured = PhaseSeconds(
         queue_s=arrived.queue_s,
         download_s=download_s,

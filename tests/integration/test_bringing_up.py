@@ -18,7 +18,7 @@ from firstlight.database import instances_repository
 from firstlight.database.connection import Database
 from firstlight.database.keys_repository import list_audit
 from firstlight.database.records import InstanceRecord
-from firstlight.domain.errors import ChecksumMismatch, SourceUnreachable
+from firstlight.domain.errors import ChecksumMismatch, PoolFull, SourceUnreachable, StaleEpoch
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.rpc import host_pb2, store_pb2
 from firstlight.rpc.channels import Channels
@@ -28,6 +28,7 @@ from firstlight.rpc.server import bind, new_server
 from firstlight.rpc.status import answering
 from firstlight.rpc.store_pb2_grpc import StoreServicer, add_StoreServicer_to_server
 from tests.integration.fleets import add_host, add_model, placed
+from tests.integration.giving_way_scene import abandon, end, one_host, says
 
 
 # Any: servicer contexts are generic in messages that nobody names here.
@@ -39,6 +40,11 @@ class HeldHost(StoreServicer, HostServicer):
         self.failure: Exception | None = None
         self.fetch_failure: Exception | None = None
         self.stopped: list[str] = []
+        self.attached = asyncio.Event()
+        # Raised by that many loads, one after the other.
+        self.full_pools = 0
+        self.loads = 0
+        self.is_loading = asyncio.Event()
 
     async def Download(self, request: Any, context: Any) -> AsyncIterator[store_pb2.DownloadProgress]:
         async with answering(context):
@@ -51,6 +57,10 @@ class HeldHost(StoreServicer, HostServicer):
     async def Load(self, request: Any, context: Any) -> AsyncIterator[store_pb2.LoadProgress]:
         async with answering(context):
             began = time.time()
+            self.loads += 1
+            self.is_loading.set()
+            if self.loads <= self.full_pools:
+                raise PoolFull("others hold it")
             yield store_pb2.LoadProgress(bytes_total=100, from_tier="ssd", moving_at_unix_s=began)
             await self.bytes_may_end.wait()
             if self.failure is not None:
@@ -82,6 +92,7 @@ class HeldHost(StoreServicer, HostServicer):
         return store_pb2.InventoryReply()
 
     async def Attach(self, request: Any, context: Any) -> host_pb2.AttachReply:
+        self.attached.set()
         return host_pb2.AttachReply(endpoint="127.0.0.1:4000", total_s=0.001)
 
     async def PrepareEngine(self, request: Any, context: Any) -> host_pb2.PrepareEngineReply:
@@ -93,13 +104,9 @@ class HeldHost(StoreServicer, HostServicer):
 
 
 @asynccontextmanager
-async def under_way(
-    database: Database, held: HeldHost, *, fetch: bool = False
-) -> AsyncIterator[tuple[StartPlan, asyncio.Task[BringUpReceipt]]]:
-    """A bring_up whose engine is attached and routed to, and whose bytes still come."""
-    await add_host(database, "host-a")
-    await add_model(database, "tiny")
-    plan = await placed(database, "tiny")
+async def bringing_up(
+    database: Database, held: HeldHost, plan: StartPlan, *, fetch: bool = False
+) -> AsyncIterator[asyncio.Task[BringUpReceipt]]:
     server = new_server()
     add_StoreServicer_to_server(held, server)
     add_HostServicer_to_server(held, server)
@@ -112,14 +119,25 @@ async def under_way(
             async with beating("begin") as heart:
                 return await bring_up.run(BringUpInput(plan, fetch=fetch), heart, None)
 
-        running = asyncio.ensure_future(ActivityEnvironment().run(run))
+        yield asyncio.ensure_future(ActivityEnvironment().run(run))
+        await server.stop(grace=0)
+
+
+@asynccontextmanager
+async def under_way(
+    database: Database, held: HeldHost, *, fetch: bool = False
+) -> AsyncIterator[tuple[StartPlan, asyncio.Task[BringUpReceipt]]]:
+    """A bring_up whose engine is attached and routed to, and whose bytes still come."""
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    plan = await placed(database, "tiny")
+    async with bringing_up(database, held, plan, fetch=fetch) as running:
         async with asyncio.timeout(10):
             while (await record(database, plan)).state is not InstanceState.READY:
                 assert not running.done(), running
                 await asyncio.sleep(0.02)
         assert not running.done(), "it ended before the bytes had come"
         yield plan, running
-        await server.stop(grace=0)
 
 
 async def record(database: Database, plan: StartPlan) -> InstanceRecord:
@@ -165,3 +183,39 @@ async def test_a_download_that_fails_is_the_reason_that_is_told(database: Databa
             await running
         assert (await record(database, plan)).state is InstanceState.STARTING
     assert held.stopped == [plan.instance_id]
+
+
+@pytest.mark.parametrize("full_pools", [0, 1])
+async def test_an_engine_is_attached_only_once_the_gpu_is_its_own(
+    database: Database, full_pools: int
+) -> None:
+    """Its bytes come meanwhile; if there is no room for them either, they come then."""
+    held = HeldHost()
+    held.bytes_may_end.set()
+    held.full_pools = full_pools
+    old = await one_host(database)
+    plan = await placed(database, "new", ask_engines=says())
+    assert plan.awaits_gpus
+    async with bringing_up(database, held, plan) as running:
+        async with asyncio.timeout(10):
+            await held.is_loading.wait()
+        await asyncio.wait({running}, timeout=0.2)
+        assert not held.attached.is_set() and not running.done()
+        await end(database, old)
+        receipt = await running
+    assert receipt.phases.free_s >= 0.15
+    assert receipt.phases.control_s < receipt.phases.total_s - 0.15, "others' slowness is no overhead of ours"
+    assert held.loads == full_pools + 1
+
+
+async def test_a_start_that_is_given_up_while_it_waits_attaches_nothing(database: Database) -> None:
+    held = HeldHost()
+    held.bytes_may_end.set()
+    await one_host(database)
+    plan = await placed(database, "new", ask_engines=says())
+    async with bringing_up(database, held, plan) as running:
+        await abandon(database, plan)
+        with pytest.raises(Exception) as failed:
+            await running
+    assert isinstance(failed.value, StaleEpoch)
+    assert not held.attached.is_set()
