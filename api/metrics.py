@@ -14,6 +14,7 @@ _LABELS = ("model_name",)
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
 _START_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _ERROR_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
+_RATIO_BUCKETS = (0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 10.0)
 
 
 class Metrics:
@@ -44,6 +45,12 @@ class Metrics:
             "Absolute difference of predicted and actual start.",
             ("tier",),
             _ERROR_BUCKETS,
+        )
+        self.estimate_error_ratio = self._histogram(
+            "firstlight_estimate_error_ratio",
+            "The same difference, of what the start took.",
+            ("tier",),
+            _RATIO_BUCKETS,
         )
         self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens taken.", _LABELS)
         self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated.", _LABELS)

@@ -95,9 +95,10 @@ class StartLedger:
                 continue
             actual = start.actual
             self._metrics.start_s.labels(start.tier).observe(actual.total_s)
-            self._metrics.estimate_error_s.labels(start.tier).observe(
-                abs(actual.total_s - start.predicted.total_s)
-            )
+            error_s = abs(actual.total_s - start.predicted.total_s)
+            self._metrics.estimate_error_s.labels(start.tier).observe(error_s)
+            if actual.total_s > 0:
+                self._metrics.estimate_error_ratio.labels(start.tier).observe(error_s / actual.total_s)
             for phase in _PHASES:
                 self._metrics.start_phase_s.labels(phase).observe(getattr(actual, f"{phase}_s"))
             return

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedWriter
 from pathlib import Path
 
 from native_loader import Arena, LoadJob, Segment
@@ -13,6 +14,8 @@ from native_loader import Arena, LoadJob, Segment
 # Together well below a second on an NVMe, and bounded on what is slower.
 PROBE_BYTES = 128 * 2**20
 BLOCK_BYTES = 8 * 2**20
+# Seldom enough to cost little, often enough to find a slow device out.
+SYNC_BYTES = 32 * 2**20
 WRITE_AT_MOST_S = 0.5
 READ_AT_MOST_S = 0.5
 PASSES = 3
@@ -66,10 +69,16 @@ def _write(path: Path, is_quiet: Callable[[], bool]) -> int:
             if not is_quiet():
                 raise Disturbed
             file.write(block)
-            file.flush()
-            os.fdatasync(file.fileno())
             written += BLOCK_BYTES
+            if written % SYNC_BYTES == 0:
+                _sync(file)
+        _sync(file)
     return written
+
+
+def _sync(file: BufferedWriter) -> None:
+    file.flush()
+    os.fdatasync(file.fileno())
 
 
 def _read(path: Path, arena: Arena, size_bytes: int, is_quiet: Callable[[], bool]) -> tuple[float, int, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from api_stand import Stand, stand
-from fleets import placed
+from fleets import placed, plan
 from sqlalchemy import text
 from typer.testing import CliRunner
 
@@ -169,6 +170,32 @@ async def test_errors_of_starts_are_a_table(api: Stand) -> None:
     printed = await cli(api, "estimates")
     assert "tiny" in printed and "remote" in printed and "all" in printed
     assert (await api.http.get("/admin/v1/estimates", params={"last": 0})).status_code == 400
+
+
+async def test_the_error_of_every_start_is_a_metric(api: Stand) -> None:
+    await api.deploy("tiny")
+    planned = await plan(api.database, "tiny")
+    assert planned.plan is not None
+    api.services.ledger.planned("tiny", planned)
+    predicted_s = planned.plan.estimate.total_s
+    phases = PhaseSeconds(download_s=predicted_s * 2, total_s=predicted_s * 2, tier="remote")
+    async with api.database.transaction() as session:
+        await record_start(session, RecordStartInput(planned.plan, phases))
+    await api.run(planned.plan)
+    async with asyncio.timeout(30):
+        while not (seen := await sums(api)):  # noqa: ASYNC110 - asked of the API, as Prometheus would
+            await asyncio.sleep(0.05)
+    assert seen["firstlight_estimate_error_ratio"] == pytest.approx(0.5)
+    assert seen["firstlight_estimate_error_seconds"] == pytest.approx(predicted_s)
+
+
+async def sums(api: Stand) -> dict[str, float]:
+    """Of the histograms of errors, once a start has been counted in both."""
+    text = (await api.http.get("/metrics")).text
+    found = dict(
+        re.findall(r'^(firstlight_estimate_error_\w+)_sum{tier="remote"} (\S+)$', text, flags=re.MULTILINE)
+    )
+    return {name: float(total) for name, total in found.items()} if len(found) == 2 else {}
 
 
 async def test_errors_of_moves_stand_beside_them(api: Stand) -> None:
