@@ -1,7 +1,7 @@
 """Fleets made up for measuring the scheduler: hosts, checkpoints in their tiers, and who runs where.
 
-Models are asked for by Zipf's law. Every host keeps popular checkpoints on SSD and a few of them in DRAM; its GPUs
-are held by instances that are busy, idle, or, at some, by nobody.
+Models are asked for by Zipf's law. Every host keeps popular checkpoints on SSD and a few of them in DRAM; its
+GPUs are held by instances that are busy or idle, or by nobody.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
 
+from firstlight.domain.estimator import attach_key
 from firstlight.domain.fleet import (
     Edge,
     EdgeModel,
@@ -49,12 +50,12 @@ class Zipf:
     """Draws models: the n-th is asked for in proportion to 1/n."""
 
     def __init__(self, models: Sequence[Model], chance: Random) -> None:
-        self._models = models
+        self.models = models
         self._chance = chance
         self._weights = list(accumulate(1 / rank for rank in range(1, len(models) + 1)))
 
     def draw(self, count: int) -> list[Model]:
-        return self._chance.choices(self._models, cum_weights=self._weights, k=count)
+        return self._chance.choices(self.models, cum_weights=self._weights, k=count)
 
 
 def make_models(count: int, chance: Random) -> list[Model]:
@@ -65,7 +66,11 @@ def make_models(count: int, chance: Random) -> list[Model]:
             size_bytes=chance.randint(2, 60) * GIB,
             source_bytes=chance.randint(2, 60) * GIB,
             gpu_count=chance.choices((1, 2, 4), (8, 1, 1))[0],
-            attach_s={name: chance.uniform(0.05, 0.3) for name in CLASSES},
+            attach_s={
+                attach_key(name, tier): chance.uniform(0.05, 0.3)
+                for name in CLASSES
+                for tier in (Tier.DRAM, Tier.SSD)
+            },
             priority=chance.choices((0, 1), (9, 1))[0],
             max_instances=64,
         )

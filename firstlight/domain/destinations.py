@@ -30,11 +30,16 @@ class Destinations:
         self._tenants = tenants
         self._ids: frozenset[HostId] | None = None
         self.classes = {host.host_class for host, _ in ready}
+        self._most_free = max((free for _, free in ready), default=0)
 
     def is_open(self, host_id: HostId) -> bool:
         if self._ids is None:
             self._ids = frozenset(host.host_id for host, _ in self._ready)
         return host_id in self._ids
+
+    def has_room(self, gpu_count: int) -> bool:
+        """Whether some host has so many GPUs free."""
+        return self._most_free >= gpu_count
 
     def near(self, model: Model) -> list[Destination]:
         """Those with the checkpoint in DRAM or on SSD, and room: GPUs that are free, or that would be.

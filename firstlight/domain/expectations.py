@@ -18,19 +18,22 @@ class Expectation(NamedTuple):
     free_in_s: float
 
 
-def soonest_return(request: StartRequest, crowded: Sequence[Crowded]) -> Expectation | None:
-    """The soonest start on GPUs that have to come back first; None if none are expected.
+def soonest_return(
+    request: StartRequest, crowded: Sequence[Crowded], *, within_s: float
+) -> Expectation | None:
+    """The soonest start on GPUs that have to come back first; None if none are expected within `within_s`.
 
     `crowded` is in the order of what a start takes there.
     """
     soonest: Expectation | None = None
     for one in crowded:
-        if soonest is not None and one.total_s > soonest.total_s:
+        if one.total_s > within_s:
             break
         free_in_s = _fits_in_s(one.host, request.model.gpu_count)
-        if free_in_s is not None:
+        if free_in_s is not None and free_in_s + one.total_s <= within_s:
             found = Expectation(free_in_s + one.total_s, one.host_id, free_in_s)
             soonest = found if soonest is None else min(soonest, found)
+            within_s = soonest.total_s
     return soonest
 
 

@@ -19,9 +19,10 @@ from firstlight.domain.tenants import Tenants
 from firstlight.domain.victims import DIGITS, VictimSearch, VictimSet
 from firstlight.domain.ways_out import WaysOut
 
+_READY = HostState.READY
 _NEVER = float("inf")
 # Hosts whose tenants are looked at. Those left out take at least as long, before any of theirs has gone.
-HOSTS_AT_MOST = 64
+HOSTS_AT_MOST = 48
 
 
 class Plan(NamedTuple):
@@ -34,12 +35,12 @@ class Plan(NamedTuple):
 
 
 class Crowded(NamedTuple):
-    """A host that could take the start if more of its GPUs were free. Sorted by seconds, then by id."""
+    """A host that could take the start if more of its GPUs were free; in order of that start's seconds."""
 
     total_s: float
+    needed_gpus: int
     host_id: HostId
     host: Host
-    free_gpus: int
 
 
 class PlanSearch:
@@ -78,17 +79,20 @@ class PlanSearch:
     def _look_at_hosts(self) -> None:
         model, excluded = self._request.model, self._request.excluded_hosts
         needed, cost_of = model.gpu_count, self._costs.total_s
-        least_s = _NEVER
+        least_s, size_bytes, ready = _NEVER, model.size_bytes, self._ready
         for host in self._snapshot.hosts:
-            if host.state is not HostState.READY or host.host_id in excluded:
+            if host.state is not _READY or host.host_id in excluded:
                 continue
             free = len([gpu for gpu in host.gpus if gpu.instance_id is None])
-            self._ready.append((host, free))
-            if len(host.gpus) < needed or obstacle(model, host) is not None:
+            ready.append((host, free))
+            if len(host.gpus) < needed:
+                continue
+            is_tight = 0 < host.dram_capacity_bytes < size_bytes or 0 < host.ssd_capacity_bytes < size_bytes
+            if is_tight and obstacle(model, host) is not None:
                 continue
             total_s = cost_of(host)
             if free < needed:
-                self.crowded.append(Crowded(total_s, host.host_id, host, free))
+                self.crowded.append(Crowded(total_s, needed - free, host.host_id, host))
             elif total_s <= least_s:
                 key = (round(total_s, DIGITS), 0, free - needed, host.host_id)
                 if self._free is None or key < self._free.key:
@@ -98,13 +102,13 @@ class PlanSearch:
         self.crowded.sort()
 
     def _with_victims(self, crowded: Crowded, *, latest_s: float, best: Plan | None) -> Plan | None:
-        model, host = self._request.model, crowded.host
+        host = crowded.host
         tenants, victims = self._tools()
         total_s = crowded.total_s
         hidden_s = self._costs.hidden_s(host, total_s)
         freed = victims.cheapest(
             tenants.at(host.host_id),
-            needed=model.gpu_count - crowded.free_gpus,
+            needed=crowded.needed_gpus,
             hidden_s=hidden_s,
             latest_s=latest_s - total_s + hidden_s,
             below_s=_NEVER if best is None else best.key[0] - total_s + 10**-DIGITS,

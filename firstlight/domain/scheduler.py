@@ -37,6 +37,7 @@ from firstlight.domain.plans import (
     VictimAction,
     Wait,
 )
+from firstlight.domain.victims import DIGITS
 
 __all__ = [
     "Candidate",
@@ -52,6 +53,7 @@ __all__ = [
 ]
 
 RETRY_AFTER_S = 5.0
+_HAIR_S = 10**-DIGITS
 
 
 def decide(request: StartRequest, snapshot: FleetSnapshot) -> Decision:
@@ -71,8 +73,9 @@ def decide(request: StartRequest, snapshot: FleetSnapshot) -> Decision:
     under_way = _soonest_start(request, snapshot)
     if under_way is not None and _is_worth_joining(under_way, best, request):
         return _join(under_way, candidates)
-    expected = soonest_return(request, search.crowded)
-    if expected is not None and _is_worth_waiting(expected, best, request):
+    within_s = _patience_s(best, request)
+    expected = soonest_return(request, search.crowded, within_s=within_s) if within_s > 0 else None
+    if expected is not None and _makes(expected.total_s, request):
         return _wait(expected, candidates, is_alone=best is None)
     if best is None:
         return _reject(request, search, under_way, expected, candidates)
@@ -94,12 +97,11 @@ def _is_worth_joining(start: StartUnderWay, best: Plan | None, request: StartReq
     return _makes(start.ready_in_s, request) and (best is None or best.key[0] >= start.ready_in_s)
 
 
-def _is_worth_waiting(expected: Expectation, best: Plan | None, request: StartRequest) -> bool:
-    if not _makes(expected.total_s, request):
-        return False
+def _patience_s(best: Plan | None, request: StartRequest) -> float:
+    """A start on GPUs that have to come back first must take less than this to be waited for."""
     if best is None:
-        return True
-    return request.waited_s is not None and request.waited_s + expected.total_s < best.key[0]
+        return float("inf")
+    return 0.0 if request.waited_s is None else best.key[0] - request.waited_s - _HAIR_S
 
 
 def _begin(

@@ -13,7 +13,6 @@ from firstlight.domain.errors import InvalidEstimate
 from firstlight.domain.estimator import (
     PRIOR_ATTACH_S,
     attach_key,
-    control_seconds,
     copy_seconds,
     edge_of,
     fetched_bytes,
@@ -47,8 +46,8 @@ class StartCosts:
         self._checkpoint_id = model.checkpoint_id
         self._bytes = model.size_bytes
         self._fetched_bytes = fetched_bytes(model)
-        self._givers = _best_givers(model, givers)
-        self._control_s = (control_seconds(snapshot, _DRAM), control_seconds(snapshot, _SSD))
+        self._givers = _best_givers(model, givers) if givers else []
+        self._control_s = (snapshot.control_s, snapshot.control_beside_bytes_s)
         # Learned seconds to attach by host class, from DRAM and beside a load; None: nothing was learned yet.
         self._learned_s: dict[str, float | None] = {}
         self._learned_beside_s: dict[str, float | None] = {}
@@ -111,8 +110,10 @@ class StartCosts:
             moving_s += load_s
         soonest_s = queued_s + (moving_s if moving_s > copy_s else copy_s)
         if self._givers:
-            edge = _meaningful(host, _PEER_TO_DRAM)
+            edge = host.edges.get(_PEER_TO_DRAM) or _meaningful(host, _PEER_TO_DRAM)
             own_bandwidth = edge.bandwidth_bytes_per_s
+            if not own_bandwidth > 0 or edge.overhead_s < 0:
+                _meaningful(host, _PEER_TO_DRAM)
             own_queued_bytes = host.queued_bytes.get(_PEER_TO_DRAM, 0)
             overhead_s = load_s + (edge.overhead_s if self._bytes else 0.0)
             for bandwidth, queued_bytes in self._givers:

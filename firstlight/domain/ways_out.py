@@ -79,14 +79,15 @@ class WaysOut:
     def least_moving(self, one: Running) -> tuple[float, float]:
         """Seconds and price of moving its requests that no destination can undercut."""
         model, tokens = one.model, one.tokens
-        # Where an idle instance takes the requests nothing has to be started.
-        has_idle = bool(self._tenants.idle_of(model.name))
-        costs = None if has_idle else self._costs_of(model)
-        seconds = [
-            self._move(model.name, known).seconds(tokens) + (costs.least_s(known) if costs else 0.0)
-            for known in self._destinations.classes
+        moves = [
+            (known, self._move(model.name, known).seconds(tokens)) for known in self._destinations.classes
         ]
-        return min(seconds), moving_price_s(one)
+        # Where an idle instance takes the requests nothing has to be started.
+        if self._tenants.idle_of(model.name):
+            return min(seconds for _, seconds in moves), moving_price_s(one)
+        costs = self._costs_of(model)
+        room_s = 0.0 if self._destinations.has_room(model.gpu_count) else self.evict_s
+        return min(seconds + costs.least_s(known) for known, seconds in moves) + room_s, moving_price_s(one)
 
     def _move(self, model: ModelName, host_class: str) -> MoveModel:
         key = (model, host_class)
