@@ -6,23 +6,28 @@ Whoever reaches the point stands still until the kill is done: see firstlight/fa
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import socket
 import threading
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
 
-from benchmarks.migration_client import Heard, Stream
+from benchmarks.migration_client import Asked, Heard, Stream
 from benchmarks.platform import Platform, PlatformFailed
 from firstlight.fault_points import VARIABLE
 from firstlight.rpc import engine_pb2, engine_pb2_grpc
 from tests.chaos.fault_driver import FaultDriver, Reached
 from tests.chaos.fault_plan import Case, by_chance, named_cases
 from tests.chaos.migration_platform import (
+    MODEL,
     AtRest,
     Victims,
     begin,
@@ -152,6 +157,70 @@ def test_two_migrations_at_once_and_a_stale_epoch_change_nothing(
         list(engine_pb2_grpc.InferenceStub(channel).MigrateOut(stale, timeout=5))
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     check_streams(streams, undisturbed, is_cut=False, what="nobody")
+    AtRest(platform).wait()
+
+
+def test_a_client_that_hangs_up_while_its_request_stands_still_leaves_nothing(
+    platform: Platform, driver: FaultDriver, undisturbed: list[Heard]
+) -> None:
+    only_one(platform)
+    streams = begin(platform)
+    leaving = Leaving(platform.api_url)
+    trap = driver.arm(
+        "request held", lambda reached: leaving.hang_up(), is_wanted=lambda r: r.of in leaving.answer_id
+    )
+    migrate(platform, busiest(platform)["instance_id"])
+    assert trap.sprung.wait(SPRUNG_WITHIN_S) and trap.failure is None, trap.failure
+    check_streams(streams, undisturbed, is_cut=False, what="nobody")
+    AtRest(platform).wait()
+
+
+class Leaving:
+    """A client whose connection can be ended while nothing comes, from any thread."""
+
+    def __init__(self, api_url: str) -> None:
+        url = urlsplit(api_url)
+        self._connection = HTTPConnection(str(url.hostname), int(url.port or 80), timeout=60)
+        body = {"model": MODEL, "prompt": [5, 6, 7], "max_tokens": 3800, "stream": True, "ignore_eos": True}
+        headers = {"content-type": "application/json"}
+        self._connection.request("POST", "/v1/completions", json.dumps(body), headers)
+        # Kept: without it the connection is not read from any more, and closes.
+        self._socket = self._connection.sock
+        answer = self._connection.getresponse()
+        lines = [line for line in (answer.readline() for _ in range(40)) if line.startswith(b"data: {")]
+        self.answer_id: str = json.loads(lines[0][6:])["id"]
+
+    def hang_up(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+
+def test_a_migration_to_a_full_host_changes_nothing(platform: Platform, undisturbed: list[Heard]) -> None:
+    only_one(platform)
+    [source] = instances(platform)
+    hosts = platform.get("/admin/v1/hosts")["hosts"]
+    [other] = [host["host_id"] for host in hosts if host["host_id"] != source["host_id"]]
+    free = sum(gpu["instance_id"] is None for host in hosts for gpu in host["gpus"])
+    source_uri = platform.get(f"/admin/v1/models/{MODEL}")["source"]
+    fillers = [f"filler-{number}" for number in range(free)]
+    for name in fillers:
+        settings = {"name": name, "source": source_uri, "max_concurrency": 1}
+        platform.post("/admin/v1/models", settings)
+    busy = [Stream(platform.api_url, name, Asked((5, 6, 7), 3800, 0.0, 0)) for name in fillers]
+    for stream in busy:
+        stream.wait_tokens(1)
+    streams = begin(platform)
+    path = f"{platform.api_url}/admin/v1/instances/{source['instance_id']}/migrate"
+    refused = platform.http.post(path, json={"to": other})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_capacity"), refused.text
+    for stream in busy:
+        stream.hang_up()
+    check_streams(streams, undisturbed, is_cut=False, what="nobody")
+    for name in fillers:
+        assert platform.http.delete(f"{platform.api_url}/admin/v1/models/{name}").status_code in (200, 202)
+    platform.wait_for(
+        lambda: len(platform.get("/admin/v1/models")["models"]) == 1, what="the fillers to go", deadline_s=90
+    )
     AtRest(platform).wait()
 
 
