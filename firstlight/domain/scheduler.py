@@ -11,10 +11,11 @@ Plans are
 - waiting for a start of the same model that is under way;
 - waiting for GPUs that are expected back, and a start there then.
 
-Of these the answer is the best, as long as at most `victims.BRANCHES_AT_MOST` branches had to be followed; a
-search that ends there has looked at the most promising sets first, and its answer costs no more than the best
-plan that frees nobody's GPUs, nor more than any set that it had looked at. Costs that differ by less than a
-tenth of a millisecond are equal. Ties: least evicted bytes, then tightest fit of GPUs, then host id.
+Of these the answer is the best as long as the search meets none of its limits: `plan_search.HOSTS_AT_MOST`,
+`destinations.DESTINATIONS_AT_MOST`, `victims.BRANCHES_AT_MOST`. Beyond, it costs no more than the best plan that
+frees nobody's GPUs, nor than any plan looked at; and it is above the best there is by at most what it is above
+the soonest start that would be possible were all GPUs free. Costs that differ by less than a tenth of a
+millisecond are equal. Ties: least evicted bytes, then tightest fit of GPUs, then host id. (docs/adr/0017)
 """
 
 from __future__ import annotations
