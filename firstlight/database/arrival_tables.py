@@ -35,4 +35,8 @@ class ArrivalRow(Base):
     )
     # Seconds since the Unix epoch, on the clock of the API that saw it.
     active_until_unix_s: Mapped[float | None]
+    # How much longer a quiet that has entered each bin will last; worked out when written, not on every read.
+    expected_idle_s: Mapped[list[float | None]] = mapped_column(
+        ARRAY(DOUBLE_PRECISION), server_default=text("'{}'::double precision[]")
+    )
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())

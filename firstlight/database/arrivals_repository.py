@@ -55,6 +55,7 @@ async def record_activity(session: AsyncSession, spells: Mapping[str, Sequence[S
                 beyond=after.beyond,
                 long_gaps_s=list(after.long_gaps_s),
                 active_until_unix_s=after.active_until_s,
+                expected_idle_s=list(after.expected_idle_by_bin_s()),
                 updated_at=func.now(),
             )
         )

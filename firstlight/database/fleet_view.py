@@ -62,12 +62,16 @@ _HOSTS = """
         WHERE r.instance_id = i.instance_id) AS gpu_indices,
       l.requests, l.tokens,
       extract(epoch FROM clock_timestamp() - l.idle_since) AS idle_s,
+      -- Of the bin that its quiet has reached: below a second, then four an octave.
+      a.expected_idle_s[CASE WHEN l.idle_since > clock_timestamp() - interval '1 second' THEN 1
+        ELSE 2 + floor(4 * log(2, extract(epoch FROM clock_timestamp() - l.idle_since)))::int END
+      ] AS expected_idle_for_s,
       coalesce(l.seen_at > clock_timestamp() - make_interval(secs => :load_counts_for_s), false) AS is_known,
       EXISTS (SELECT FROM reservations r JOIN promises p USING (host_id, gpu_index)
         WHERE r.instance_id = i.instance_id) AS gives_way,
       EXISTS (SELECT FROM migrations g WHERE g.state = 'running'
         AND i.instance_id IN (g.source_instance_id, g.destination_instance_id)) AS moves
-    FROM instances i LEFT JOIN engine_loads l USING (instance_id)
+    FROM instances i LEFT JOIN engine_loads l USING (instance_id) LEFT JOIN arrivals a USING (model_id)
     WHERE i.is_live AND i.state = 'ready' ORDER BY i.created_at) n) AS running,
   (SELECT json_agg(row_to_json(v)) FROM (
     SELECT * FROM move_models

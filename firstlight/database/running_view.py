@@ -59,4 +59,5 @@ def _running(row: _Row, model: Model, load: EngineLoad) -> Running:
         requests=load.requests,
         tokens=load.tokens,
         idle_s=load.idle_s if is_idle else None,
+        expected_idle_for_s=row["expected_idle_for_s"] if is_idle else None,
     )

@@ -19,12 +19,15 @@ from temporalio.client import Client
 
 from activities.looking_ahead import LookAhead
 from activities.warmth import Warmth
+from firstlight.contracts.loads import EngineLoad
 from firstlight.contracts.warmth import KeepAliveInput
 from firstlight.database import hosts_repository, models_repository
 from firstlight.database.arrivals_repository import Spell, read_histories, record_activity
 from firstlight.database.connection import Database
+from firstlight.database.engine_loads_repository import write_loads
+from firstlight.database.fleet_view import read_picture
 from firstlight.database.records import HostRegistration
-from firstlight.domain.autoscaling.arrivals import ArrivalHistory
+from firstlight.domain.autoscaling.arrivals import EDGES_S, ArrivalHistory
 from firstlight.domain.autoscaling.choice import keep_alive_policy
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 from firstlight.rpc.channels import Channels
@@ -127,6 +130,26 @@ async def test_an_instance_is_kept_by_the_gaps_of_its_model(
     further = await fixed.decide_keep_alive(KeepAliveInput(second.instance_id, second.epoch))
     assert (further.keep_alive_s, further.basis) == (60.0, "the model has another instance")
     assert (await fixed.decide_keep_alive(asked)).keep_alive_s == 300.0
+
+
+@pytest.mark.parametrize("idle_s", [0.0, 1.5, 7.0, 100.0, 40_000.0])
+async def test_decisions_know_how_long_an_idle_instance_will_likely_stay_so(
+    database: Database, idle_s: float
+) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "often")
+    start = await running(database, "often")
+    await asked_for(database, "often", gap_s=120.0, count=20, quiet_s=5.0)
+    load = EngineLoad(instance_id=start.instance_id, requests=0, tokens=0, idle_s=idle_s)
+    async with database.transaction() as session:
+        await write_loads(session, [load])
+    async with database.session() as session:
+        [one] = (await read_picture(session, now_unix_s=time.time())).snapshot.running
+    history = (await histories(database))["often"]
+    entered_s = max((edge for edge in EDGES_S if edge <= idle_s), default=0.0)
+    assert one.expected_idle_for_s == (
+        history.expected_idle_for_s(idle_s=entered_s) if 1.0 <= idle_s < EDGES_S[-1] else None
+    )
 
 
 async def test_an_instance_brought_back_ahead_of_need_is_kept_until_its_window_ends(

@@ -67,6 +67,23 @@ def test_waiting_longer_is_never_less_likely_to_be_ended(gaps_s: list[float], ti
         assert all(0 <= need < 1 for need in known)
 
 
+@given(st.lists(gaps, max_size=40), st.floats(0, 20_000))
+def test_the_quiet_is_expected_to_last_until_it_is_as_likely_over_as_not(
+    gaps_s: list[float], idle_s: float
+) -> None:
+    history = history_of(gaps_s)
+    expected_s = history.expected_idle_for_s(idle_s=idle_s)
+    half = history.survival(idle_s) / 2
+    later = [edge for edge in EDGES_S if edge > idle_s]
+    if expected_s is None:
+        assert not gaps_s or all(history.survival(edge) > half for edge in later)
+        return
+    end_s = min(later, key=lambda edge: abs(edge - idle_s - expected_s))
+    assert idle_s + expected_s == pytest.approx(end_s)
+    assert history.survival(end_s) <= half * (1 + 1e-9)
+    assert all(history.survival(edge) > half * (1 - 1e-9) for edge in later if edge < end_s)
+
+
 @given(st.lists(short_gaps, min_size=1, max_size=60), st.floats(0.01, 1))
 def test_a_percentile_lies_in_the_bin_that_is_named(gaps_s: list[float], share: float) -> None:
     bounds = history_of(gaps_s).percentile_bounds_s(share)

@@ -103,10 +103,15 @@ class ArrivalHistory:
         """The median of how much longer the quiet will last; None where the history cannot say."""
         if not self.seen:
             return None
-        half = self.survival(idle_s) / 2
-        return next(
-            (edge_s - idle_s for edge_s in EDGES_S if edge_s > idle_s and self.survival(edge_s) <= half), None
-        )
+        half = self.survival(idle_s) / 2 * (self.seen + 1)
+        # Gaps longer than each edge, and the one that has not ended.
+        longer = accumulate(reversed(self.counts[1:]), initial=self.beyond + 1)
+        edges = zip(EDGES_S, reversed(tuple(longer)), strict=True)
+        return next((edge_s - idle_s for edge_s, left in edges if edge_s > idle_s and left <= half), None)
+
+    def expected_idle_by_bin_s(self) -> tuple[float | None, ...]:
+        """`expected_idle_for_s` of a quiet that has just entered each bin."""
+        return tuple(self.expected_idle_for_s(idle_s=bin_bounds_s(place)[0]) for place in range(BINS))
 
     def percentile_bounds_s(self, share: float) -> tuple[float, float] | None:
         """Bounds of the bin that holds this percentile of the gaps within bounds; None without any."""
