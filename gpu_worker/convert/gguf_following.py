@@ -74,7 +74,11 @@ def following_gguf(path: Path, following: Provenance) -> Iterator[None]:
             raise Unfollowed(f"{tensor.name} is of type {tensor.kind}")
         return _StandIn(following.source(tensor.name, shape=tensor.shape, dtype=torch.float32))
 
-    with _replaced(gguf, "dequantize", dequantize), _replaced(torch, "from_numpy", _from_numpy):
+    with (
+        _replaced(gguf, "dequantize", dequantize),
+        _replaced(torch, "from_numpy", _from_numpy),
+        _replaced(torch, "zeros", _zeros),
+    ):
         yield
 
 
@@ -117,8 +121,16 @@ class _StandIn:
 _from_array = cast("Callable[[Any], torch.Tensor]", torch.from_numpy)
 
 
+_make_zeros = cast("Callable[..., torch.Tensor]", torch.zeros)
+
+
 def _from_numpy(array: Any) -> torch.Tensor:
     return array.tensor if isinstance(array, _StandIn) else _from_array(array)
+
+
+def _zeros(*size: Any, **options: Any) -> torch.Tensor:
+    """What experts are put together in: as large as all of them, and without bytes too."""
+    return _make_zeros(*size, **{**options, "device": "meta"})
 
 
 # Any: a module, and whatever stands in it.

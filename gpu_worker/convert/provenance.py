@@ -53,6 +53,8 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._runs: dict[int, Runs | None] = {}
+        # What has been copied into a tensor part by part: where in its storage, and what.
+        self._parts: dict[int, dict[int, Runs]] = {}
         # A storage's address is its identity here, so none may be freed and its address used again.
         self._kept: list[torch.Tensor] = []
 
@@ -79,6 +81,8 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.copy_.default:
+            self._note_part(args[0], args[1])
         if isinstance(result, torch.Tensor) and result.is_meta and _identity(result) not in self._runs:
             self._note(result, self._made_by(func, args, result))
         return result
@@ -86,6 +90,19 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     def _note(self, tensor: torch.Tensor, runs: Runs | None) -> None:
         self._kept.append(tensor)
         self._runs[_identity(tensor)] = runs
+
+    def _note_part(self, into: torch.Tensor, part: torch.Tensor) -> None:
+        """`part` is copied into a view of a tensor; once all of that is filled, it is known."""
+        runs = self.runs_of(part)
+        if not into.is_meta or runs is None or into.shape != part.shape:
+            self._parts.pop(_identity(into), None)
+            self._runs[_identity(into)] = None
+            return
+        starts, length = _stretches(into)
+        parts = self._parts.setdefault(_identity(into), {})
+        for index, start in enumerate(starts):
+            parts[start] = _cast(_cut(runs, index * length, length), into.dtype)
+        self._runs[_identity(into)] = _whole(parts, into.untyped_storage().nbytes() // into.itemsize)
 
     def _made_by(self, func: Any, args: tuple[Any, ...], result: torch.Tensor) -> Runs | None:
         aten = torch.ops.aten
@@ -114,6 +131,18 @@ class Provenance(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             for runs, share in zip(found, shares, strict=True):
                 joined += _cut(runs or (), row * share, share)
         return tuple(joined)
+
+
+def _whole(parts: dict[int, Runs], elements: int) -> Runs | None:
+    """The parts one after the other, if they fill so many elements without a gap."""
+    joined: list[Run] = []
+    at = 0
+    for start in sorted(parts):
+        if start != at:
+            return None
+        joined += parts[start]
+        at += sum(run.length for run in parts[start])
+    return tuple(joined) if at == elements else None
 
 
 def _identity(tensor: torch.Tensor) -> int:
