@@ -12,9 +12,9 @@ Plans are
 - waiting for GPUs that are expected back, and a start there then.
 
 Of these the answer is the best as long as the search meets none of its limits: `plan_search.HOSTS_AT_MOST`,
-`destinations.DESTINATIONS_AT_MOST`, `victims.BRANCHES_AT_MOST`. Beyond, it costs no more than the best plan that
-frees nobody's GPUs, nor than any plan looked at; and it is above the best there is by at most what it is above
-the soonest start that would be possible were all GPUs free. Costs that differ by less than a tenth of a
+`destinations.DESTINATIONS_AT_MOST`, `victims.BRANCHES_AT_MOST`. Beyond, it costs no more than the best plan
+that frees nobody's GPUs, nor than any plan looked at; and it is above the best there is by at most what it is
+above the soonest start that would be possible were all GPUs free. Costs that differ by less than a tenth of a
 millisecond are equal. Ties: least evicted bytes, then tightest fit of GPUs, then host id. (docs/adr/0017)
 """
 
