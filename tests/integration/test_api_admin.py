@@ -14,7 +14,7 @@ import pytest_asyncio
 from api_stand import NOWHERE, Stand, describe, stand, until
 from pydantic import BaseModel
 
-from api.admin import fields
+from api.admin import estimates, fields
 from api.app import create_app
 from api.openai import answers
 from api.services import Dependencies
@@ -126,7 +126,7 @@ async def test_an_open_listener_without_keys_refuses_to_start(database: Database
 
 ANSWERS: dict[str, type[BaseModel]] = {
     kind.__name__: kind
-    for module in (answers, fields)
+    for module in (answers, fields, estimates)
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, BaseModel)
 }
@@ -163,6 +163,9 @@ async def test_openapi_tells_the_truth(api: Stand) -> None:
         ("post", "/admin/v1/models/{name}/scale", "tiny", {"max_instances": 2}),
         ("post", "/admin/v1/models/{name}/start", "tiny", {}),
         ("post", "/admin/v1/models/{name}/start", "absent", {}),
+        ("get", "/admin/v1/models/{name}/explain", "tiny", None),
+        ("get", "/admin/v1/models/{name}/explain", "absent", None),
+        ("get", "/admin/v1/estimates", "", None),
         ("get", "/admin/v1/hosts", "", None),
         ("get", "/admin/v1/instances", "", None),
         ("get", "/admin/v1/starts", "", None),
