@@ -26,7 +26,6 @@ from benchmarks.cold_start import demo_source
 from benchmarks.migration_client import Asked, Heard, Prompts, Stream, read_questions
 from benchmarks.platform import Platform, PlatformFailed
 from benchmarks.report import Report
-from firstlight.domain.migration import MoveObservation, fit_move
 from firstlight.rpc import engine_pb2, engine_pb2_grpc, store_pb2, store_pb2_grpc
 
 MODEL = "bench-migration"
@@ -296,16 +295,9 @@ def _reach(
 
 
 def _estimate_errors(records: Sequence[dict[str, Any]]) -> list[float]:
-    """Each request's move, foretold from all moves before it; relative to what it took."""
-    seen: list[MoveObservation] = []
-    errors = []
-    for record in records:
-        fresh = [MoveObservation(int(one["tokens"]), float(one["seconds"])) for one in record["observations"]]
-        if len(seen) >= LEARNING:
-            model = fit_move(seen)
-            errors += [abs(model.seconds(one.tokens) - one.seconds) / one.seconds for one in fresh]
-        seen += fresh
-    return errors
+    """Each move as the fleet itself foretold it from all moves before it; relative to what it took."""
+    foretold = [one for one in records if one["predicted_move_s"] is not None and one["move_s"] > 0]
+    return [abs(one["predicted_move_s"] - one["move_s"]) / one["move_s"] for one in foretold[LEARNING:]]
 
 
 def _plot(moved: Sequence[Moved], path: Path) -> None:
