@@ -48,6 +48,18 @@ class Settings(BaseSettings):
         default=None, description="Comma-separated API keys; required when the API is not on loopback."
     )
 
+    api_tls_cert: Path | None = Field(
+        default=None, description="PEM file of the API's certificate and chain; with it the API speaks HTTPS."
+    )
+    api_tls_key: Path | None = Field(default=None, description="PEM file of its key.")
+    api_tls_client_ca: Path | None = Field(
+        default=None, description="PEM file of a CA: clients must show a certificate of it, beside their key."
+    )
+    api_ca: Path | None = Field(
+        default=None,
+        description="For the command line: PEM file of the CA of the API's certificate, if not a public one.",
+    )
+
     api_drain_s: float = Field(
         default=30.0, gt=0, description="How long an API that stops lets running answers go on."
     )
@@ -121,6 +133,13 @@ class Settings(BaseSettings):
     host_bind_address: str = Field(
         default="127.0.0.1",
         description="Address of this machine that a GPU host's services listen on and are reached at.",
+    )
+    rpc_tls_dir: Path | None = Field(
+        default=None,
+        description="Folder of ca.pem, cert.pem and key.pem: roles then show and ask for certificates.",
+    )
+    rpc_plain: bool = Field(
+        default=False, description="Let GPU hosts be called in plain text beyond loopback: a private network."
     )
     peer_secret: SecretStr | None = Field(
         default=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -26,7 +27,8 @@ def find_api(url: str | None, key: str | None) -> tuple[str, str | None]:
 
     settings = read_settings()
     record = read_run(settings.state_dir)
-    found = record.api_url if record else f"http://{settings.api_host}:{settings.api_port}"
+    scheme = "http" if settings.api_tls_cert is None else "https"
+    found = record.api_url if record else f"{scheme}://{settings.api_host}:{settings.api_port}"
     return found, key or settings.first_api_key()
 
 
@@ -38,7 +40,13 @@ class ApiClient:
         headers = {"Authorization": f"Bearer {found_key}"} if found_key else {}
         # A read may last as long as a cold start; the API answers in its own time, within its own deadline.
         timeout = httpx.Timeout(None, connect=5.0)
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout,
+            trust_env=False,
+            verify=_verification(self.url),
+        )
 
     def __enter__(self) -> ApiClient:
         return self
@@ -101,6 +109,16 @@ class ApiClient:
         return ApiUnreachable(
             f"the connection to {self.url} ended before the answer did; look at it with `firstlight status`"
         )
+
+
+def _verification(url: str) -> ssl.SSLContext | bool:
+    """How the API's certificate is looked at; settings are read only for one that has any."""
+    if not url.startswith("https"):
+        return True
+    from firstlight.launcher.api_tls import api_verification
+    from firstlight.settings import read_settings
+
+    return api_verification(read_settings())
 
 
 def _error_of(response: httpx.Response) -> FirstlightError:

@@ -18,6 +18,7 @@ from api.services import Dependencies
 from firstlight.database.connection import Database
 from firstlight.database.keys_repository import list_active_keys
 from firstlight.domain.errors import InvalidSettings, LaunchError
+from firstlight.launcher.api_tls import tls_options
 from firstlight.launcher.control_worker import database_url
 from firstlight.launcher.role_process import run_role
 from firstlight.launcher.schema_check import check_schema
@@ -97,6 +98,7 @@ def server_config(app: object, settings: Settings) -> uvicorn.Config:
         # uvicorn counts whole seconds.
         timeout_graceful_shutdown=math.ceil(settings.api_drain_s),
         timeout_keep_alive=75,
+        **tls_options(settings),
     )
 
 

@@ -6,6 +6,7 @@ import httpx
 from rich.console import Console
 
 from firstlight.domain.names import HostId
+from firstlight.launcher.api_tls import api_verification
 from firstlight.launcher.backing import BackingServices
 from firstlight.launcher.gpu_host import host_config, host_ids
 from firstlight.launcher.processes import RoleSpec, Supervisor
@@ -36,7 +37,10 @@ class Cluster:
             for role in self._roles():
                 await self._supervisor.start(role)
             async with httpx.AsyncClient(
-                base_url=self._api_url(), headers=self._key(), trust_env=False
+                base_url=self._api_url(),
+                headers=self._key(),
+                trust_env=False,
+                verify=api_verification(self._settings),
             ) as http:
                 await together(
                     self._wait_for_api(http, steps),
@@ -81,12 +85,18 @@ class Cluster:
         settings = self._settings
         # A wildcard address is one to listen on, not one to connect to.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.api_host, settings.api_host)  # noqa: S104
-        return f"http://[{host}]:{settings.api_port}" if ":" in host else f"http://{host}:{settings.api_port}"
+        scheme = "http" if settings.api_tls_cert is None else "https"
+        return (
+            f"{scheme}://[{host}]:{settings.api_port}"
+            if ":" in host
+            else f"{scheme}://{host}:{settings.api_port}"
+        )
 
     def _write_run_file(self) -> RunRecord:
         record = RunRecord(
             launcher=own_mark(),
             api_url=self._api_url(),
+            database_url=self._settings.database_url or "",
             temporal_address=self._settings.temporal_address or "",
             temporal_ui_url=self._settings.temporal_ui_url or "",
             is_ready=self._is_ready,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from firstlight.domain.errors import InvalidSettings
 from firstlight.domain.names import HostId, host_id
+from firstlight.rpc.identity import assume, check_listener
 from firstlight.settings import Settings, read_settings
 from gpu_worker.host.config import ChildConfig, HostConfig
 
@@ -23,6 +24,8 @@ def main() -> None:
             setting="FIRSTLIGHT_HOST_IDS",
         )
     _check_control_plane(settings)
+    # Its processes would refuse too, but in logs of children that keep ending.
+    check_listener(settings.host_bind_address, assume(settings.rpc_tls_dir, may_be_plain=settings.rpc_plain))
     argv = gpu_host_argv(settings, ids[0])
     os.execv(argv[0], argv)  # noqa: S606 - same process, so that whoever started it can stop it
 
@@ -70,6 +73,8 @@ def host_config(settings: Settings, host: HostId) -> HostConfig:
         spares=settings.spares,
         registered_buffers=settings.registered_buffers,
         peer_secret_file=_keep_peer_secret(settings, folder),
+        tls_dir=str(settings.rpc_tls_dir.absolute()) if settings.rpc_tls_dir is not None else None,
+        may_be_plain=settings.rpc_plain,
         children=(agent_config(host),),
     )
 

@@ -18,6 +18,7 @@ from firstlight.launcher.gpu_host import host_ids
 from firstlight.launcher.lasting_output import LastingOutput
 from firstlight.launcher.machine_checks import check_disk, check_port, free_port, prepare_state_dir
 from firstlight.launcher.run_file import RunRecord, hold_lock, read_run, run_path
+from firstlight.rpc.identity import assume, check_listener
 from firstlight.settings import Settings
 
 Use = Callable[[RunRecord], Awaitable[None]]
@@ -38,6 +39,7 @@ def run_until_stopped(settings: Settings, *, console: Console, use: Use) -> None
 async def _run(settings: Settings, console: Console, use: Use) -> None:
     host_ids(settings)
     _check_keys(settings)
+    check_listener(settings.host_bind_address, assume(settings.rpc_tls_dir, may_be_plain=settings.rpc_plain))
     prepare_state_dir(settings.state_dir)
     # Relative paths would mean something else in a role that changes its directory.
     settings = settings.model_copy(update={"state_dir": settings.state_dir.resolve()})

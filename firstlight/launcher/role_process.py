@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 from firstlight.domain.errors import FirstlightError
+from firstlight.rpc.identity import assume
 from firstlight.settings import Settings, read_settings
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def run_role(
     """
     try:
         settings = settings or read_settings()
+        assume(settings.rpc_tls_dir, may_be_plain=settings.rpc_plain)
         logging.basicConfig(
             level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
         )

@@ -8,6 +8,8 @@ from typing import Self
 
 import grpc
 
+from firstlight.rpc import identity
+
 # A restarted peer is found within a second: gRPC's own back-off would reach two minutes.
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),
@@ -53,8 +55,16 @@ class Channels:
             raise RuntimeError("Channels belongs to another event loop")
         self._loop = loop
         if address not in self._open:
-            self._open[address] = grpc.aio.insecure_channel(address, options=self._options)
+            self._open[address] = self._channel(address)
         return self._open[address]
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        own = identity.current()
+        if not own.is_known:
+            return grpc.aio.insecure_channel(address, options=self._options)
+        # The certificate says who is there, not where: engines come and go on ports of the kernel's choice.
+        options = (*self._options, ("grpc.ssl_target_name_override", identity.NAME))
+        return grpc.aio.secure_channel(address, own.channel_credentials(), options=options)
 
     async def forget(self, address: str, *, grace_s: float | None = None) -> None:
         """Close the channel to an address that will not be used again (an engine that ended).

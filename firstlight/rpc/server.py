@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 
 from firstlight.domain.errors import InvalidSettings
+from firstlight.rpc import identity
 
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", 64 * 2**20),
@@ -22,9 +23,19 @@ def new_server() -> grpc.aio.Server:
 
 
 def bind(server: grpc.aio.Server, *, bind_address: str, port: int) -> str:
-    """Bind `port`, 0 for any; the address others reach it at. Raises: InvalidSettings when it is taken."""
+    """Bind `port`, 0 for any; the address others reach it at.
+
+    Only roles of the fleet are let in once this process is one of them (see identity.py).
+    Raises: InvalidSettings when the port is taken, or would be open to strangers.
+    """
+    own = identity.current()
+    identity.check_listener(bind_address, own)
+    where = f"{bind_address}:{port}"
     try:
-        bound = server.add_insecure_port(f"{bind_address}:{port}")
+        if own.is_known:
+            bound = server.add_secure_port(where, own.server_credentials())
+        else:
+            bound = server.add_insecure_port(where)
     except RuntimeError as failure:
         raise InvalidSettings(f"cannot bind {bind_address}:{port}: {failure}") from failure
     return f"{bind_address}:{bound}"

@@ -16,6 +16,8 @@ class EngineConfig:
 
     `cuda_library` is the CUDA driver's, found where the machine keeps it.
 
+    `tls_dir` and `may_be_plain` are as in firstlight.rpc.identity.
+
     `prefill_chunk_tokens` bounds how long a prompt holds up running streams; None fits it to the device.
     """
 
@@ -23,6 +25,8 @@ class EngineConfig:
     device: str = "cpu"
     cuda_library: str = "libcuda.so.1"
     bind_address: str = "127.0.0.1"
+    tls_dir: str | None = None
+    may_be_plain: bool = False
     threads: int = 1
     max_waiting: int = 64
     prefill_chunk_tokens: int | None = None

@@ -48,6 +48,7 @@ import torch
 
 from firstlight.domain.errors import EngineGone, FirstlightError, InvalidInput
 from firstlight.rpc import engine_pb2_grpc
+from firstlight.rpc.identity import assume
 from firstlight.rpc.server import bind, new_server
 from gpu_worker.engine.attachment import Attacher
 from gpu_worker.engine.control import AttachCommand, EngineConfig, PrepareCommand, to_message
@@ -82,6 +83,7 @@ class EngineProcess:
         write_message(writer, {"hello": "engine", "pid": os.getpid()})
         link = await StoreLink.connect(self._config.store_socket)
         link.on_lost = self._store_lost
+        assume(self._config.tls_dir, may_be_plain=self._config.may_be_plain)
         server = new_server()
         engine_pb2_grpc.add_InferenceServicer_to_server(self._service, server)
         endpoint = bind(server, bind_address=self._config.bind_address, port=0)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from firstlight.domain.errors import FirstlightError
+from firstlight.rpc.identity import assume
 from gpu_worker.host.config import HostConfig
 from gpu_worker.host.supervisor import Supervisor
 from gpu_worker.store.disk import hold
@@ -48,6 +49,7 @@ def main() -> int:
     try:
         config = HostConfig.from_json(arguments.config_json or arguments.config.read_text())
         log_to_stderr("host", config.host_id)
+        assume(config.tls_dir, may_be_plain=config.may_be_plain)
         state_dir = Path(config.state_dir)
         state_dir.mkdir(parents=True, exist_ok=True)
         hold(state_dir / "host.lock", what=f"the state directory {state_dir}")

@@ -33,6 +33,7 @@ class HostConfig:
     `device` is "cpu", "cuda" or "auto"; on "cpu" a GPU is a slot that an engine may run in.
     `cuda_library` is the CUDA driver's, found where the machine keeps it.
     `spares` engines stand ready beyond the bound ones. `ssd_dir` None puts the cache under `state_dir`.
+    `tls_dir` and `may_be_plain` are as in firstlight.rpc.identity, for all of this host's processes.
     A child's argv and env may name `{host_address}`, `{store_address}` and `{store_socket}`.
     """
 
@@ -52,6 +53,8 @@ class HostConfig:
     registered_buffers: bool = False
     peer_port: int = 0
     peer_secret_file: str | None = None
+    tls_dir: str | None = None
+    may_be_plain: bool = False
     drain_timeout_s: float = 5.0
     children: tuple[ChildConfig, ...] = ()
 
@@ -89,6 +92,8 @@ class HostConfig:
             planner_warm_after_s=PLANNER_WARM_AFTER_S,
             peer_port=self.peer_port,
             peer_secret_file=self.peer_secret_file,
+            tls_dir=self.tls_dir,
+            may_be_plain=self.may_be_plain,
         )
 
     @property

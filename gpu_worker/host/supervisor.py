@@ -102,6 +102,8 @@ class Supervisor:
             store_socket=self._store_socket,
             device=device,
             bind_address=self._config.bind_address,
+            tls_dir=self._config.tls_dir,
+            may_be_plain=self._config.may_be_plain,
             cuda_library=self._config.cuda_library,
         )
 

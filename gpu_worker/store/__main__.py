@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from firstlight.domain.errors import FirstlightError
+from firstlight.rpc.identity import assume
 from firstlight.rpc.server import bind, new_server
 from firstlight.rpc.store_pb2_grpc import add_StoreServicer_to_server
 from gpu_worker.store.config import StoreConfig
@@ -84,6 +85,7 @@ def main() -> int:
     try:
         config = StoreConfig.from_json(arguments.config_json)
         log_to_stderr("store", config.host_id)
+        assume(config.tls_dir, may_be_plain=config.may_be_plain)
         asyncio.run(serve(config))
     except FirstlightError as failure:
         print(f"{failure.code}: {failure.message}", file=sys.stderr)

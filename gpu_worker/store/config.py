@@ -27,6 +27,7 @@ class StoreConfig:
     `registered_buffers` has io_uring read into memory that the kernel keeps at hand, where it may.
     At `peer_port` other stores fetch from this one, if they show the secret in `peer_secret_file`; without
     one that is open on loopback and closed elsewhere.
+    `tls_dir` and `may_be_plain` are as in firstlight.rpc.identity.
     `planner_warm_after_s` has a planner of conversions ready so long after the start, and keeps it: a few
     hundred megabytes, for seconds less before the first layer of a download. None: started when needed.
     `arena_prefault` False leaves pages to their first use (tests; a slow first load in exchange).
@@ -46,6 +47,8 @@ class StoreConfig:
     planner_warm_after_s: float | None = None
     peer_port: int = 0
     peer_secret_file: str | None = None
+    tls_dir: str | None = None
+    may_be_plain: bool = False
     cuda_library: str = ""
 
     def __post_init__(self) -> None:
