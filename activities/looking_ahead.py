@@ -104,7 +104,8 @@ class LookAhead:
             Likely(picture.models[name].model, need) for name, need in needs.items() if name in picture.models
         ]
         sizes = {wanted.model.checkpoint_id: wanted.model.size_bytes for wanted in picture.models.values()}
-        chosen = plan_prefetch(known, picture.snapshot, budget, sizes=sizes)
+        # Seconds on a large fleet, which watches and heartbeats of this worker must not wait for.
+        chosen = await asyncio.to_thread(plan_prefetch, known, picture.snapshot, budget, sizes=sizes)
         told = await asyncio.gather(*(self._bring(prefetch, picture) for prefetch in chosen))
         return [sentence for sentence in told if sentence is not None]
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstlight.domain.autoscaling.arrivals import (
@@ -37,6 +37,7 @@ def life_of(history: ArrivalHistory, **changes: object) -> ModelLife:
     return ModelLife(**{"history": history, "fixed_keep_alive_s": 300.0, "start_s": 5.0, **changes})  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(st.lists(gaps, max_size=60))
 def test_every_gap_is_counted_once(gaps_s: list[float]) -> None:
     history = history_of(gaps_s)
@@ -53,6 +54,7 @@ def test_a_history_stays_small_and_forgets() -> None:
     assert history.survival(100.0) > 0.75, "what is long ago counts less"
 
 
+@settings(deadline=None)
 @given(st.lists(gaps, max_size=40), st.lists(st.floats(0, 200_000), min_size=2, max_size=8))
 def test_waiting_longer_is_never_less_likely_to_be_ended(gaps_s: list[float], times_s: list[float]) -> None:
     history = history_of(gaps_s)
@@ -67,6 +69,7 @@ def test_waiting_longer_is_never_less_likely_to_be_ended(gaps_s: list[float], ti
         assert all(0 <= need < 1 for need in known)
 
 
+@settings(deadline=None)
 @given(st.lists(gaps, max_size=40), st.floats(0, 20_000))
 def test_the_quiet_is_expected_to_last_until_it_is_as_likely_over_as_not(
     gaps_s: list[float], idle_s: float
@@ -84,6 +87,7 @@ def test_the_quiet_is_expected_to_last_until_it_is_as_likely_over_as_not(
     assert all(history.survival(edge) > half * (1 - 1e-9) for edge in later if edge < end_s)
 
 
+@settings(deadline=None)
 @given(st.lists(short_gaps, min_size=1, max_size=60), st.floats(0.01, 1))
 def test_a_percentile_lies_in_the_bin_that_is_named(gaps_s: list[float], share: float) -> None:
     bounds = history_of(gaps_s).percentile_bounds_s(share)
@@ -93,6 +97,7 @@ def test_a_percentile_lies_in_the_bin_that_is_named(gaps_s: list[float], share: 
     assert below < share * len(gaps_s) <= upto
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 5000), st.floats(0, 100)), max_size=20))
 def test_spells_that_touch_make_no_gap(spells: list[tuple[float, float]]) -> None:
     history, until_s = ArrivalHistory(), None
@@ -117,6 +122,7 @@ def test_what_has_no_meaning_is_refused() -> None:
         keep_alive_policy("for-ever")
 
 
+@settings(deadline=None)
 @given(st.sampled_from(KEEP_ALIVE_POLICIES), st.lists(gaps, max_size=60), st.floats(0, 10_000))
 def test_every_policy_answers_every_history(name: str, gaps_s: list[float], fixed_s: float) -> None:
     policy = keep_alive_policy(name, longest_s=1800.0)
@@ -128,6 +134,7 @@ def test_every_policy_answers_every_history(name: str, gaps_s: list[float], fixe
     assert list(times.values()) == sorted(times.values(), reverse=True), "lower layers live longer"
 
 
+@settings(deadline=None)
 @given(st.lists(gaps, max_size=11))
 def test_few_gaps_leave_the_fixed_time(gaps_s: list[float]) -> None:
     history = history_of([gap for gap in gaps_s if gap < EDGES_S[-1]])
@@ -140,6 +147,7 @@ def test_gaps_without_a_pattern_leave_the_fixed_time() -> None:
     assert (window.keep_alive_s, window.basis) == (300.0, "fixed: the gaps have no pattern")
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1, 60), min_size=12, max_size=100))
 def test_a_model_asked_for_every_minute_is_kept_just_over_its_gaps(gaps_s: list[float]) -> None:
     history = history_of(gaps_s)
@@ -151,6 +159,7 @@ def test_a_model_asked_for_every_minute_is_kept_just_over_its_gaps(gaps_s: list[
     assert window.keep_alive_s <= max(gaps_s) * 2 ** (1 / 4) * 1.1 + 1e-6
 
 
+@settings(deadline=None)
 @given(st.floats(900, 10_000), st.floats(0, 0.05), st.integers(12, 80))
 def test_a_model_asked_for_like_a_clock_is_let_go_and_brought_back_in_time(
     period_s: float, jitter: float, count: int
@@ -175,6 +184,7 @@ costs = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(costs, st.floats(1, 10_000), st.floats(0, 100_000))
 def test_holding_what_is_unknown_costs_at_most_twice_the_best(
     cost: LayerCost, longest_s: float, gap_s: float
@@ -187,6 +197,7 @@ def test_holding_what_is_unknown_costs_at_most_twice_the_best(
     assert hold_s == longest_s or spent(hold_s) <= 2 * best + 1e-6
 
 
+@settings(deadline=None)
 @given(costs, st.lists(short_gaps, min_size=1, max_size=30), st.floats(1, 20_000))
 def test_the_best_time_to_hold_is_the_best_of_all_that_are_looked_at(
     cost: LayerCost, gaps_s: list[float], longest_s: float

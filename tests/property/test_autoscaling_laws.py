@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstlight.domain.autoscaling.choice import scaling_policy
@@ -41,6 +41,7 @@ demands = st.builds(
 memories = st.builds(ScalingMemory, st.none() | st.floats(0, 1000), st.none() | st.floats(0, 1000))
 
 
+@settings(deadline=None)
 @given(demands, memories)
 def test_the_models_bounds_hold_whatever_is_asked(figures: Demand, memory: ScalingMemory) -> None:
     scaling = ConcurrencyScaling().decide(figures, memory)
@@ -53,6 +54,7 @@ def test_the_models_bounds_hold_whatever_is_asked(figures: Demand, memory: Scali
     assert not within or scaling.change(figures) >= -1
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 200), st.integers(1, 16), st.floats(0.5, 3), st.floats(0.1, 0.5))
 def test_a_steady_load_is_settled_on_and_stays_so(
     requests: int, places: int, target: float, target_in: float
@@ -147,6 +149,7 @@ def prefetched(likely: list[Likely], snapshot: FleetSnapshot, budget: PrefetchBu
     return plan_prefetch(likely, snapshot, budget, sizes=sizes)
 
 
+@settings(deadline=None)
 @given(fleets(), st.integers(0, 40), st.floats(0, 1), st.integers(1, 3))
 def test_a_pass_keeps_to_its_budget_and_to_the_room_there_is(
     fleet: tuple[list[Likely], FleetSnapshot], gib: int, share: float, copies: int
@@ -232,6 +235,7 @@ residents = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(residents, st.integers(0, 500))
 def test_room_is_made_without_a_victim_too_many(held: list[Resident], wanted: int) -> None:
     victims = make_room(held, bytes_wanted=wanted)
@@ -244,6 +248,7 @@ def test_room_is_made_without_a_victim_too_many(held: list[Resident], wanted: in
         assert sum(one.size_bytes for one in fewer) < wanted
 
 
+@settings(deadline=None)
 @given(residents)
 def test_the_least_loss_by_the_byte_goes_first(held: list[Resident]) -> None:
     losses = [
@@ -265,6 +270,7 @@ def test_a_store_lets_the_unlikely_go_first_and_goes_by_use_when_nobody_says() -
     assert order.first_to_go(names) == ["first", "second", "third"]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from("abcde"), st.floats(0.1, 10), st.integers(1, 10)), min_size=1, max_size=40

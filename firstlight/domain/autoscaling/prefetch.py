@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from firstlight.domain.errors import InvalidSettings
 from firstlight.domain.estimator import StartEstimate, estimate_start, givers_of
 from firstlight.domain.fleet import FleetSnapshot, Host, Model, Tier
 from firstlight.domain.lifecycle import HostState
 from firstlight.domain.names import CheckpointId, HostId
+
+# Of each model and tier; a pass over a thousand hosts stays short.
+HOSTS_PROPOSED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +100,10 @@ def plan_prefetch(
         key=lambda one: (-one.need, one.model.name),
     )[: budget.models_at_most]
     proposals = [proposal for one in wanted for proposal in _proposals(one, snapshot, budget, busy)]
+    hosts = {host.host_id: host for host in snapshot.hosts}
     done: set[tuple[str, Tier]] = set()
     for proposal in sorted(proposals, key=_preference):
-        host = next(host for host in snapshot.hosts if host.host_id == proposal.host_id)
+        host = hosts[proposal.host_id]
         key = (proposal.model.name, proposal.tier)
         if (
             key in done
@@ -154,8 +159,17 @@ def _proposals(
         return
     givers = givers_of(one.model, snapshot)
     now = {host.host_id: estimate_start(one.model, host, snapshot, givers=givers) for host in able}
+    idle = _idle_gpus(snapshot)
+    # Where a GPU may be had and the bytes are near; beyond the best few one host is as good as another.
+    able.sort(key=lambda host: (not _is_open(one.model, host, idle), now[host.host_id].total_s, host.host_id))
     yield from _into_dram(one, able, snapshot, now, busy, budget)
     yield from _onto_ssd(one, able, snapshot, now, busy, budget)
+
+
+def _is_open(model: Model, host: Host, idle: frozenset[str]) -> bool:
+    """Whether a start could have its GPUs there now."""
+    held = sum(gpu.instance_id is not None and gpu.instance_id not in idle for gpu in host.gpus)
+    return len(host.gpus) - held >= model.gpu_count
 
 
 def _into_dram(
@@ -172,13 +186,11 @@ def _into_dram(
         return
     idle = _idle_gpus(snapshot)
     soonest_s = min(estimate.total_s for estimate in now.values())
-    for host in able:
-        if host.tiers.get(one.model.checkpoint_id) is Tier.DRAM:
-            continue
+    without = (host for host in able if host.tiers.get(one.model.checkpoint_id) is not Tier.DRAM)
+    for host in islice(without, HOSTS_PROPOSED):
         after = _estimate_at(one.model, host, snapshot, Tier.DRAM)
         # A host without a GPU for it now may have none then either.
-        open_gpus = sum(gpu.instance_id is None or gpu.instance_id in idle for gpu in host.gpus)
-        chance = 1.0 if open_gpus >= one.model.gpu_count else 1.0 - busy
+        chance = 1.0 if _is_open(one.model, host, idle) else 1.0 - busy
         # The copy comes the way a start's bytes would: the nearer the host has them, the cheaper it is.
         before_s = now[host.host_id].total_s if copies else soonest_s
         saves_s = one.need * chance * busy**copies * (before_s - after.total_s)
@@ -205,9 +217,8 @@ def _onto_ssd(
     copies = sum(one.model.checkpoint_id in host.tiers for host in snapshot.hosts)
     if copies >= budget.copies_at_most:
         return
-    for host in able:
-        if one.model.checkpoint_id in host.tiers:
-            continue
+    without = (host for host in able if one.model.checkpoint_id not in host.tiers)
+    for host in islice(without, HOSTS_PROPOSED):
         after = _estimate_at(one.model, host, snapshot, Tier.SSD)
         sooner_s = now[host.host_id].total_s - after.total_s
         saves_s = one.need * busy**copies * sooner_s
@@ -224,5 +235,5 @@ def _onto_ssd(
 
 def _estimate_at(model: Model, host: Host, snapshot: FleetSnapshot, tier: Tier) -> StartEstimate:
     """A start there as if the checkpoint were in this tier already."""
-    moved = replace(host, tiers={**host.tiers, model.checkpoint_id: tier})
+    moved = replace(host, tiers={model.checkpoint_id: tier})
     return estimate_start(model, moved, snapshot)
