@@ -128,9 +128,13 @@ class ScriptedStarter(Starter):
         self.given_up.append(planned.plan.instance_id)
 
 
-def direct(starter: Starter) -> RouteTable:
+def direct(
+    starter: Starter, *, max_instances: int = 1, scaling: ConcurrencyScaling | None = None
+) -> RouteTable:
     table = RouteTable(max_queue=1000)
-    director = StartDirector(starter=starter, table=table, max_instances_of=lambda model: 1)
+    director = StartDirector(
+        starter=starter, table=table, max_instances_of=lambda model: max_instances, scaling=scaling
+    )
     table.on_demand = director.demand
     table.on_change = director.changed
     return table
@@ -173,6 +177,19 @@ async def test_many_requests_cause_one_start_and_all_are_served() -> None:
     table.apply(notice("i-0", InstanceState.READY))
     await asyncio.gather(*tasks)
     assert (len(starter.plans), starter.begun) == (1, ["i-0"])
+
+
+async def test_a_crowd_that_lasts_gets_several_instances_side_by_side() -> None:
+    starter = ScriptedStarter(PLACE)
+    table = direct(starter, max_instances=5, scaling=ConcurrencyScaling(target=2.0, out_after_s=0.05))
+    tasks = await asked(table, 20)
+    await until(lambda: len(starter.begun) == 3)
+    # Eight requests for each instance are as many as its four places may have; none is ready yet.
+    assert starter.plans == [True, False, False]
+    for number in range(3):
+        table.apply(notice(f"i-{number}", InstanceState.READY, epoch=number + 1))
+    await asyncio.gather(*tasks)
+    assert len(starter.begun) == 3
 
 
 async def test_the_reason_of_a_failed_start_reaches_who_waits() -> None:
