@@ -23,7 +23,7 @@ from firstlight.domain.lifecycle import InstanceState
 RECORDED_WITHIN_S = 10.0
 LOOK_EVERY_S = 0.5
 STARTS_AT_MOST = 10_000
-_PHASES = ("queue", "download", "load", "attach", "control")
+_PHASES = ("queue", "download", "load", "free", "attach", "control")
 
 
 class StartLedger:

@@ -7,6 +7,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from firstlight.contracts.starts import CheckpointRef, StartPlan
 from firstlight.database.decision_json import estimate_from_json
+from firstlight.database.giving_way import still_promised
+from firstlight.database.plan_reading import planned_victim
 from firstlight.database.tables import CheckpointRow, DecisionRow, InstanceRow, ModelRow
 from firstlight.domain.lifecycle import InstanceState
 
@@ -43,4 +45,16 @@ async def current_plan(session: AsyncSession, instance_id: str) -> StartPlan | N
         keep_alive_s=instance.keep_alive_s,
         decided_at_unix_s=decision.decided_at.timestamp(),
         context_length=model.context_length,
+        victims=[planned_victim(document) for document in decision.victims],
+        awaits_gpus=await still_promised(session, instance.instance_id) > 0,
     )
+
+
+async def replacement_of(session: AsyncSession, failed: StartPlan) -> StartPlan | None:
+    """The plan that replaced this very one, if the instance still starts under it."""
+    replaces = await session.scalar(
+        select(DecisionRow.replaces)
+        .join(InstanceRow, InstanceRow.decision_id == DecisionRow.decision_id)
+        .where(InstanceRow.instance_id == failed.instance_id)
+    )
+    return await current_plan(session, failed.instance_id) if replaces == failed.decision_id else None

@@ -14,13 +14,13 @@ from firstlight.contracts.loads import EngineLoad
 from firstlight.contracts.migrations import MovingInstance
 from firstlight.contracts.starts import ReplanInput, ReplanReceipt, StartPlan
 from firstlight.database.connection import Database
+from firstlight.database.current_plan import replacement_of
 from firstlight.database.decision_json import candidates_markdown
 from firstlight.database.fleet_view import FleetView, read_fleet
 from firstlight.database.giving_way import write_migrate
 from firstlight.database.instance_closing import close_instance, lock_instance, release_gpus
 from firstlight.database.instance_limits import at_maximum
 from firstlight.database.locks import lock_decision
-from firstlight.database.plan_reading import replacement_of
 from firstlight.database.plan_writing import Asked, GpuTaken, write_place, write_refusal
 from firstlight.database.records import PlannedStart
 from firstlight.domain.errors import ModelBeingDeleted, StartFailed, UnknownModel

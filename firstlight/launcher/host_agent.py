@@ -27,7 +27,7 @@ from firstlight.domain.names import HostId
 from firstlight.launcher.activity_boundaries import boundaries
 from firstlight.launcher.control_worker import GRACEFUL_SHUTDOWN, database_url
 from firstlight.launcher.gpu_host import host_dir, host_ids
-from firstlight.launcher.load_mirror import LoadMirror
+from firstlight.launcher.load_mirror import LOOK_EVERY_S, LoadMirror
 from firstlight.launcher.membership import Membership
 from firstlight.launcher.placement_mirror import PlacementMirror
 from firstlight.launcher.role_process import run_role, unless_stopped
@@ -107,7 +107,7 @@ async def _work(settings: Settings, channels: Channels, database: Database, stop
         loads = LoadMirror(
             host=HostClient(channels, at.host),
             host_id=host_id,
-            loads=EngineLoads(channels),
+            loads=EngineLoads(channels, within_s=LOOK_EVERY_S),
             database=database,
             is_member=membership.is_member,
         )

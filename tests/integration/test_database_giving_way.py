@@ -10,7 +10,7 @@ from fleets import add_host, add_model, placed, plan, publish, running
 from giving_way_scene import abandon, end, has_load, is_busy, one_host, says, two_hosts
 from sqlalchemy import select
 
-from firstlight.contracts.hosts import FailHostInput
+from firstlight.contracts.hosts import EngineRow, FailHostInput, HostReport, MendInput
 from firstlight.contracts.starts import AbandonInput, ReplanInput, StartPlan
 from firstlight.database import (
     hosts_repository,
@@ -18,10 +18,10 @@ from firstlight.database import (
     starts_repository,
 )
 from firstlight.database.connection import Database
+from firstlight.database.current_plan import replacement_of
 from firstlight.database.giving_way import awaited_gpus
-from firstlight.database.migrations_repository import list_migrations
+from firstlight.database.migrations_repository import list_migrations, stale_migrations
 from firstlight.database.moves_called_off import call_off_moves
-from firstlight.database.plan_reading import replacement_of
 from firstlight.database.tables import PromiseRow, ReservationRow
 from firstlight.domain.errors import StaleEpoch
 from firstlight.domain.scheduler import Migrate, Place, Wait
@@ -171,6 +171,29 @@ async def test_what_was_planned_for_a_start_that_never_began_is_undone(database:
     async with database.session() as session:
         [row] = await list_migrations(session)
     assert (row.state, row.failure) == ("failed", "no Temporal")
+
+
+async def test_the_reconciler_undoes_a_plan_that_nobody_carries_out(database: Database) -> None:
+    """Whoever made it died before its workflow began."""
+    old = await two_hosts(database)
+    busy = says(**{old.instance_id: is_busy(old.instance_id)})
+    new = await placed(database, "new", ask_engines=busy)
+    [victim] = new.victims
+    assert victim.destination is not None
+    nobody = frozenset({new.instance_id, victim.destination.instance_id})
+    engine = EngineRow(old.instance_id, old.epoch, "ready", victim.endpoint)
+    for host_id, engines in (("host-a", [engine]), ("host-b", [])):
+        report = HostReport(host_id, engines=engines)
+        async with database.transaction() as session:
+            await hosts_repository.mend_host(
+                session, MendInput(report, stale_start_s=0.0), abandoned_starts=nobody
+            )
+    assert await holders(database) == {("host-a", 0): old.instance_id}
+    assert await promised(database) == {}
+    async with database.session() as session:
+        stale = await stale_migrations(session, older_than_s=0.0)
+    # Closed by the activity, which knows that no workflow of this name runs.
+    assert [one.migration_id for one in stale] == [victim.migration_id]
 
 
 async def test_a_replan_spares_who_stayed_and_repeats_its_answer(database: Database) -> None:
