@@ -26,10 +26,10 @@ from firstlight.domain.estimator import StartEstimate
 from firstlight.domain.fleet import Tier
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.domain.names import HostId
-from firstlight.domain.scheduler import Place, Reject, Wait
+from firstlight.domain.scheduler import Migrate, Place, Reject, Wait
 
 HOST = HostId("host-a")
-Answer = Place | Wait | Reject
+Answer = Place | Migrate | Wait | Reject
 ESTIMATE = StartEstimate(0.0, 0.0, 0.1, 0.1, 0.05, Tier.SSD)
 
 
@@ -75,7 +75,7 @@ def test_a_shortage_is_looked_at_again_when_it_has_lasted() -> None:
 
 def planned(decision: Answer, number: int = 0) -> PlannedStart:
     plan = None
-    if isinstance(decision, Place):
+    if isinstance(decision, Place | Migrate):
         plan = StartPlan(
             decision_id=f"d-{number}",
             instance_id=f"i-{number}",
@@ -223,6 +223,18 @@ async def test_a_wait_ends_with_any_models_instance_and_not_before() -> None:
     await until(lambda: starter.begun)
     table.apply(notice("i-1", InstanceState.READY, epoch=2))
     await task
+
+
+async def test_who_holds_the_gpus_may_have_nothing_to_do_at_any_moment() -> None:
+    """Its keep-alive time is ten minutes; that it has become idle nobody tells."""
+    starter = ScriptedStarter(Wait("all taken", 600.0, None, ()), Migrate(HOST, (0,), (), ESTIMATE, ()))
+    table = direct(starter)
+    (task,) = await asked(table)
+    async with asyncio.timeout(10):
+        await until(lambda: starter.begun)
+        table.apply(notice("i-1", InstanceState.READY, epoch=2))
+        await task
+    assert starter.begun == ["i-1"]
 
 
 async def test_a_database_that_is_away_is_asked_again() -> None:
