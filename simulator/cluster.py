@@ -174,8 +174,10 @@ class Cluster:
                     break
 
     def has_room(self) -> bool:
-        """Whether any GPU is free or held by an idle instance: no start or move can do without."""
-        return self.journal.held < self.journal.gpus or any(one.is_idle for one in self.instances.values())
+        """Whether a GPU could be had: no start or move can do without one."""
+        if self.journal.held < self.journal.gpus:
+            return True
+        return self.policy.reclaims_idle and any(one.is_idle for one in self.instances.values())
 
     def look_again(self, after_s: float) -> None:
         """Ask the policy anew later, though nothing may have happened by then."""

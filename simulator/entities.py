@@ -130,6 +130,8 @@ class SimHost:
     tiers: dict[str, Tier] = field(default_factory=dict)
 
     def free_gpus(self) -> list[int]:
+        if None not in self.holders:
+            return []
         return [index for index, holder in enumerate(self.holders) if holder is None]
 
     def tier_of(self, model: ModelSpec) -> Tier:

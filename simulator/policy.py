@@ -31,6 +31,8 @@ class Policy(ABC):
     is_given_copies: ClassVar[bool] = True
     # Whether what is downloaded goes to the GPU as it comes, rather than being stored and read again.
     streams_downloads: ClassVar[bool] = False
+    # Whether idle instances end when others need their GPUs; else only their keep-alive ends them.
+    reclaims_idle: ClassVar[bool] = False
     # Whether an engine computes with the layers that are there while others still come.
     computes_while_loading: ClassVar[bool] = False
 

@@ -17,6 +17,7 @@ class Clockwork(Policy):
     """
 
     name: ClassVar[str] = "clockwork"
+    reclaims_idle: ClassVar[bool] = True
 
     def place(self, request: Request) -> bool:
         able = []

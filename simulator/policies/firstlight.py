@@ -29,6 +29,7 @@ LATEST_LOOK_S = 30.0
 class Firstlight(Policy):
     name: ClassVar[str] = "firstlight"
     streams_downloads: ClassVar[bool] = True
+    reclaims_idle: ClassVar[bool] = True
     computes_while_loading: ClassVar[bool] = True
 
     def __init__(self, *, random: Random, options: Mapping[str, float]) -> None:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 from firstlight.domain.autoscaling.arrivals import ArrivalHistory
 from firstlight.domain.autoscaling.eviction import Resident, eviction_order
-from firstlight.domain.autoscaling.keep_alive import HybridHistogram, ModelLife
+from firstlight.domain.autoscaling.keep_alive import (
+    FixedKeepAlive,
+    HybridHistogram,
+    KeepAlivePolicy,
+    ModelLife,
+)
 from firstlight.domain.autoscaling.prefetch import Likely, PrefetchBudget, plan_prefetch
 from firstlight.domain.fleet import Tier
 from firstlight.domain.names import CheckpointId
@@ -20,17 +25,20 @@ if TYPE_CHECKING:
 
 # What the platform's settings say by default.
 FIXED_KEEP_ALIVE_S = 300.0
-PASS_EVERY_S = 5.0
+PASS_EVERY_S = 10.0
 
 
 class Ahead:
-    """`keep_alive_s`, `prefetch` (0: none) and `prefetch_gb_per_pass` are options of the policy."""
+    """Options: `keep_alive_s`, `adaptive_keep_alive` (0: that time always), `prefetch` (0: none),
+    `prefetch_gb_per_pass`, `horizon_s`, `unknown_need`, `dram_share`.
+    """
 
     def __init__(self, cluster: Cluster, learning: Learning, options: Mapping[str, float]) -> None:
         self._cluster = cluster
         self._learning = learning
         self._options = options
-        self._keep_alive = HybridHistogram()
+        is_fixed = options.get("adaptive_keep_alive", 1.0) == 0.0
+        self._keep_alive: KeepAlivePolicy = FixedKeepAlive() if is_fixed else HybridHistogram()
         self._histories = {model.name: ArrivalHistory() for model in cluster.models}
         self._active_since_s: dict[str, float] = {}
         self._by_name = {model.name: model for model in cluster.models}
@@ -110,7 +118,7 @@ class Ahead:
             for need in (self._need(model.name),)
         ]
         budget = PrefetchBudget(
-            bytes_per_pass=int(self._options.get("prefetch_gb_per_pass", 100.0) * 1e9),
+            bytes_per_pass=int(self._options.get("prefetch_gb_per_pass", 200.0) * 1e9),
             dram_share=self._options.get("dram_share", 0.9),
             dram_copies_at_most=len(self._cluster.hosts),
         )

@@ -46,7 +46,9 @@ class ServerlessLlm(RandomPolicy):
         gpus = free_gpus(host, model)
         if gpus is not None:
             return [Plan(loading_s, host, tuple(gpus))]
-        plans = []
+        plans: list[Plan] = []
+        if not any(other.free_gpus() for other in self.cluster.hosts if other is not host):
+            return plans
         for victim in self.victims(model, host):
             to = self.destination(victim)
             if to is not None:

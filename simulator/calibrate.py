@@ -1,0 +1,116 @@
+"""The simulator beside a real `firstlight up`: the same short trace on both, start-up latencies side by side.
+
+    python -m simulator.calibrate [--json FILE] [--requests N] [--rounds N] [--source URI] [--state-dir DIR]
+
+First a few starts from each tier are measured on the platform, one at a time; what they take is all that the
+simulator is told of this machine. Then the trace runs on the platform, and in the simulator. Exit code 1: p50
+or p95 differ by more than a fifth. On a machine that does other work meanwhile both say little.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+from rich.progress import Progress
+
+from benchmarks.cold_start import demo_source
+from benchmarks.platform import Platform
+from benchmarks.report import Report, quantile, wide_console
+from simulator.calibration import Measured, scenario_of, trace_of
+from simulator.calibration_platform import RealFleet
+from simulator.entities import Request
+from simulator.running import play
+from simulator.workload import models_of
+
+MODELS = 3
+# Short, so that most requests of the trace need a start.
+KEEP_ALIVE_S = 1.0
+SIMULATED = 20
+WITHIN = 0.2
+
+
+def main() -> int:
+    arguments = _arguments()
+    trace = trace_of(
+        arguments.requests, models=MODELS, mean_gap_s=arguments.gap, random=Random(arguments.seed)
+    )
+    env = {
+        "FIRSTLIGHT_HOST_IDS": "host-a,host-b",
+        "FIRSTLIGHT_GPUS_PER_HOST": "1",
+        "FIRSTLIGHT_KEEP_ALIVE_POLICY": "fixed",
+        "FIRSTLIGHT_PREFETCH_BYTES": "0",
+        "FIRSTLIGHT_LOG_LEVEL": "WARNING",
+    }
+    with Platform(arguments.state_dir.resolve(), env=env) as platform, Progress(transient=True) as progress:
+        fleet = RealFleet(platform, models=MODELS, keep_alive_s=KEEP_ALIVE_S, progress=progress)
+        fleet.deploy(arguments.source)
+        measured = fleet.measure(arguments.rounds)
+        real_s = fleet.replay(trace)
+    simulated_s = _simulated(measured, trace)
+    report = _report(measured, real_s, simulated_s)
+    report.print_rows()
+    wide_console().print(measured.sentence())
+    report.print_reach()
+    if arguments.json:
+        report.write(arguments.json)
+    return 1 if report.has_failed else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the report there as JSON")
+    parser.add_argument("--requests", type=int, default=80, help="length of the trace (default 80)")
+    parser.add_argument("--gap", type=float, default=1.2, help="mean seconds between requests")
+    parser.add_argument("--rounds", type=int, default=6, help="starts measured from each tier (default 6)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--source", default=demo_source(), help="checkpoint (default: SmolLM2's GGUF)")
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        default=Path(".firstlight/benchmarks/calibrate"),
+        help="kept between runs, so that models are converted once",
+    )
+    return parser.parse_args()
+
+
+def _simulated(measured: Measured, trace: Sequence[tuple[float, int]]) -> list[float]:
+    """Start-up latencies of the trace under several draws of the measured noise."""
+    scenario = scenario_of(measured, models=MODELS, keep_alive_s=KEEP_ALIVE_S, duration_s=trace[-1][0] + 1)
+    models = models_of(scenario)
+    found = []
+    for seed in range(SIMULATED):
+        requests = [
+            Request(index, models[model], at_s, measured.prompt_tokens, measured.output_tokens)
+            for index, (at_s, model) in enumerate(trace)
+        ]
+        play(scenario, "firstlight", models, requests, seed)
+        found += [request.waited_s for request in requests]
+    return found
+
+
+def _report(measured: Measured, real_s: Sequence[float], simulated_s: Sequence[float]) -> Report:
+    report = Report("simulator beside a real platform")
+    for tier, rows in (("dram", measured.dram_s), ("ssd", measured.ssd_s)):
+        report.add(f"measured: a start from {tier}", [1e3 * one for one in rows], unit="ms")
+    report.add("measured: a warm request's first token", [1e3 * one for one in measured.warm_s], unit="ms")
+    report.add("start-up latency, real", [1e3 * one for one in real_s], unit="ms")
+    report.add("start-up latency, simulated", [1e3 * one for one in simulated_s], unit="ms")
+    for share in (0.50, 0.95):
+        real, simulated = quantile(real_s, share), quantile(simulated_s, share)
+        report.notes.append(
+            f"p{share * 100:.0f}: real {real * 1e3:.0f} ms, simulated {simulated * 1e3:.0f} ms"
+        )
+        report.require(
+            f"start-up latency p{share * 100:.0f}, |simulated − real| / real",
+            abs(simulated - real) / real if real else float(simulated > 0),
+            unit="",
+            at_most=WITHIN,
+        )
+    return report
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

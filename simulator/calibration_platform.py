@@ -1,0 +1,201 @@
+"""A real platform as calibration uses it: models deployed, single starts measured, a trace replayed."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from http.client import HTTPConnection
+from statistics import median
+from typing import Any
+
+import grpc
+from rich.progress import Progress
+
+from benchmarks.platform import Platform, PlatformFailed
+from firstlight.rpc import host_pb2, host_pb2_grpc, store_pb2, store_pb2_grpc
+from simulator.calibration import Measured, startup_s
+
+PROMPT = "What is the capital of France?"
+OUTPUT_TOKENS = 8
+WARM_REQUESTS = 12
+ANSWER_S = 300.0
+
+
+class RealFleet:
+    def __init__(self, platform: Platform, *, models: int, keep_alive_s: float, progress: Progress) -> None:
+        self._platform = platform
+        self._names = [f"calibrate-{index + 1}" for index in range(models)]
+        self._keep_alive_s = keep_alive_s
+        self._progress = progress
+        self._prompt_tokens = 0
+
+    def deploy(self, source: str) -> None:
+        """Every model once on both hosts, from where a later start finds it in DRAM or on SSD."""
+        task = self._progress.add_task("deploy and convert", total=len(self._names))
+        known = {model["id"] for model in self._platform.get("/v1/models")["data"]}
+        for name in self._names:
+            settings = {"keep_alive_s": self._keep_alive_s, "max_instances": 2, "max_concurrency": 1}
+            if name in known:
+                self._platform.post(f"/admin/v1/models/{name}/scale", settings)
+            else:
+                self._platform.post("/admin/v1/models", {"name": name, "source": source, **settings})
+            # Two at once take a place on each host.
+            self._together([name, name])
+            self._quiet()
+            self._progress.advance(task)
+
+    def measure(self, rounds: int) -> Measured:
+        """Starts one at a time, and warm requests. The hosts do nothing else meanwhile."""
+        task = self._progress.add_task("single starts", total=2 * rounds)
+        warm = [self._ask(self._names[0]) for _ in range(WARM_REQUESTS + 1)][1:]
+        warm_s = [ttft_s for ttft_s, _ in warm]
+        found: dict[str, list[float]] = {"dram": [], "ssd": []}
+        attach_s: list[float] = []
+        for step in range(2 * rounds):
+            tier, name = ("dram", "ssd")[step % 2], self._names[step % len(self._names)]
+            self._quiet()
+            if tier == "ssd":
+                self._drop_from_dram()
+            else:
+                self._ask(name)
+                self._quiet()
+            ttft_s, _ = self._ask(name)
+            start = self._last_start(name)
+            if start["tier"] == tier:
+                found[tier].append(startup_s(ttft_s, warm_s))
+                attach_s.append(float(start["actual"]["attach_s"]))
+            self._progress.advance(task)
+        if not (found["dram"] and found["ssd"]):
+            raise PlatformFailed("no start came from the tier it was meant to come from")
+        return Measured(
+            dram_s=tuple(found["dram"]),
+            ssd_s=tuple(found["ssd"]),
+            warm_s=tuple(warm_s),
+            answer_s=tuple(answer_s for _, answer_s in warm),
+            attach_s=median(attach_s),
+            size_bytes=self._size_bytes(),
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=OUTPUT_TOKENS,
+        )
+
+    def replay(self, trace: Sequence[tuple[float, int]]) -> list[float]:
+        """Start-up latency of each request of the trace, sent when it is due, from SSDs at first."""
+        self._quiet()
+        task = self._progress.add_task("trace", total=len(trace))
+        warm = [self._ask(self._names[0]) for _ in range(WARM_REQUESTS + 1)][1:]
+        warm_s = [ttft_s for ttft_s, _ in warm]
+        self._quiet()
+        self._drop_from_dram()
+        found: dict[int, float] = {}
+
+        def send(index: int, name: str) -> None:
+            found[index] = self._ask(name)[0]
+            self._progress.advance(task)
+
+        threads = []
+        began_s = time.monotonic()
+        for index, (at_s, model) in enumerate(trace):
+            # The trace's own clock; nothing else is waited for.
+            time.sleep(max(0.0, began_s + at_s - time.monotonic()))
+            thread = threading.Thread(target=send, args=(index, self._names[model]))
+            thread.start()
+            threads.append(thread)
+        for thread in threads:
+            thread.join(ANSWER_S)
+        if len(found) < len(trace):
+            raise PlatformFailed(f"{len(trace) - len(found)} requests of the trace had no answer")
+        return [startup_s(found[index], warm_s) for index in range(len(trace))]
+
+    def _ask(self, name: str) -> tuple[float, float]:
+        """Seconds to the first token and to the last of one streamed answer."""
+        body = {
+            "model": name,
+            "messages": [{"role": "user", "content": PROMPT}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": OUTPUT_TOKENS,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
+        host, _, port = self._platform.api_url.removeprefix("http://").rpartition(":")
+        connection = HTTPConnection(host, int(port), timeout=ANSWER_S)
+        connection.connect()
+        began_s, first_s = time.perf_counter(), None
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        response = connection.getresponse()
+        if response.status != 200:
+            raise PlatformFailed(f"{response.status} {response.read().decode()}")
+        while line := response.readline().decode():
+            event = json.loads(line[6:]) if line.startswith("data: {") else {}
+            if "error" in event:
+                raise PlatformFailed(f"the stream ended with {event['error']}")
+            if (usage := event.get("usage")) is not None:
+                self._prompt_tokens = int(usage["prompt_tokens"])
+            if first_s is None and any(
+                (choice.get("delta") or {}).get("content") for choice in event.get("choices") or ()
+            ):
+                first_s = time.perf_counter() - began_s
+        connection.close()
+        if first_s is None:
+            raise PlatformFailed("the stream ended without a token")
+        return first_s, time.perf_counter() - began_s
+
+    def _together(self, names: Sequence[str]) -> None:
+        threads = [threading.Thread(target=self._ask, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(ANSWER_S)
+
+    def _quiet(self) -> None:
+        """Until nothing runs, and every host has an engine in spare for each place."""
+        self._platform.wait_for(self._is_quiet, what="all instances to end", deadline_s=60.0)
+
+    def _is_quiet(self) -> bool:
+        rows = self._platform.get("/admin/v1/instances")["instances"]
+        if any(row["state"] in ("starting", "ready", "draining") for row in rows):
+            return False
+        hosts = self._platform.get("/admin/v1/hosts")["hosts"]
+        return all(_has_spare(host["host_address"]) for host in hosts)
+
+    # Any: a JSON object.
+    def _last_start(self, name: str) -> Any:
+        found: list[Any] = []
+
+        def recorded() -> bool:
+            rows = self._platform.get(f"/admin/v1/starts?model={name}&limit=1")["starts"]
+            found[:] = [row for row in rows if row["actual"]]
+            return bool(found)
+
+        self._platform.wait_for(recorded, what="the start to be recorded", deadline_s=20.0)
+        return found[0]
+
+    def _size_bytes(self) -> int:
+        return int(self._platform.get(f"/admin/v1/models/{self._names[0]}")["size_bytes"])
+
+    def _drop_from_dram(self) -> None:
+        for host in self._platform.get("/admin/v1/hosts")["hosts"]:
+            with grpc.insecure_channel(host["store_address"]) as channel:
+                store = store_pb2_grpc.StoreStub(channel)
+                for row in store.Inventory(store_pb2.InventoryRequest()).checkpoints:
+                    if row.in_dram:
+                        store.Remove(store_pb2.RemoveRequest(checkpoint_id=row.checkpoint_id, only_dram=True))
+        self._platform.wait_for(
+            lambda: all(
+                row["tier"] != "dram"
+                for host in self._platform.get("/admin/v1/hosts")["hosts"]
+                for row in host["placements"]
+            ),
+            what="the fleet to know what left DRAM",
+            deadline_s=20.0,
+        )
+
+
+def _has_spare(host_address: str) -> bool:
+    with grpc.insecure_channel(host_address) as channel:
+        engines = host_pb2_grpc.HostStub(channel).ListEngines(host_pb2.ListEnginesRequest()).engines
+    return [engine.state for engine in engines] == ["spare"]
