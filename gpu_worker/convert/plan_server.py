@@ -34,6 +34,7 @@ def serve(questions: TextIO, answers: TextIO) -> None:
 # Any: decoded JSON from the store that started this process.
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
     from gpu_worker.convert.planning import NotStreamable
+    from gpu_worker.convert.quick_gguf import forget
 
     try:
         match question:
@@ -43,8 +44,10 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
                 return _tokenizer(Path(folder), Path(output))
         raise InvalidInput("expected a plan or a tokenizer to make")
     except NotStreamable as reason:
+        forget()
         return {"staged": str(reason)}
     except FirstlightError as failure:
+        forget()
         return {"error": failure.code, "message": failure.message}
 
 

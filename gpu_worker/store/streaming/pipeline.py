@@ -90,7 +90,8 @@ class Stream:
                 self._group = group
                 there = await self._resume()
                 seams = self._ahead.seams if self._ahead is not None else ()
-                self._queue = RequestQueue(self._book.entries, seams=seams, skip=there)
+                ordered = partial(RequestQueue, self._book.entries, seams=seams, skip=there)
+                self._queue = await self._in(self._workers, ordered)
                 if not self._book.entries:
                     self.resident.set()
                 for entry in self._book.entries:

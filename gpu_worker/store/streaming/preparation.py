@@ -7,6 +7,7 @@ staging/<id>/plan/        the plan; kept, so that a download that was killed doe
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -73,7 +74,8 @@ class Preparation:
         if self._description.layout is Layout.GGUF:
             identity += f" gguf {version('gguf')}"
         self._settle(identity)
-        if (kept := self._kept_plan()) is not None:
+        # Reading one takes seconds when a large model's rows are permuted: not on the event loop.
+        if (kept := await asyncio.to_thread(self._kept_plan)) is not None:
             return Prepared(kept, identity, 0.0)
         began = time.monotonic()
         headers = self._staging / HEADERS
@@ -83,7 +85,7 @@ class Preparation:
         self._ahead.start(headers)
         await self._made_by_planner(headers)
         await self._ahead.stop()
-        plan = read_plan(self._plan_folder, file_sizes=self._sizes)
+        plan = await asyncio.to_thread(read_plan, self._plan_folder, file_sizes=self._sizes)
         took_s = time.monotonic() - began
         log.info("planned checkpoint=%s in_s=%.3f", self._order.checkpoint_id, took_s)
         return Prepared(plan, identity, latency_s)

@@ -121,18 +121,19 @@ class Session:
     async def _streamed(self, prepared: Prepared) -> Path:
         plan = prepared.plan
         whole = self._staging / WHOLE
-        book = ChunkBook(plan)
+        # Of many pieces these take a while: others are served meanwhile.
+        book = await asyncio.to_thread(ChunkBook, plan)
+        digest = await asyncio.to_thread(plan.digest_of_pieces)
         landing = self._landing(plan)
         disk: PartitionFiles | None = None
         try:
-            with ChunkJournal(
-                self._staging, revision=prepared.identity, plan=plan.digest_of_pieces()
-            ) as journal:
+            with ChunkJournal(self._staging, revision=prepared.identity, plan=digest) as journal:
                 disk = await asyncio.to_thread(PartitionFiles, whole, plan.manifest)
                 chunk_bytes = plan.manifest.chunk_bytes
                 room: Room = RingRoom(chunk_bytes=chunk_bytes)
                 if landing is not None:
                     blocks = self._block_bytes(plan)
+                    # Not in a thread: it writes to the arena, and a cancellation gives that to another.
                     room = ArenaRoom(landing, book, chunk_bytes=chunk_bytes, block_bytes=blocks)
                 stream = self._stream(prepared, book, room, disk, journal)
                 await self._bring(plan, stream, landing, disk)
