@@ -51,11 +51,14 @@ class LookAhead:
             picture = await read_picture(session, now_unix_s=now_unix_s)
             lives = await read_lives(session)
             live = await live_models(session)
-        needs = self._needs(lives, now_unix_s)
+        # Policies take seconds over thousands of models, which this worker's heartbeats must not wait for.
+        needs = await asyncio.to_thread(self._needs, lives, now_unix_s)
         await self._tell_needs(picture, needs)
         prefetched = await self._prefetch(picture, needs)
         absent = {name: life for name, life in lives.items() if name in picture.models and name not in live}
-        return [*prefetched, *await self._prewarm(absent, now_unix_s)]
+        due = await asyncio.to_thread(self._due, absent, now_unix_s)
+        started = [sentence for name in due for sentence in await self._start(name, now_unix_s)]
+        return [*prefetched, *started]
 
     def _needs(self, lives: Mapping[str, ModelLife], now_unix_s: float) -> dict[str, float]:
         """How likely each model is to be asked for within the horizon, if anybody ever asked for it."""
@@ -104,7 +107,6 @@ class LookAhead:
             Likely(picture.models[name].model, need) for name, need in needs.items() if name in picture.models
         ]
         sizes = {wanted.model.checkpoint_id: wanted.model.size_bytes for wanted in picture.models.values()}
-        # Seconds on a large fleet, which watches and heartbeats of this worker must not wait for.
         chosen = await asyncio.to_thread(plan_prefetch, known, picture.snapshot, budget, sizes=sizes)
         told = await asyncio.gather(*(self._bring(prefetch, picture) for prefetch in chosen))
         return [sentence for sentence in told if sentence is not None]
@@ -145,19 +147,16 @@ class LookAhead:
             async for _ in progress:
                 return
 
-    async def _prewarm(self, absent: Mapping[str, ModelLife], now_unix_s: float) -> list[str]:
-        """Start what the policy wants back by the time of the next look, of what does not run."""
-        sentences = []
+    def _due(self, absent: Mapping[str, ModelLife], now_unix_s: float) -> list[str]:
+        """Which of these, that do not run, the policy wants back by the time of the next look."""
+        due = []
         for name, life in absent.items():
             idle_s = life.history.idle_s(now_unix_s)
             window = self.policy.window(life)
-            if (
-                idle_s is not None
-                and window.prewarm_s > 0
-                and window.is_held(idle_s + self.settings.reconcile_every_s)
-            ):
-                sentences += await self._start(name, now_unix_s)
-        return sentences
+            soon_s = None if idle_s is None else idle_s + self.settings.reconcile_every_s
+            if soon_s is not None and window.prewarm_s > 0 and window.is_held(soon_s):
+                due.append(name)
+        return due
 
     async def _start(self, model: str, now_unix_s: float) -> list[str]:
         try:
