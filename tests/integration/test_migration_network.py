@@ -370,20 +370,25 @@ async def test_a_stale_epoch_neither_moves_nor_receives_nor_drops(skeleton: Skel
 async def test_each_request_moves_at_its_own_pace_and_one_that_ends_by_itself_just_ends(
     skeleton: Skeleton,
 ) -> None:
-    """Over a link that a long cache keeps busy for a while, a short one ends before, and others move."""
+    """Over a link that long caches keep busy for a while, a short one ends before it has moved."""
+    lengths = {1: 700, 2: 130, 3: 700, 4: 700}
     async with pair_of(skeleton, bytes_per_s=250_000) as pair:
-        clients = [pair.ask(1, tokens=700), pair.ask(2, tokens=130), pair.ask(3, tokens=700)]
-        for client in clients:
+        clients = {number: pair.ask(number, tokens=lengths[number]) for number in (1, 2, 3)}
+        for client in clients.values():
             await client.heard(100)
+        clients[4] = pair.ask(4, tokens=lengths[4])
+        await clients[4].heard(2)
         events = await pair.migrate()
-        fates = {event.request_id: event for event in events if event.kind != "round"}
-        assert fates["r2"].kind == "ended"
-        moved = [fates["r1"], fates["r3"]]
-        assert [event.kind for event in moved] == ["handed_over"] * 2
-        heard = [await client.reading for client in clients]
-        for number, tokens in ((1, 700), (2, 130), (3, 700)):
-            assert heard[number - 1] == await undisturbed(skeleton, tokens=tokens, number=number)
-        assert [client.has_moved for client in clients] == [True, False, True]
+        fates = {event.request_id: event.kind for event in events if event.kind != "round"}
+        assert fates == {"r1": "handed_over", "r2": "ended", "r3": "handed_over", "r4": "handed_over"}
+        # Nobody waits for the others: the first has moved while another still sends rounds.
+        first_end = next(at for at, event in enumerate(events) if event.kind == "handed_over")
+        last_round = max(at for at, event in enumerate(events) if event.kind == "round")
+        assert first_end < last_round
+        for number, tokens in lengths.items():
+            heard = await clients[number].reading
+            assert heard == await undisturbed(skeleton, tokens=tokens, number=number)
+            assert clients[number].has_moved is (number != 2)
         await until_clean(pair)
 
 
