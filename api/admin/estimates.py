@@ -9,8 +9,10 @@ from pydantic import BaseModel
 
 from api.admin.fields import CandidateAnswer, EstimateAnswer, VictimAnswer
 from api.admin.plain import plain
+from firstlight.contracts.loads import EngineLoad
 from firstlight.database.explaining import Explanation, explain_start
 from firstlight.domain.scheduler import Decision, Migrate, Place, Reject, Wait
+from firstlight.rpc.engine_loads import EngineLoads
 
 if TYPE_CHECKING:
     from api.services import Services
@@ -102,11 +104,25 @@ class EstimateErrorsAnswer(BaseModel):
 
 
 async def explain(services: Services, model: str) -> ExplanationAnswer:
-    """Raises: UnknownModel, ModelBeingDeleted, DatabaseUnavailable."""
-    async with services.database.session() as session:
-        found = await explain_start(
-            session, model=model, now_unix_s=time.time(), deadline_s=services.settings.start_timeout_s
-        )
+    """Engines that would give way are asked, as for a decision that is meant.
+
+    Raises: UnknownModel, ModelBeingDeleted, DatabaseUnavailable.
+    """
+    loads: dict[str, EngineLoad | None] = {}
+    while True:
+        async with services.database.session() as session:
+            found = await explain_start(
+                session,
+                model=model,
+                now_unix_s=time.time(),
+                deadline_s=services.settings.start_timeout_s,
+                loads=loads,
+            )
+        # Each round asks some that no round before has asked, so it ends.
+        unasked = [one for one in found.concerned if one.instance_id not in loads]
+        if not unasked:
+            break
+        loads.update(await EngineLoads(services.channels).ask(unasked))
     return ExplanationAnswer.model_validate(
         {
             **{name: plain(getattr(found, name)) for name in ("model", "size_bytes", "gpu_count")},

@@ -17,9 +17,11 @@ from typer.testing import CliRunner
 from api.admin import estimates as shapes
 from firstlight.cli.main import app
 from firstlight.contracts.instances import FinishInput
+from firstlight.contracts.loads import EngineLoad
 from firstlight.contracts.migrations import FinishMigrationInput, MoveReceipt, RoundRow
 from firstlight.contracts.starts import PhaseSeconds, RecordStartInput
 from firstlight.database.connection import Database
+from firstlight.database.engine_loads_repository import write_loads
 from firstlight.database.hosts_repository import set_placements
 from firstlight.database.instances_repository import finish_instance
 from firstlight.database.migrations_repository import finish_migration, plan_migration
@@ -132,6 +134,24 @@ async def test_the_command_line_explains(api: Stand) -> None:
     assert "host-b" not in await cli(api, "explain", "tiny", "--host", "host-a")
     plan = await placed(api.database, "tiny")
     assert plan.instance_id in await cli(api, "explain", "tiny")
+
+
+async def test_who_would_give_way_is_named_and_asked(database: Database, tmp_path: Path) -> None:
+    async with stand(database, tmp_path, hosts=1) as api:
+        engine = await api.warm("old")
+        await api.deploy("new")
+        idle = EngineLoad(instance_id=engine.instance_id, requests=0, tokens=0, idle_s=60.0)
+        async with database.transaction() as session:
+            await write_loads(session, [idle])
+        engine.idle_s = 60.0
+        decision = (await get(api, "/admin/v1/models/new/explain"))["decision"]
+        assert decision["kind"] == "migrate", decision
+        [victim] = decision["victims"]
+        assert (victim["instance_id"], victim["action"]) == (engine.instance_id, "evict")
+        assert f"{engine.instance_id} of old ends: it is idle" in await cli(api, "explain", "new")
+        # What its host wrote of it is older than what it says itself.
+        engine.running = 1
+        assert (await get(api, "/admin/v1/models/new/explain"))["decision"]["kind"] in ("wait", "reject")
 
 
 async def start(api: Stand, *, actual_s: float, plans_tried: int = 1) -> float:
