@@ -8,7 +8,12 @@ import os
 from pathlib import Path
 
 import pytest
+from fleets import add_host
 
+from firstlight.database.connection import Database
+from firstlight.database.host_listing import list_hosts
+from firstlight.domain.fleet import Edge
+from firstlight.launcher.placement_mirror import PlacementMirror
 from gpu_worker.store import ssd_probe
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.gpu_handover import GpuHandover
@@ -112,7 +117,10 @@ def test_copies_to_a_gpu_are_measured_on_a_stand_in(monkeypatch: pytest.MonkeyPa
     assert device.free_bytes == free
 
 
-async def test_a_store_serves_before_it_has_measured_and_tells_when_it_has(tmp_path: Path) -> None:
+async def test_a_store_serves_before_it_has_measured_and_the_fleet_hears_when_it_has(
+    database: Database, tmp_path: Path
+) -> None:
+    await add_host(database, "host-t", ssd_read=0.0)
     config = StoreConfig(
         host_id="host-t",
         state_dir=str(tmp_path),
@@ -124,9 +132,25 @@ async def test_a_store_serves_before_it_has_measured_and_tells_when_it_has(tmp_p
         first = await store.client.inventory()
         assert first.ssd_read_bytes_per_s == 0.0, "nothing waits for it"
         kept = tmp_path / "probe.json"
-        await until(kept.exists, within_s=60, what="the figures are kept")
-        inventory = await store.client.inventory()
-        assert inventory.ssd_read_bytes_per_s > 1e6 and inventory.dram_to_gpu_bytes_per_s == 0.0
+        mirror = PlacementMirror("host-t", store.client, database, is_member=lambda: True)
+        mirroring = asyncio.create_task(mirror.keep())
+        try:
+            await until(kept.exists, within_s=60, what="the figures are kept")
+            inventory = await store.client.inventory()
+            assert inventory.ssd_read_bytes_per_s > 1e6 and inventory.dram_to_gpu_bytes_per_s == 0.0
+            async with asyncio.timeout(30):
+                while (await edge_of(database)) != inventory.ssd_read_bytes_per_s:  # noqa: ASYNC110 - SQL
+                    await asyncio.sleep(0.1)
+        finally:
+            mirroring.cancel()
+            await asyncio.gather(mirroring, return_exceptions=True)
     async with running_store(config) as store:
         again = await asyncio.wait_for(store.client.inventory(), 10)
         assert again.ssd_read_bytes_per_s == inventory.ssd_read_bytes_per_s
+
+
+async def edge_of(database: Database) -> float:
+    """What estimates of loads from SSD start from."""
+    async with database.session() as session:
+        [host] = await list_hosts(session)
+    return host.edges[Edge.SSD_TO_DRAM].bandwidth_bytes_per_s
