@@ -15,7 +15,7 @@ _MEANINGS = {
     404: "There is no such thing.",
     409: "It contradicts what is there.",
     413: "The body is too large.",
-    429: "The queue of this model is full; Retry-After says when to come again.",
+    429: "The model's queue is full, or the key is over its limit; Retry-After says when to come again.",
     500: "A bug.",
     503: "It cannot be started or reached now; Retry-After says when to come again.",
 }

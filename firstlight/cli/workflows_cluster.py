@@ -51,8 +51,11 @@ def on_cluster(work: Callable[[Cluster], Awaitable[Answer]]) -> Answer:
 async def _cluster() -> AsyncIterator[Cluster]:
     from firstlight.database.connection import Database
     from firstlight.launcher.temporal_client import connect_within
+    from firstlight.rpc.identity import assume
 
     settings = _settings()
+    # Hosts are asked what they hold, and may let in only their own fleet.
+    assume(settings.rpc_tls_dir, may_be_plain=settings.rpc_plain)
     database = Database(settings.database_url, pool_size=2) if settings.database_url else None
     try:
         client = await connect_within(settings, within_s=ANSWERS_WITHIN_S)
