@@ -10,8 +10,8 @@ from firstlight.domain.names import HostId
 from firstlight.domain.obstacles import obstacle
 from firstlight.domain.tenants import Tenants
 
-# Destinations looked at for one model. More than twice as many as one host has GPUs to be freed.
-DESTINATIONS_AT_MOST = 20
+# Destinations looked at for one model: more than a host has GPUs to be freed.
+DESTINATIONS_AT_MOST = 12
 
 
 class Destination(NamedTuple):
@@ -30,7 +30,8 @@ class Destinations:
         self._tenants = tenants
         self._ids: frozenset[HostId] | None = None
         self.classes = {host.host_class for host, _ in ready}
-        self._most_free = max((free for _, free in ready), default=0)
+        self._open = [(index, host, free) for index, (host, free) in enumerate(ready) if free]
+        self._most_free = max((free for _, _, free in self._open), default=0)
 
     def is_open(self, host_id: HostId) -> bool:
         if self._ids is None:
@@ -47,34 +48,40 @@ class Destinations:
         If there are more than DESTINATIONS_AT_MOST, free ones come first, then DRAM, then the order of hosts.
         """
         checkpoint_id, needed = model.checkpoint_id, model.gpu_count
-        in_dram, on_ssd, held = [], [], []
-        for host, free in self._ready:
-            tier = host.tiers.get(checkpoint_id)
-            if tier is None or tier is Tier.REMOTE:
-                continue
-            if free < needed:
-                held.append((host, free))
-            elif tier is Tier.DRAM:
-                in_dram.append(Destination(host, free))
-            else:
-                on_ssd.append(Destination(host, free))
-        found = [one for one in in_dram + on_ssd if obstacle(model, one.host) is None]
-        if len(found) < DESTINATIONS_AT_MOST:
-            held.sort(key=lambda one: one[0].tiers[checkpoint_id] is not Tier.DRAM)
-            found += self._with_room_made(model, held, count=DESTINATIONS_AT_MOST - len(found))
-        return found[:DESTINATIONS_AT_MOST]
-
-    def _with_room_made(
-        self, model: Model, held: Sequence[tuple[Host, int]], *, count: int
-    ) -> list[Destination]:
+        roomy = [
+            (tier is not Tier.DRAM, index, free)
+            for index, host, free in self._open
+            if free >= needed and (tier := host.tiers.get(checkpoint_id)) is not None
+            if tier is not Tier.REMOTE
+        ]
+        roomy.sort()
         found: list[Destination] = []
-        for host, free in held:
+        for _, index, free in roomy:
+            host = self._ready[index][0]
+            if obstacle(model, host) is None:
+                found.append(Destination(host, free))
+            if len(found) == DESTINATIONS_AT_MOST:
+                return found
+        return found + self._with_room_made(model, count=DESTINATIONS_AT_MOST - len(found))
+
+    def _with_room_made(self, model: Model, *, count: int) -> list[Destination]:
+        checkpoint_id, needed = model.checkpoint_id, model.gpu_count
+        held = [
+            (tier is not Tier.DRAM, index, free)
+            for index, (host, free) in enumerate(self._ready)
+            if free < needed and (tier := host.tiers.get(checkpoint_id)) is not None
+            if tier is not Tier.REMOTE
+        ]
+        held.sort()
+        found: list[Destination] = []
+        for _, index, free in held:
             if len(found) == count:
                 break
+            host = self._ready[index][0]
             endable = [
                 one
                 for one in self._tenants.evictable_at(host.host_id)
-                if free + len(one.gpu_indices) >= model.gpu_count and one.model.name != model.name
+                if free + len(one.gpu_indices) >= needed and one.model.name != model.name
             ]
             if endable and obstacle(model, host) is None:
                 found.append(Destination(host, free, endable))

@@ -26,12 +26,12 @@ def soonest_return(
     `crowded` is in the order of what a start takes there.
     """
     soonest: Expectation | None = None
-    for one in crowded:
-        if one.total_s > within_s:
+    for start_s, _, host_id, host in crowded:
+        if start_s > within_s:
             break
-        free_in_s = _fits_in_s(one.host, request.model.gpu_count)
-        if free_in_s is not None and free_in_s + one.total_s <= within_s:
-            found = Expectation(free_in_s + one.total_s, one.host_id, free_in_s)
+        free_in_s = _fits_in_s(host, request.model.gpu_count)
+        if free_in_s is not None and free_in_s + start_s <= within_s:
+            found = Expectation(free_in_s + start_s, host_id, free_in_s)
             soonest = found if soonest is None else min(soonest, found)
             within_s = soonest.total_s
     return soonest

@@ -22,7 +22,7 @@ from firstlight.domain.ways_out import WaysOut
 _READY = HostState.READY
 _NEVER = float("inf")
 # Hosts whose tenants are looked at. Those left out take at least as long, before any of theirs has gone.
-HOSTS_AT_MOST = 48
+HOSTS_AT_MOST = 32
 
 
 class Plan(NamedTuple):
@@ -34,13 +34,9 @@ class Plan(NamedTuple):
     freed: VictimSet | None = None
 
 
-class Crowded(NamedTuple):
-    """A host that could take the start if more of its GPUs were free; in order of that start's seconds."""
-
-    total_s: float
-    needed_gpus: int
-    host_id: HostId
-    host: Host
+# A host that could take the start if more of its GPUs were free: seconds of that start, GPUs still missing,
+# id, host. A plain tuple, for there are as many as hosts and they are sorted.
+Crowded = tuple[float, int, HostId, Host]
 
 
 class PlanSearch:
@@ -68,7 +64,7 @@ class PlanSearch:
         if not self.can_free:
             return best
         for crowded in self.crowded[:HOSTS_AT_MOST]:
-            total_s = crowded.total_s
+            total_s = crowded[0]
             if total_s > latest_s or (best is not None and _cannot_beat(total_s, best)):
                 break
             found = self._with_victims(crowded, latest_s=latest_s, best=best)
@@ -92,7 +88,7 @@ class PlanSearch:
                 continue
             total_s = cost_of(host)
             if free < needed:
-                self.crowded.append(Crowded(total_s, needed - free, host.host_id, host))
+                self.crowded.append((total_s, needed - free, host.host_id, host))
             elif total_s <= least_s:
                 key = (round(total_s, DIGITS), 0, free - needed, host.host_id)
                 if self._free is None or key < self._free.key:
@@ -102,18 +98,17 @@ class PlanSearch:
         self.crowded.sort()
 
     def _with_victims(self, crowded: Crowded, *, latest_s: float, best: Plan | None) -> Plan | None:
-        host = crowded.host
+        total_s, needed_gpus, host_id, host = crowded
         tenants, victims = self._tools()
-        total_s = crowded.total_s
         hidden_s = self._costs.hidden_s(host, total_s)
         freed = victims.cheapest(
-            tenants.at(host.host_id),
-            needed=crowded.needed_gpus,
+            tenants.at(host_id),
+            needed=needed_gpus,
             hidden_s=hidden_s,
             latest_s=latest_s - total_s + hidden_s,
             below_s=_NEVER if best is None else best.key[0] - total_s + 10**-DIGITS,
         )
-        self.searched[host.host_id] = freed
+        self.searched[host_id] = freed
         if freed is None:
             return None
         key = (

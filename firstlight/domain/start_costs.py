@@ -103,7 +103,14 @@ class StartCosts:
 
     def _from_afar_s(self, host: Host, copy_s: float) -> float:
         """The soonest of the source and all givers, with what of the copy each of them does not hide."""
-        queued_s, moving_s = _crossing(host, _REMOTE_TO_SSD, self._fetched_bytes)
+        # Written out, not called: this is where a decision among a thousand hosts spends its time.
+        edge = host.edges.get(_REMOTE_TO_SSD) or _meaningful(host, _REMOTE_TO_SSD)
+        bandwidth = edge.bandwidth_bytes_per_s
+        if not bandwidth > 0 or edge.overhead_s < 0:
+            _meaningful(host, _REMOTE_TO_SSD)
+        queued_bytes = host.queued_bytes
+        moving_s = edge.overhead_s + self._fetched_bytes / bandwidth if self._fetched_bytes else 0.0
+        queued_s = queued_bytes.get(_REMOTE_TO_SSD, 0) / bandwidth
         load_queued_s, load_s = 0.0, 0.0
         if 0 < host.dram_capacity_bytes < self._bytes:
             load_queued_s, load_s = _crossing(host, _SSD_TO_DRAM, self._bytes)
@@ -114,17 +121,17 @@ class StartCosts:
             own_bandwidth = edge.bandwidth_bytes_per_s
             if not own_bandwidth > 0 or edge.overhead_s < 0:
                 _meaningful(host, _PEER_TO_DRAM)
-            own_queued_bytes = host.queued_bytes.get(_PEER_TO_DRAM, 0)
+            own_queued_bytes = queued_bytes.get(_PEER_TO_DRAM, 0)
             overhead_s = load_s + (edge.overhead_s if self._bytes else 0.0)
-            for bandwidth, queued_bytes in self._givers:
+            for bandwidth, waiting_bytes in self._givers:
                 if own_bandwidth < bandwidth:
                     bandwidth = own_bandwidth
-                if own_queued_bytes > queued_bytes:
-                    queued_bytes = own_queued_bytes
+                if own_queued_bytes > waiting_bytes:
+                    waiting_bytes = own_queued_bytes
                 way_s = self._bytes / bandwidth + overhead_s
                 if way_s < copy_s:
                     way_s = copy_s
-                way_s += queued_bytes / bandwidth
+                way_s += waiting_bytes / bandwidth
                 if way_s < soonest_s:
                     soonest_s = way_s
         return soonest_s + load_queued_s

@@ -20,13 +20,13 @@ class Tenants:
     own gains nothing), and the last `min_instances` of a model: those idle for the shortest time stay.
     """
 
-    __slots__ = ("_by_host", "_by_model", "_kept", "_model", "_running")
+    __slots__ = ("_by_host", "_idle_by_model", "_kept", "_model", "_running")
 
     def __init__(self, running: Sequence[Running], model: Model) -> None:
         self._running = running
         self._model = model
         self._by_host: dict[HostId, list[Running]] = _grouped(running, "host_id")
-        self._by_model: dict[ModelName, list[Running]] | None = None
+        self._idle_by_model: dict[ModelName, list[Running]] | None = None
         self._kept: dict[ModelName, frozenset[InstanceId]] = {}
 
     def at(self, host_id: HostId) -> list[Running]:
@@ -48,20 +48,18 @@ class Tenants:
             return False
         return not one.model.min_instances or one.instance_id not in self._kept_of(one.model)
 
-    def idle_of(self, model: ModelName) -> list[Running]:
+    def idle_of(self, model: ModelName) -> Sequence[Running]:
         """Idle instances of a model, evictable or not."""
-        return [one for one in self._all_of(model) if one.idle_s is not None]
-
-    def _all_of(self, model: ModelName) -> Sequence[Running]:
-        if self._by_model is None:
-            self._by_model = _grouped(self._running, "model.name")
-        return self._by_model.get(model, ())
+        if self._idle_by_model is None:
+            idle = [one for one in self._running if one.idle_s is not None]
+            self._idle_by_model = _grouped(idle, "model.name")
+        return self._idle_by_model.get(model, ())
 
     def _kept_of(self, model: Model) -> frozenset[InstanceId]:
         """Idle instances that the model's minimum keeps: those most lately used."""
         if model.name not in self._kept:
             idle = sorted((one.idle_s or 0.0, one.instance_id) for one in self.idle_of(model.name))
-            busy = len(self._all_of(model.name)) - len(idle)
+            busy = sum(one.model.name == model.name for one in self._running) - len(idle)
             kept = idle[: max(0, model.min_instances - busy)]
             self._kept[model.name] = frozenset(instance_id for _, instance_id in kept)
         return self._kept[model.name]

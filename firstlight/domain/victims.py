@@ -76,7 +76,7 @@ class VictimSearch:
         `hidden_s` of the freeing cost nothing: the start's bytes are on their way then.
         """
         branch = _Branch(self, needed, hidden_s, latest_s, below_s)
-        leavings = [_Leaving.of(one, self._ways) for one in tenants]
+        leavings = sorted((_Leaving.of(one, self._ways) for one in tenants), key=_floor_order)
         if self._ways.evict_s <= latest_s:
             below_s = min(below_s, branch.cost_s(self._ways.evict_s, _least_price_s(leavings, needed)))
         limit_s = below_s + _HAIR_S
@@ -98,8 +98,8 @@ class VictimSearch:
         one, needed = leaving.one, branch.needed
         rest = needed - len(one.gpu_indices)
         if rest > 0:
-            # The others' share. Not infinite: the host as a whole can free enough.
-            limit_s -= rest * min(other.floor_s for other in leavings)
+            # The others' share.
+            limit_s -= _floor_s(leavings, rest, without=one)
         ways = [] if leaving.ending is None else [leaving.ending]
         if (
             one.is_movable
@@ -130,14 +130,21 @@ class _Leaving(NamedTuple):
         return cls(one, ending, moving_s, min(moving_s, ending_s) / len(one.gpu_indices))
 
 
-def _floor_s(leavings: Sequence[_Leaving], needed: int) -> float:
-    """A price that no set undercuts: as if instances could leave GPU by GPU, the cheapest first."""
+def _floor_order(leaving: _Leaving) -> tuple[float, str]:
+    return leaving.floor_s, leaving.one.instance_id
+
+
+def _floor_s(leavings: Sequence[_Leaving], needed: int, *, without: Running | None = None) -> float:
+    """A price that no set undercuts: as if instances could leave GPU by GPU; `leavings` in `_floor_order`."""
     floor_s = 0.0
-    for price_s, gpus in sorted((leaving.floor_s, len(leaving.one.gpu_indices)) for leaving in leavings):
-        floor_s += price_s * min(needed, gpus)
+    for one, _, _, price_s in leavings:
+        if one is without:
+            continue
+        gpus = len(one.gpu_indices)
+        if gpus >= needed:
+            return floor_s + price_s * needed
+        floor_s += price_s * gpus
         needed -= gpus
-        if needed <= 0:
-            return floor_s
     return _NEVER
 
 

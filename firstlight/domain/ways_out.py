@@ -58,6 +58,7 @@ class WaysOut:
         self._prices_s: dict[InstanceId, float] = {}
         self._moves: dict[tuple[ModelName, str], MoveModel] = {}
         self._rooms: dict[ModelName, list[WayOut]] = {}
+        self._least: dict[ModelName, list[tuple[float, MoveModel]]] = {}
 
     def ending(self, one: Running) -> WayOut | None:
         """None if it is busy, or needed by its model's minimum."""
@@ -78,16 +79,21 @@ class WaysOut:
 
     def least_moving(self, one: Running) -> tuple[float, float]:
         """Seconds and price of moving its requests that no destination can undercut."""
-        model, tokens = one.model, one.tokens
-        moves = [
-            (known, self._move(model.name, known).seconds(tokens)) for known in self._destinations.classes
-        ]
-        # Where an idle instance takes the requests nothing has to be started.
-        if self._tenants.idle_of(model.name):
-            return min(seconds for _, seconds in moves), moving_price_s(one)
-        costs = self._costs_of(model)
+        name, tokens = one.model.name, one.tokens
+        if name not in self._least:
+            self._least[name] = self._least_of(one.model)
+        return min(start_s + move.seconds(tokens) for start_s, move in self._least[name]), moving_price_s(one)
+
+    def _least_of(self, model: Model) -> list[tuple[float, MoveModel]]:
+        """By class of host, what a start takes at least, and how requests move there."""
         room_s = 0.0 if self._destinations.has_room(model.gpu_count) else self.evict_s
-        return min(seconds + costs.least_s(known) for known, seconds in moves) + room_s, moving_price_s(one)
+        costs = self._costs_of(model)
+        # Where an idle instance takes the requests nothing has to be started.
+        has_idle = bool(self._tenants.idle_of(model.name))
+        return [
+            (0.0 if has_idle else costs.least_s(known) + room_s, self._move(model.name, known))
+            for known in self._destinations.classes
+        ]
 
     def _move(self, model: ModelName, host_class: str) -> MoveModel:
         key = (model, host_class)
