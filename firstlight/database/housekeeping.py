@@ -7,6 +7,7 @@ from datetime import timedelta
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from firstlight.database.move_learning import forget_moves
 from firstlight.database.tables import CheckpointRow, DecisionRow, InstanceRow, ModelRow, PlacementRow
 from firstlight.domain.lifecycle import ModelState
 
@@ -33,6 +34,7 @@ async def finish_deletes(session: AsyncSession) -> list[str]:
     names = {model_id: name for model_id, name in rows if await _lock_history(session, model_id)}
     if names:
         await session.execute(delete(ModelRow).where(ModelRow.model_id.in_(names)))
+        await forget_moves(session, names.values())
         await forget_unused_checkpoints(session)
     return sorted(names.values())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -52,6 +52,13 @@ async def learn_move(session: AsyncSession, row: MigrationRow) -> None:
         .on_conflict_do_nothing()
     )
     await _refit(session, model=model, host_class=host_class, transfer=row.transfer)
+
+
+async def forget_moves(session: AsyncSession, models: Iterable[str]) -> None:
+    """Another model may be deployed under the name, and says nothing of what this one's moves took."""
+    names = list(models)
+    await session.execute(delete(MoveObservationRow).where(MoveObservationRow.model.in_(names)))
+    await session.execute(delete(MoveModelRow).where(MoveModelRow.model.in_(names)))
 
 
 # Any: rows of `move_models` as JSON, as fleet_view reads them.

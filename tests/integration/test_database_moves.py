@@ -14,8 +14,10 @@ from firstlight.contracts.migrations import FinishMigrationInput, MigrationInput
 from firstlight.contracts.starts import StartPlan
 from firstlight.database.connection import Database
 from firstlight.database.fleet_view import read_fleet, read_picture
+from firstlight.database.housekeeping import finish_deletes
 from firstlight.database.instances_repository import finish_instance
 from firstlight.database.migrations_repository import finish_migration, list_migrations, plan_migration
+from firstlight.database.models_repository import begin_delete
 from firstlight.database.records import MigrationRecord
 from firstlight.domain.estimator import move_key
 from firstlight.domain.migration import PRIOR_MOVE, MoveModel
@@ -138,3 +140,17 @@ async def test_only_what_runs_burdens_a_decision(
         "INSERT INTO move_models SELECT 'm' || n, 'cpu-2c', 0, 0, 1 FROM generate_series(1, 50) n",
     )
     assert set(await moves(database)) == {KEY}
+
+
+async def test_a_model_deployed_anew_under_the_name_begins_anew(
+    database: Database, source: StartPlan
+) -> None:
+    await end(database, source, tokens=[100], seconds=5.0)
+    assert KEY in await moves(database)
+    async with database.transaction() as session:
+        await finish_instance(session, FinishInput(source.instance_id, source.epoch, "stopped", "test"))
+        await begin_delete(session, "tiny")
+        await finish_deletes(session)
+    await add_model(database, "tiny", max_instances=3)
+    await running(database, "tiny")
+    assert await moves(database) == {}
