@@ -231,7 +231,11 @@ class Cluster:
     def _has_gpus(self, instance: Instance) -> None:
         """Bytes that came meanwhile are there; the rest follows them to the GPUs."""
         now_s, fleet = self.now_s, self.scenario.fleet
-        loaded_s = max(now_s + self.transfers.copy_s(instance.model, instance.host), instance.arrives_s)
+        copy_s = self.transfers.copy_s(instance.model, instance.host)
+        loaded_s = max(now_s + copy_s, instance.arrives_s)
+        if instance.tier is Tier.REMOTE and not self.policy.streams_downloads:
+            # Stored first, and read when it is whole: from the page cache, which has just written it.
+            loaded_s = max(now_s, instance.arrives_s) + copy_s
         instance.load_s = loaded_s - now_s
         own_s = fleet.control_s + (fleet.attach_s + self.loader.overhead_s) * self.transfers.varied()
         instance.attach_s = own_s - fleet.control_s

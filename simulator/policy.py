@@ -29,7 +29,7 @@ class Policy(ABC):
     keeps_ssd: ClassVar[bool] = True
     # Whether checkpoints lie on SSDs before anybody asks, as the scenario says.
     is_given_copies: ClassVar[bool] = True
-    # Whether what is downloaded goes to the GPU as it comes, rather than being stored and read again.
+    # Whether what is downloaded goes to the GPU as it comes, rather than when all of it is stored.
     streams_downloads: ClassVar[bool] = False
     # Whether idle instances end when others need their GPUs; else only their keep-alive ends them.
     reclaims_idle: ClassVar[bool] = False

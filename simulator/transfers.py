@@ -90,11 +90,7 @@ class Transfers:
         share = 1.0 if source is None else min(1.0, source / self._fleet.network_gb_per_s)
         begin_s, at_s = host.down_link.reserve(size_bytes, now_s=now_s, share=share)
         self._seen(model, host, Edge.REMOTE_TO_SSD, at_s - begin_s)
-        if self._policy.streams_downloads:
-            return at_s
-        # Stored first, then read: a stage of its own.
-        begin_s = max(at_s, host.ssd_link.until_s)
-        return host.ssd_link.hold(begin_s, size_bytes / (host.ssd_link.bytes_per_s * self._loader.ssd_share))
+        return at_s
 
     def _from_peer(self, size_bytes: float, host: SimHost, peer: SimHost, model: ModelSpec) -> float:
         rate = min(host.down_link.bytes_per_s, peer.up_link.bytes_per_s)

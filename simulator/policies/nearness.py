@@ -21,7 +21,7 @@ def load_s(cluster: Cluster, model: ModelSpec, host: SimHost) -> float:
     if tier is Tier.SSD:
         return max(copy_s, queue_s + disk_s)
     wire_s = max(0.0, host.down_link.until_s - now_s) + model.size_bytes / host.down_link.bytes_per_s
-    return max(wire_s, queue_s) + max(copy_s, disk_s)
+    return wire_s + copy_s
 
 
 def free_gpus(host: SimHost, model: ModelSpec) -> list[int] | None:
