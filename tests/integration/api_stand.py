@@ -82,6 +82,9 @@ class Stand:
         engine = FakeEngine(
             plan.instance_id, plan.epoch, token_at or hashed(model_text().vocabulary_size - 4)
         )
+        if (before := self.engines.get(plan.instance_id)) is not None:
+            # A start that is tried again gets another one, as a supervisor would see to.
+            await before.stop()
         self.engines[plan.instance_id] = await engine.start()
         async with self.database.transaction() as session:
             await publish_route(

@@ -54,14 +54,15 @@ def nobody_afterwards() -> Iterator[None]:
 @asynccontextmanager
 async def store_served() -> AsyncIterator[str]:
     """A store's service on the product's own server, by whoever this process is now."""
-    server = new_server()
-    add_StoreServicer_to_server(FakeStore({}), server)
+    server, store = new_server(), FakeStore({})
+    add_StoreServicer_to_server(store, server)
     address = bind(server, bind_address="127.0.0.1", port=0)
     await server.start()
     try:
         yield address
     finally:
         await server.stop(grace=0)
+        await store.stop()
 
 
 async def test_roles_of_one_fleet_call_each_other_and_nobody_else(fleet: Path, strangers: Path) -> None:
@@ -85,12 +86,14 @@ async def test_a_member_does_not_speak_to_a_server_that_is_none(fleet: Path) -> 
 
 
 async def test_a_listener_that_others_reach_needs_certificates_or_a_word(fleet: Path) -> None:
+    server = new_server()
     with pytest.raises(InvalidSettings, match="FIRSTLIGHT_RPC_TLS_DIR"):
-        bind(new_server(), bind_address="0.0.0.0", port=0)
+        bind(server, bind_address="0.0.0.0", port=0)
     identity.assume(None, may_be_plain=True)
-    bind(new_server(), bind_address="0.0.0.0", port=0)
+    bind(server, bind_address="0.0.0.0", port=0)
     identity.assume(fleet)
-    bind(new_server(), bind_address="0.0.0.0", port=0)
+    bind(server, bind_address="0.0.0.0", port=0)
+    await server.stop(grace=None)
 
 
 def test_every_process_of_a_gpu_host_refuses_to_be_open_to_strangers(tmp_path: Path) -> None:
