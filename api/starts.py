@@ -298,6 +298,9 @@ class StartDirector:
         """The workflow has tried what it could; who waited hears why, unless something else can serve."""
         if lane.ready_capacity or lane.starting:
             return
+        if notice.failure_code == NoCapacity.code:
+            # Those that were to give way have something to do again: whoever waits waits on.
+            return
         sentence = notice.failure or "its host gave no reason"
         lane.fail_waiting(
             StartFailed(

@@ -63,6 +63,8 @@ class ColdStart:
         # Of those an operator's resumption allows anew.
         self._plans_failed = 0
         self._stopped_epoch: int | None = None
+        # Those that were to give way stayed, and nothing else went wrong.
+        self._has_lost_its_room = False
         self._story = Story()
         self._tell_plan("placed")
 
@@ -104,6 +106,7 @@ class ColdStart:
                 spared += taken.instance_ids
                 may_go_on = self._may_replan(taken.cause, max_plans, is_hopeless=False)
                 if not may_go_on or not await self._replan(taken.cause, failed_hosts, silent_hosts, spared):
+                    self._has_lost_its_room = not failed_hosts
                     raise taken.cause from None
             except (ActivityError, ChildWorkflowError) as failure:
                 if is_cancelled_exception(failure) and workflow.cancellation_reason() is not None:
@@ -246,7 +249,12 @@ class ColdStart:
         if not never_taken_up(failure):
             await self._stop_engine(outcome)
         receipt = await control_calls.abandon_start(
-            AbandonInput(plan=self._plan, failure_code=error.code, failure=error.message, outcome=outcome)
+            AbandonInput(
+                plan=self._plan,
+                failure_code=errors.NoCapacity.code if self._has_lost_its_room else error.code,
+                failure=error.message,
+                outcome=outcome,
+            )
         )
         if receipt.resumed is not None and outcome == "failed":
             return receipt.resumed

@@ -15,7 +15,7 @@ from firstlight.contracts.migrations import MovingInstance
 from firstlight.database.decision_json import estimate_from_json
 from firstlight.database.edges import edges_from_json, remaining_bytes
 from firstlight.database.move_learning import moves_from_rows
-from firstlight.database.running_view import running_instances, serving_instances
+from firstlight.database.running_view import free_within_s, running_instances, serving_instances
 from firstlight.domain.errors import UnknownModel
 from firstlight.domain.estimator import PRIOR_CONTROL_S
 from firstlight.domain.fleet import Edge, EdgeModel, FleetSnapshot, Gpu, Host, Model, StartUnderWay, Tier
@@ -179,7 +179,7 @@ async def read_fleet(
     if row["wanted"] is None:
         raise UnknownModel(f"there is no model {model!r}", model=model)
     wanted = _wanted(row["wanted"])
-    snapshot = _snapshot(row, now_unix_s=now_unix_s, loads=loads or {})
+    snapshot = _snapshot(row, now_unix_s=now_unix_s, loads=loads or {}, priority=wanted.model.priority)
     live = row["live"] or []
     return FleetView(
         wanted=wanted,
@@ -203,8 +203,16 @@ async def read_picture(session: AsyncSession, *, now_unix_s: float) -> FleetPict
     )
 
 
-def _snapshot(row: _Row, *, now_unix_s: float, loads: Mapping[str, EngineLoad | None]) -> FleetSnapshot:
-    starts = row["starts"] or []
+def _snapshot(
+    row: _Row,
+    *,
+    now_unix_s: float,
+    loads: Mapping[str, EngineLoad | None],
+    priority: int | None = None,
+) -> FleetSnapshot:
+    starts, running = row["starts"] or [], row["running"] or []
+    models = {model["name"]: _wanted(model).model for model in row["models"] or []}
+    within_s = free_within_s(running, models=models, loads=loads, priority=priority)
     gpus, placements, queued = (_by_host(row[name]) for name in ("gpus", "placements", "starts"))
     uplinks = _uplink_bytes(row["hosts"] or [], starts)
     return FleetSnapshot(
@@ -212,7 +220,7 @@ def _snapshot(row: _Row, *, now_unix_s: float, loads: Mapping[str, EngineLoad | 
         hosts=tuple(
             _host(
                 host,
-                gpus=gpus[host["host_id"]],
+                gpus=[_gpu(gpu, within_s) for gpu in gpus[host["host_id"]]],
                 placements=placements[host["host_id"]],
                 starts=queued[host["host_id"]],
                 uplink_queued_bytes=uplinks[host["host_id"]],
@@ -223,11 +231,7 @@ def _snapshot(row: _Row, *, now_unix_s: float, loads: Mapping[str, EngineLoad | 
         control_s=learned_overhead_s(row["control"] or [], PRIOR_CONTROL_S),
         control_beside_bytes_s=learned_overhead_s(row["control_beside_bytes"] or [], PRIOR_CONTROL_S),
         moves=moves_from_rows(row["moves"] or []),
-        running=running_instances(
-            row["running"] or [],
-            models={model["name"]: _wanted(model).model for model in row["models"] or []},
-            loads=loads,
-        ),
+        running=running_instances(running, models=models, loads=loads),
     )
 
 
@@ -281,14 +285,14 @@ def _wanted(row: _Row) -> WantedModel:
 
 
 def _host(
-    host: _Row, *, gpus: list[_Row], placements: list[_Row], starts: list[_Row], uplink_queued_bytes: int
+    host: _Row, *, gpus: list[Gpu], placements: list[_Row], starts: list[_Row], uplink_queued_bytes: int
 ) -> Host:
     edges = edges_from_json(host["edges"])
     return Host(
         host_id=HostId(host["host_id"]),
         host_class=host["host_class"],
         state=HostState(host["state"]),
-        gpus=tuple(_gpu(gpu) for gpu in gpus),
+        gpus=tuple(gpus),
         edges=edges,
         tiers=_tiers(placements),
         queued_bytes=_queued_bytes(edges, starts, host["dram_capacity_bytes"]),
@@ -330,23 +334,24 @@ def _remaining(edges: Mapping[Edge, EdgeModel], start: _Row, dram_capacity_bytes
     )
 
 
-def _gpu(row: _Row) -> Gpu:
+def _gpu(row: _Row, within_s: Mapping[str, float]) -> Gpu:
     return Gpu(
         index=row["gpu_index"],
         memory_bytes=row["memory_bytes"],
         instance_id=InstanceId(row["instance_id"]) if row["instance_id"] else None,
-        free_in_s=_free_in_s(row),
+        free_in_s=_free_in_s(row, within_s),
     )
 
 
-def _free_in_s(row: _Row) -> float | None:
-    """When a held GPU may come back: only an idle instance says, and only its keep-alive time is known."""
+def _free_in_s(row: _Row, within_s: Mapping[str, float]) -> float | None:
+    """When a held GPU may come back: once its instance is idle for long enough to give way, or to end."""
     if row["heir"] is not None:
         return None
     if row["state"] == InstanceState.DRAINING:
         return DRAINING_FREE_IN_S
     if row["state"] == InstanceState.READY and row["free_in_s"] is not None:
-        return float(row["free_in_s"])
+        keep_alive_s = float(row["free_in_s"])
+        return min(keep_alive_s, within_s.get(row["instance_id"], keep_alive_s))
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from sqlalchemy import func, select
@@ -33,7 +34,7 @@ from firstlight.domain.errors import Conflict, NoCapacity, UnknownHost
 from firstlight.domain.fleet import StartRequest
 from firstlight.domain.lifecycle import HostState, InstanceState, ModelState
 from firstlight.domain.migration import MoveObservation
-from firstlight.domain.names import HostId, InstanceId
+from firstlight.domain.names import HostId
 from firstlight.domain.scheduler import Migrate, Place, decide
 
 ATTEMPTS = 5
@@ -162,11 +163,11 @@ def choose_destination(view: FleetView, source: InstanceRow, to_host: str | None
             raise Conflict(f"instance {source.instance_id} runs on {to_host} already")
         excluded |= hosts - {HostId(to_host)}
     request = StartRequest(
-        view.wanted.model,
+        # It takes the place of one that runs: the model's maximum has had its say.
+        replace(view.wanted.model, max_instances=None),
         excluded_hosts=frozenset(excluded),
         may_wait=False,
         may_free=False,
-        replaces=InstanceId(source.instance_id),
     )
     decision = decide(request, view.snapshot)
     assert not isinstance(decision, Migrate), "nothing may be freed for it"

@@ -10,6 +10,8 @@ from firstlight.contracts.migrations import MovingInstance
 from firstlight.domain.fleet import Model, Running
 from firstlight.domain.names import HostId, InstanceId
 
+# A request of a few hundred tokens.
+PRIOR_BUSY_S = 10.0
 # Any: rows of the one statement that reads the fleet.
 _Row = Mapping[str, Any]
 
@@ -25,9 +27,39 @@ def running_instances(
     return tuple(
         _running(row, models[row["model"]], load)
         for row in rows
-        if row["model"] in models and not row["gives_way"] and not row["moves"] and row["gpu_indices"]
+        if _may_give_way(row, models)
         if (load := _load(row, loads)) is not None
     )
+
+
+def free_within_s(
+    rows: Sequence[_Row],
+    *,
+    models: Mapping[str, Model],
+    loads: Mapping[str, EngineLoad | None],
+    priority: int | None,
+) -> dict[str, float]:
+    """By instance: in how many seconds one that stands in nobody's way now may give way because it is idle.
+
+    For a model of `priority`; None: of any. A guess for those that are busy: nobody knows when they end.
+    """
+    return {
+        row["instance_id"]: _idle_enough_in_s(load)
+        for row in rows
+        if _may_give_way(row, models)
+        if priority is None or models[row["model"]].priority <= priority
+        if (load := _load(row, loads)) is not None
+    }
+
+
+def _may_give_way(row: _Row, models: Mapping[str, Model]) -> bool:
+    return bool(row["model"] in models and not row["gives_way"] and not row["moves"] and row["gpu_indices"])
+
+
+def _idle_enough_in_s(load: EngineLoad) -> float:
+    if load.idle_s is None:
+        return PRIOR_BUSY_S + IDLE_AFTER_S
+    return max(0.0, IDLE_AFTER_S - load.idle_s)
 
 
 def serving_instances(rows: Sequence[_Row]) -> dict[InstanceId, MovingInstance]:

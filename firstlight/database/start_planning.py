@@ -23,7 +23,7 @@ from firstlight.database.instance_limits import at_maximum
 from firstlight.database.locks import lock_decision
 from firstlight.database.plan_writing import Asked, GpuTaken, write_place, write_refusal
 from firstlight.database.records import PlannedStart
-from firstlight.domain.errors import ModelBeingDeleted, StartFailed, UnknownModel
+from firstlight.domain.errors import ModelBeingDeleted, NoCapacity, StartFailed, UnknownModel
 from firstlight.domain.fleet import StartRequest
 from firstlight.domain.lifecycle import InstanceState, ModelState
 from firstlight.domain.names import HostId, InstanceId
@@ -219,16 +219,17 @@ async def _replan(
         return ReplanReceipt(plan=plan, reason=reason)
     await write_refusal(session, asked=asked, decision=decision)
     reason = f"{request.failure}; {decision.reason}"
-    await close_instance(
-        session, row, outcome=InstanceState.FAILED, reason=reason, failure_code=StartFailed.code
-    )
+    # Nothing failed where only those that were to give way have something to do again: who waits goes on.
+    code = NoCapacity.code if request.spared and not request.failed_hosts else StartFailed.code
+    await close_instance(session, row, outcome=InstanceState.FAILED, reason=reason, failure_code=code)
     return ReplanReceipt(plan=None, reason=reason)
 
 
 def _decide_again(request: ReplanInput, view: FleetView, *, may_free: bool) -> Decision:
     excluded = frozenset(HostId(host) for host in request.failed_hosts)
     wish = StartRequest(
-        view.wanted.model,
+        # It was let in under the model's maximum by its first plan.
+        replace(view.wanted.model, max_instances=None),
         excluded_hosts=excluded,
         may_wait=False,
         may_free=may_free,

@@ -56,6 +56,9 @@ class FakeEngine(engine_pb2_grpc.InferenceServicer):
     running: int = 0
     # What it says of itself while nothing runs.
     idle_s: float = 0.0
+    # How often it was asked; from this answer on it says that it is busy.
+    looks: int = 0
+    busy_from_look: int | None = None
     most_running: int = 0
     cancelled: int = 0
 
@@ -135,11 +138,13 @@ class FakeEngine(engine_pb2_grpc.InferenceServicer):
     async def Status(
         self, request: engine_pb2.EngineStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> engine_pb2.EngineStatusReply:
+        self.looks += 1
+        is_busy = self.busy_from_look is not None and self.looks >= self.busy_from_look
         return engine_pb2.EngineStatusReply(
             state="ready",
             instance_id=self.instance_id,
             epoch=self.epoch,
-            running=self.running,
+            running=self.running + is_busy,
             idle_s=self.idle_s,
         )
 

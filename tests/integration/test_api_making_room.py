@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -45,48 +46,63 @@ async def ask(api: Stand, model: str) -> str:
     return str(answer.choices[0].message.content)
 
 
-async def idles(api: Stand, instance_id: str, *, idle_s: float = 30.0) -> None:
-    """As its host's agent would write, and as it says itself when it is asked."""
-    api.engines[instance_id].idle_s = idle_s
-    async with api.database.transaction() as session:
-        await write_loads(session, [EngineLoad(instance_id=instance_id, requests=0, tokens=0, idle_s=idle_s)])
+@asynccontextmanager
+async def idling(api: Stand) -> AsyncIterator[str]:
+    """The one instance there is has long been idle, as it says itself and as its host's agent writes."""
+    [instance_id] = api.engines
+    api.engines[instance_id].idle_s = 30.0
+    load = EngineLoad(instance_id=instance_id, requests=0, tokens=0, idle_s=30.0)
+
+    async def write() -> None:
+        async with api.database.transaction() as session:
+            await write_loads(session, [load])
+
+    async def keep() -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            await write()
+
+    await write()
+    agent = asyncio.create_task(keep())
+    try:
+        yield instance_id
+    finally:
+        agent.cancel()
+        await asyncio.gather(agent, return_exceptions=True)
 
 
 async def test_an_idle_instance_is_ended_for_whoever_asks(api: Stand, host: FakeHost) -> None:
     await api.deploy("first", keep_alive_s=600.0)
     await api.deploy("second", keep_alive_s=600.0)
     await ask(api, "first")
-    [first] = api.engines
-    await idles(api, first)
-    # Not after ten minutes, but now.
-    async with asyncio.timeout(20):
+    async with idling(api) as first:
+        # Not after ten minutes, but now.
         await ask(api, "second")
     assert host.stopped == [first]
     async with api.database.session() as session:
-        [latest, _] = await list_starts(session)
+        latest = (await list_starts(session))[0]
         [ended] = await list_instances(session, states=[InstanceState.STOPPED])
-    assert (latest.model, latest.candidates[0].victims[0].instance_id) == ("second", first)
+    assert latest.model == "second"
+    assert first in {victim.instance_id for one in latest.candidates for victim in one.victims}
     assert ended.end_reason is not None and "made room for second" in ended.end_reason
     decision = await api.http.get(f"/admin/v1/decisions/{latest.decision_id}")
     assert decision.json()["kind"] == "migrate"
 
 
-async def test_one_that_turns_out_busy_is_waited_for(api: Stand, host: FakeHost) -> None:
+async def test_one_that_gets_busy_as_it_is_to_end_costs_nobody_an_answer(api: Stand, host: FakeHost) -> None:
+    """Idle when the plan was made, busy when its route was taken: it serves on, and who waits waits on."""
     await api.deploy("first", keep_alive_s=600.0)
     await api.deploy("second", keep_alive_s=600.0)
     await ask(api, "first")
-    [first] = api.engines
-    await idles(api, first)
-    engine = api.engines[first]
-    engine.running = 1
-    waiting = asyncio.create_task(ask(api, "second"))
-    await until(lambda: api.services.table.lane("second").waiting)
-    await asyncio.sleep(0)
-    assert host.stopped == []
-    engine.running = 0
-    async with asyncio.timeout(20):
+    async with idling(api) as first:
+        engine = api.engines[first]
+        engine.busy_from_look = 2
+        waiting = asyncio.create_task(ask(api, "second"))
+        await until(lambda: engine.looks >= 3, within_s=20)
+        assert first not in host.stopped and not waiting.done()
+        engine.busy_from_look = None
         await waiting
-    assert host.stopped == [first]
+        assert first in host.stopped
 
 
 @pytest.mark.parametrize("settings", [{"min_instances": 1}, {"priority": 3}])
@@ -96,9 +112,7 @@ async def test_one_that_is_needed_or_matters_more_stays(
     await api.deploy("first", keep_alive_s=600.0, **settings)
     await api.deploy("second")
     await ask(api, "first")
-    await until(lambda: api.engines)
-    [first] = api.engines
-    await idles(api, first)
-    answer = await api.http.post("/admin/v1/models/second/start", json={"wait": False})
-    assert answer.status_code == 503 or answer.json()["state"] == "waiting", answer.text
+    async with idling(api):
+        answer = await api.http.post("/admin/v1/models/second/start", json={"wait": False})
+        assert answer.status_code == 503 or answer.json()["state"] == "waiting", answer.text
     assert host.stopped == []

@@ -126,7 +126,8 @@ async def test_no_free_gpu_is_a_503_at_once_and_a_freed_one_is_taken(api: Stand,
     with pytest.raises(openai.InternalServerError) as caught:
         await ask(api, timeout=5)
     assert caught.value.code == "no_capacity"
-    assert "0 of 1 GPUs free" in str(caught.value)
+    # Nobody knows what those engines do, so they may be idle for an hour before they end.
+    assert "the soonest start takes 36" in str(caught.value)
     decided = (await api.http.get("/admin/v1/decisions", params={"model": MODEL})).json()["decisions"]
     assert decided[0]["kind"] == "reject"
     assert [row["reason"] for row in decided[0]["candidates"]] == ["0 of 1 GPUs free"] * 2

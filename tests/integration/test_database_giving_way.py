@@ -76,6 +76,18 @@ async def test_nobody_gives_way_whose_engine_is_not_known_or_does_not_answer(dat
     assert await promised(database) == {}
 
 
+async def test_gpus_of_a_busy_instance_are_waited_for_and_not_for_its_keep_alive_time(
+    database: Database,
+) -> None:
+    """It may be idle at any moment, and then it gives way."""
+    old = await one_host(database)
+    await has_load(database, old, requests=1, tokens=10)
+    planned = await plan(database, "new", deadline_s=60.0, ask_engines=says())
+    assert isinstance(planned.decision, Wait), planned.decision
+    assert planned.decision.ready_in_s is not None and planned.decision.ready_in_s < 60.0
+    assert planned.decision.instance_id is None
+
+
 async def test_a_needed_instance_stays(database: Database) -> None:
     await add_host(database, "host-a")
     await add_model(database, "needed", min_instances=1)

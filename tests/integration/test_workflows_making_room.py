@@ -23,7 +23,7 @@ from firstlight.contracts.starts import (
     ReplanReceipt,
     StartPlan,
 )
-from firstlight.domain.errors import AttachFailed, Conflict
+from firstlight.domain.errors import AttachFailed, Conflict, NoCapacity
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 
 
@@ -144,6 +144,8 @@ async def test_a_failed_migration_ends_the_plan_and_its_source_serves_on(scene: 
     assert "the link broke" in asked.failure
     [abandoned] = here.control.script.requests("abandon_start")
     assert abandoned.plan.instance_id == start.instance_id
+    # No failure of the start: whoever waits for it waits on.
+    assert abandoned.failure_code == NoCapacity.code
     assert len(here.control.script.requests("serve_on")) == 1
     assert await scene.status_of(scene.source.instance_id) is WorkflowExecutionStatus.RUNNING
 

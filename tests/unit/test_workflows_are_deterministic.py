@@ -12,7 +12,16 @@ import workflows
 FILES = sorted(Path(workflows.__file__).parent.glob("*.py"))
 ALLOWED = {
     "__future__": None,
-    "asyncio": {"CancelledError", "shield", "gather", "create_task", "Task", "FIRST_COMPLETED"},
+    "asyncio": {
+        "CancelledError",
+        "shield",
+        "gather",
+        "create_task",
+        "Task",
+        "FIRST_COMPLETED",
+        "FIRST_EXCEPTION",
+    },
+    "collections.abc": None,
     "contextlib": None,
     "dataclasses": None,
     "datetime": {"timedelta"},
