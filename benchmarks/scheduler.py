@@ -54,7 +54,7 @@ def main() -> None:
     ]
     measured = _deciding(report, shapes, QUICK_DECISIONS if arguments.quick else DECISIONS)
     for count, bound_ms in BOUNDS_MS.items():
-        _reach(report, measured, count, bound_ms)
+        _reach(report, count, bound_ms)
     _growth(report, measured, hosts)
     asyncio.run(_reading(report, hosts, QUICK_READS if arguments.quick else READS))
     report.print()
@@ -78,26 +78,32 @@ def _deciding(report: Report, shapes: Sequence[FleetShape], decisions: int) -> d
             snapshot, zipf = make_fleet(shape, Random(SEED))
             kinds: Counter[str] = Counter()
             gc.collect()
-            measured[shape] = [
-                _decision_ms(request, snapshot, kinds) for request in make_requests(zipf, decisions)
-            ]
+            timed = [_decision_ms(request, snapshot, kinds) for request in make_requests(zipf, decisions)]
+            measured[shape] = [wall_ms for wall_ms, _ in timed]
             report.add(f"{shape.name}: decide", measured[shape], unit="ms")
+            # On a machine that others use too the clock says more of them than of the scheduler.
+            report.add(f"{shape.name}: CPU of it", [cpu_ms for _, cpu_ms in timed], unit="ms")
             report.trials.append({"fleet": shape.name, "decisions": dict(kinds), "ms": measured[shape]})
     return measured
 
 
-def _decision_ms(request: StartRequest, snapshot: FleetSnapshot, kinds: Counter[str]) -> float:
-    began_s = time.perf_counter()
+def _decision_ms(request: StartRequest, snapshot: FleetSnapshot, kinds: Counter[str]) -> tuple[float, float]:
+    """By the clock, and of this thread's CPU."""
+    began_s, cpu_began_s = time.perf_counter(), time.thread_time()
     decision = decide(request, snapshot)
-    elapsed_s = time.perf_counter() - began_s
+    elapsed_s, cpu_s = time.perf_counter() - began_s, time.thread_time() - cpu_began_s
     kinds[type(decision).__name__] += 1
-    return elapsed_s * 1000
+    return elapsed_s * 1000, cpu_s * 1000
 
 
-def _reach(report: Report, measured: dict[FleetShape, list[float]], hosts: int, bound_ms: float) -> None:
+def _reach(report: Report, hosts: int, bound_ms: float) -> None:
     """Every fleet of this size by itself: the worst one counts."""
     name = f"p99 of a decision among {hosts:,} hosts, the slowest of all fleets"
-    worst = [row.p99 for row in report.rows if row.name.startswith(f"{hosts:,} hosts")]
+    worst = [
+        row.p99
+        for row in report.rows
+        if row.name.startswith(f"{hosts:,} hosts") and row.name.endswith(": decide")
+    ]
     if worst:
         report.require(name, max(worst), unit="ms", at_most=bound_ms)
     else:

@@ -21,8 +21,8 @@ DIGITS = 4
 # Costs this close round to the same.
 _HAIR_S = 10**-DIGITS
 _NEVER = float("inf")
-# Branches of one decision. Eight victims of one GPU each, with four ways each, take fewer.
-BRANCHES_AT_MOST = 4000
+# Branches of one decision. Fleets of four hosts have been seen to take 72.
+BRANCHES_AT_MOST = 1000
 
 
 class Going(NamedTuple):
