@@ -12,19 +12,22 @@ import random
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
+import httpx
 import pytest
 
 from benchmarks.migration_client import Asked, Heard, Stream
 from benchmarks.platform import Platform, PlatformFailed
 from firstlight.fault_points import VARIABLE
 from firstlight.rpc import engine_pb2, engine_pb2_grpc
-from tests.chaos.fault_driver import FaultDriver, Reached
+from tests.chaos.fault_driver import FaultDriver, Reached, Trap
 from tests.chaos.fault_plan import Case, by_chance, named_cases
 from tests.chaos.migration_platform import (
     MODEL,
@@ -41,6 +44,8 @@ from tests.chaos.migration_platform import (
 )
 
 SPRUNG_WITHIN_S = 60.0
+# On a busy machine a destination may start for longer than streams last.
+ATTEMPTS = 4
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +78,21 @@ def test_streams_survive(
     print(f"FAULT_SEED={seed}")
     point, victim = by_chance(seed, case) if isinstance(case, int) else case
     print(f"FAULT_CASES='{point}/{victim}'")
+    for _ in range(ATTEMPTS):
+        streams, killed, is_sprung = kill_at(point, victim, platform, driver)
+        if is_sprung:
+            break
+        check_streams(streams, undisturbed, is_cut=False, what="nobody")
+        AtRest(platform).wait()
+    assert is_sprung, f"{point!r} was never reached: {platform.get('/admin/v1/migrations?limit=2')}"
+    check_streams(streams, undisturbed, is_cut=victim == "api" and bool(killed), what=f"{victim} {killed}")
+    AtRest(platform).wait()
+
+
+def kill_at(
+    point: str, victim: str, platform: Platform, driver: FaultDriver
+) -> tuple[list[Stream], list[int], bool]:
+    """Streams under which an instance is moved, who was killed, and whether the point was reached at all."""
     victims = Victims(platform)
     begun: dict[str, Any] = {}
     is_begun = threading.Event()
@@ -83,24 +103,38 @@ def test_streams_survive(
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
 
-    only_one(platform)
-    streams = begin(platform)
-    source = busiest(platform)
-
     def is_wanted(reached: Reached) -> bool:
         return is_begun.wait(SPRUNG_WITHIN_S) and concerns(reached, begun)
 
+    only_one(platform)
+    streams = begin(platform)
+    source = busiest(platform)
     trap = driver.arm(point, kill, is_wanted=is_wanted)
     begun |= migrate(platform, source["instance_id"])
     is_begun.set()
-    trap.sprung.wait(SPRUNG_WITHIN_S)
+    is_sprung = wait_sprung(trap, platform, begun)
     driver.disarm()
     assert trap.failure is None, trap.failure
-    assert trap.sprung.is_set(), (
-        f"{point!r} was never reached: {platform.get('/admin/v1/migrations?limit=2')}"
-    )
-    check_streams(streams, undisturbed, is_cut=victim == "api" and bool(killed), what=f"{victim} {killed}")
-    AtRest(platform).wait()
+    return streams, killed, is_sprung
+
+
+def wait_sprung(trap: Trap, platform: Platform, begun: dict[str, Any]) -> bool:
+    """False when all is over and the point never came: the streams had ended before they could move."""
+    until_s = time.monotonic() + SPRUNG_WITHIN_S
+    while not trap.sprung.wait(0.5) and time.monotonic() < until_s:
+        # The API, or its database, may be who is killed in this very moment.
+        with suppress(httpx.HTTPError):
+            if is_over(platform, begun):
+                return trap.sprung.wait(2.0)
+    return trap.sprung.is_set()
+
+
+def is_over(platform: Platform, begun: dict[str, Any]) -> bool:
+    rows = platform.get("/admin/v1/migrations")["migrations"]
+    states = {row["migration_id"]: row["state"] for row in rows}
+    live = {row["instance_id"]: row["state"] for row in instances(platform)}
+    is_at_rest = live.get(begun["source_instance_id"]) in (None, "ready")
+    return states[begun["migration_id"]] != "running" and is_at_rest
 
 
 def concerns(reached: Reached, begun: dict[str, Any]) -> bool:
