@@ -11,7 +11,7 @@ from firstlight.domain.obstacles import obstacle
 from firstlight.domain.tenants import Tenants
 
 # Destinations looked at for one model: more than a host has GPUs to be freed.
-DESTINATIONS_AT_MOST = 12
+DESTINATIONS_AT_MOST = 10
 
 
 class Destination(NamedTuple):

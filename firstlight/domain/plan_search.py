@@ -22,7 +22,7 @@ from firstlight.domain.ways_out import WaysOut
 _READY = HostState.READY
 _NEVER = float("inf")
 # Hosts whose tenants are looked at. Those left out take at least as long, before any of theirs has gone.
-HOSTS_AT_MOST = 32
+HOSTS_AT_MOST = 16
 
 
 class Plan(NamedTuple):
