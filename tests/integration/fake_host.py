@@ -20,6 +20,7 @@ from temporalio.worker import Worker
 
 from activities.awaiting_gpus import until_gpus_are_ours
 from activities.control import Control
+from activities.heartbeat import beating
 from activities.warmth import Warmth
 from firstlight.contracts import hosts, instances, migrations, starts
 from firstlight.contracts.activities import HostActivities
@@ -58,7 +59,8 @@ class FakeHost(HostActivities):
         while not waiting.done():
             activity.heartbeat()
             await asyncio.wait({waiting}, timeout=0.1)
-        await until_gpus_are_ours(self.stand.database, request.plan)
+        async with beating("gpus"):
+            await until_gpus_are_ours(self.stand.database, request.plan)
         if self.failure is not None:
             raise ApplicationError(self.failure, type="source_corrupt", non_retryable=True)
         engine = await self.stand.run(
