@@ -30,7 +30,7 @@ from firstlight.database.starts_repository import abandon_start
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 from firstlight.recovery.acts import SIGNALS, terminate
-from firstlight.recovery.found import find
+from firstlight.recovery.found import find, query_of, search_latest
 from firstlight.recovery.replaying import replay
 from firstlight.recovery.report import How, Report, Verdict
 from firstlight.recovery.showing import show
@@ -418,11 +418,13 @@ async def test_an_operator_at_night(
             firstlight, *arguments, temporal=temporal_server.address, database_url=database_url
         )
 
-    async def listed() -> set[str]:
-        done = await run("list", "--failed", "--query", both_of_them, "--since", "1h", "--json")
-        return {row["workflow_id"] for row in json.loads(done.stdout)}
+    async def failed() -> set[str]:
+        found = await search_latest(client, query_of(more=both_of_them), limit=10)
+        return {row.workflow_id for row in found}
 
-    await until_async(listed, {workflow_id, second_id})
+    await until_async(failed, {workflow_id, second_id})
+    listed = await run("list", "--failed", "--query", both_of_them, "--since", "1h", "--json")
+    assert {row["workflow_id"] for row in json.loads(listed.stdout)} == {workflow_id, second_id}
     shown = await run("show", workflow_id)
     assert "the weights are torn" in shown.stdout and "holds no GPU" in shown.stdout, shown.stderr
     host.failure = None
@@ -437,7 +439,7 @@ async def test_an_operator_at_night(
     assert {row["verdict"] for row in json.loads(done.stdout)} == {"done"}
     for one in (plan, second):
         await until_state(api.database, one.instance_id, InstanceState.READY)
-    await until_async(listed, set())
+    await until_async(failed, set())
 
 
 async def until_async(look: Callable[[], Awaitable[set[str]]], wanted: set[str]) -> None:
