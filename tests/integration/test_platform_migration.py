@@ -168,6 +168,24 @@ def test_what_cannot_move_says_why(platform: Platform) -> None:
     assert platform.http.post(f"{platform.api_url}/admin/v1/hosts/host-x/drain").status_code == 404
 
 
+def live_of(platform: Platform, name: str) -> list[dict[str, Any]]:
+    live = ("starting", "ready", "draining")
+    found = platform.get(f"/admin/v1/instances?model={name}")["instances"]
+    return [dict(one) for one in found if one["state"] in live]
+
+
+def ready_instance_of(platform: Platform, name: str) -> dict[str, Any]:
+    [instance] = [one for one in live_of(platform, name) if one["state"] == "ready"]
+    return instance
+
+
+def until_runs_on(platform: Platform, name: str, host_id: str) -> None:
+    deadline_s = time.monotonic() + 60
+    while [one["host_id"] for one in live_of(platform, name)] != [host_id]:
+        assert time.monotonic() < deadline_s, live_of(platform, name)
+        time.sleep(0.1)
+
+
 def started(platform: Platform, name: str) -> dict[str, Any]:
     return dict(platform.post(f"/admin/v1/models/{name}/start", {}))
 
@@ -184,9 +202,12 @@ def test_running_streams_make_room_for_another_model(
     )
     pinned = started(platform, PINNED)["host_id"]
     free = other if pinned == one else one
-    if source["host_id"] == pinned:
-        begun = platform.post(f"/admin/v1/instances/{source['instance_id']}/migrate", {"to": free})
+    # To `free` in the end, and it has left its bytes on the other host too.
+    for host_id in [free] if source["host_id"] == pinned else [pinned, free]:
+        instance = ready_instance_of(platform, MODEL)
+        begun = platform.post(f"/admin/v1/instances/{instance['instance_id']}/migrate", {"to": host_id})
         assert ended_migration(platform, begun["migration_id"])["state"] == "completed"
+        until_runs_on(platform, MODEL, host_id)
     before = {row["migration_id"] for row in platform.get("/admin/v1/migrations")["migrations"]}
     wide = {"name": WIDE, "source": tiny_source(tmp_path / WIDE, seed=1).as_uri(), "gpu_count": 2}
     platform.post("/admin/v1/models", {**wide, "keep_alive_s": 600})
