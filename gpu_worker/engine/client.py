@@ -12,6 +12,7 @@ await nursery.close()
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -140,8 +141,10 @@ class EngineHandle:
 
     def kill(self) -> None:
         if self.is_alive:
-            # Through the pidfd: the pid may belong to another process by now.
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            # Through the pidfd: the pid may belong to another process by now. It may have ended without
+            # our having been told yet.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def wait_exit(self) -> int | None:
         """Until the process is gone; its status, or None when its zygote was gone too and told nobody."""
