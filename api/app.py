@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from api.admin.routes import admin_routes
+from api.console.files import page_routes
 from api.errors import HttpError, http_error, internal_error
 from api.openai.routes import openai_routes
 from api.rehearsal import rehearse
@@ -60,6 +61,7 @@ def create_app(dependencies: Dependencies) -> FastAPI:
     app.state.services = services
     app.include_router(openai_routes(services))
     app.include_router(admin_routes(services))
+    app.include_router(page_routes())
     _add_health(app, services)
     _add_error_answers(app)
     # The last added is the outermost.

@@ -83,6 +83,13 @@ class KeyRing:
         # The table is read every few seconds only; a key ends at its second.
         return found if self._now_unix_s() < found.expires_at_unix_s else None
 
+    def still_allows(self, grant: Grant | None) -> bool:
+        """Whether a stream that was begun with this grant may go on; None: begun without any key."""
+        if grant is None:
+            return not self._is_required
+        is_there = grant in self._own.values() or grant in self._stored.values()
+        return is_there and (grant.expires_at_unix_s is None or self._now_unix_s() < grant.expires_at_unix_s)
+
 
 def check_listener(settings: Settings, keys: KeyRing) -> None:
     """Raises: InvalidSettings for an API that others can reach and that asks nobody for a key."""

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from api.background import Background
 from api.engine_client import EngineClient, Health
@@ -43,6 +44,14 @@ PROBE_AT_MOST_EVERY_S = 5.0
 FirstToken = Callable[[Slot, float, float], None]
 
 
+@dataclass(frozen=True, slots=True)
+class AtEngine:
+    """Where one choice of a request is now, and since when (monotonic seconds)."""
+
+    route: Route
+    since_s: float
+
+
 class Dispatcher:
     """`on_first_token(slot, dispatched_s, prefill_s)` hears of the first token of every stream."""
 
@@ -58,6 +67,8 @@ class Dispatcher:
         self._table = table
         self._background = background
         self._on_resume = on_resume
+        # What this process asks of engines now; figures for people, nothing is decided by them.
+        self.at_engines: dict[Journal, AtEngine] = {}
 
     async def tokens(
         self,
@@ -78,6 +89,7 @@ class Dispatcher:
                 slot = lane.follow(_route_of(journal.moved_to, lane.model))
             else:
                 slot = await lane.take(deadline_s=deadline_s, request_id=journal.request_id, avoid=refused_by)
+            self.at_engines[journal] = AtEngine(slot.route, time.monotonic())
             try:
                 async with aclosing(self._stream(slot, journal, on_first_token)) as stream:
                     async for chunk in stream:
@@ -88,6 +100,7 @@ class Dispatcher:
                 refused_by = slot.route.instance_id
                 await self._after_failure(slot, lane, journal, error)
             finally:
+                del self.at_engines[journal]
                 lane.give_back(slot)
 
     async def _stream(

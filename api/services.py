@@ -18,6 +18,8 @@ from api.background import Background
 from api.catalog import Catalog
 from api.checkpoint_files import StoreFiles
 from api.cluster_starter import ClusterStarter
+from api.console.producer import Producer
+from api.console.readings import look_here, read_fleet
 from api.dispatch import Dispatcher
 from api.engine_client import EngineClient
 from api.feed import Feed
@@ -149,8 +151,9 @@ class Services:
             catalog=self.catalog,
             director=self.director,
             on_change=self.minimum.changed,
-            on_news=self.fleet.changed,
+            on_news=self._heard,
         )
+        self.console = Producer(read=lambda: read_fleet(self), look=lambda: look_here(self))
         # Nothing is left to be done once in this process.
         self.is_prepared = asyncio.Event()
         self._endpoints: dict[str, str] = {}
@@ -171,6 +174,11 @@ class Services:
         self.background.start(self.scale_in.run(), name="scaling in")
         self.background.start(self.arrivals.run(), name="arrivals")
         self.background.start(self.usage.run(), name="usage of keys")
+        self.background.start(self.console.run(), name="console")
+
+    def leave(self) -> None:
+        """The server stops: end what would go on for ever, so that only answers are waited for."""
+        self.console.close()
 
     async def close(self) -> None:
         await self.director.close()
@@ -202,6 +210,10 @@ class Services:
         lane = self.table.lane(model)
         if not lane.routes and not lane.starting:
             self.starter.foretell(model, request_id)
+
+    def _heard(self) -> None:
+        self.fleet.changed()
+        self.console.changed()
 
     def _demand(self, lane: Lane) -> None:
         self.director.demand(lane)

@@ -28,6 +28,7 @@ from api.admin.migration_routes import add_migrations
 from api.admin.plain import plain
 from api.admin.scaling import scale as change_settings
 from api.admin.warming import warm
+from api.console.stream import add_events
 from api.openai.parsing import parse_json, validate
 from api.services import Services
 from api.web.documentation import body_of, errors
@@ -48,6 +49,7 @@ def admin_routes(services: Services) -> APIRouter:
     add_keys(router, services)
     add_records(router, services)
     add_estimates(router, services)
+    add_events(router, services)
     return router
 
 
@@ -151,10 +153,11 @@ def _add_fleet(router: APIRouter, services: Services) -> None:
     @router.get(
         "/starts", response_model=None, responses={200: {"model": StartList}, **errors(400, 403, 503)}
     )
-    async def starts(model: str | None = None, limit: Limit = 20) -> Response:
-        """The latest starts: predicted beside actual, phase by phase."""
+    async def starts(model: str | None = None, limit: Limit = 20, candidates: bool = True) -> Response:
+        """The latest starts: predicted beside actual, phase by phase. `candidates=false` leaves those out."""
         async with services.database.session() as session:
-            return JSONResponse({"starts": plain(await list_starts(session, model=model, limit=limit))})
+            found = await list_starts(session, model=model, limit=limit, with_candidates=candidates)
+        return JSONResponse({"starts": plain(found)})
 
     @router.get(
         "/decisions", response_model=None, responses={200: {"model": DecisionList}, **errors(400, 403, 503)}

@@ -20,7 +20,9 @@ from firstlight.database.usage_repository import Usage
 REQUEST_ID = b"x-request-id"
 _GOOD_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 # Anyone may ask whether the process lives; what it serves and how it does is for holders of a key.
-_OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+_OPEN_PATHS = frozenset({"/healthz", "/readyz", "/console"})
+# The console's page holds nothing but itself; what it shows it asks for with a key.
+_OPEN_FOLDER = "/console/"
 
 
 def header_of(scope: Scope, name: bytes) -> bytes | None:
@@ -91,7 +93,7 @@ class KeyCheck:
         await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> HttpError | None:
-        if not self._keys.is_required or scope["path"] in _OPEN_PATHS:
+        if not self._keys.is_required or _is_open(scope["path"]):
             return None
         scheme, _, key = (header_of(scope, b"authorization") or b"").decode("latin-1").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
@@ -105,6 +107,10 @@ class KeyCheck:
             return HttpError(403, "this API key is for inference, not for administration", "forbidden")
         scope.setdefault("state", {})["grant"] = grant
         return None
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
 
 
 def grant_of(scope: Scope) -> Grant | None:

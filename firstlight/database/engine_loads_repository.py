@@ -14,6 +14,16 @@ from firstlight.database.tables import EngineLoadRow, InstanceRow
 from firstlight.domain.lifecycle import InstanceState
 
 
+async def list_loads(session: AsyncSession) -> dict[str, tuple[int, int]]:
+    """(requests, their tokens) by instance, of all API replicas together, as last seen."""
+    rows = await session.execute(
+        select(EngineLoadRow.instance_id, EngineLoadRow.requests, EngineLoadRow.tokens)
+        .join(InstanceRow, InstanceRow.instance_id == EngineLoadRow.instance_id)
+        .where(InstanceRow.is_live)
+    )
+    return {instance_id: (requests, tokens) for instance_id, requests, tokens in rows}
+
+
 async def write_loads(session: AsyncSession, loads: Collection[EngineLoad]) -> None:
     """Replace what was known of these instances; of one that does not serve nothing is kept."""
     ids = sorted(load.instance_id for load in loads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
 
 from firstlight.database.decision_json import candidates_from_json, estimate_from_json
 from firstlight.database.records import ActualStart, StartRecord
@@ -12,9 +13,12 @@ from firstlight.domain.lifecycle import InstanceState
 
 
 async def list_starts(
-    session: AsyncSession, *, model: str | None = None, limit: int = 20
+    session: AsyncSession, *, model: str | None = None, limit: int = 20, with_candidates: bool = True
 ) -> list[StartRecord]:
-    """The latest starts, newest first; a start that was planned again appears with its last plan."""
+    """The latest starts, newest first; a start that was planned again appears with its last plan.
+
+    A decision has a candidate for every host of the fleet: leave them out where nobody reads them.
+    """
     query = (
         select(InstanceRow, DecisionRow, StartupObservationRow)
         .join(DecisionRow, DecisionRow.decision_id == InstanceRow.decision_id)
@@ -24,10 +28,14 @@ async def list_starts(
     )
     if model is not None:
         query = query.where(InstanceRow.model == model)
-    return [_record(*rows) for rows in (await session.execute(query))]
+    if not with_candidates:
+        query = query.options(defer(DecisionRow.candidates), defer(DecisionRow.victims))
+    return [_record(*rows, with_candidates) for rows in (await session.execute(query))]
 
 
-def _record(instance: InstanceRow, decision: DecisionRow, seen: StartupObservationRow | None) -> StartRecord:
+def _record(
+    instance: InstanceRow, decision: DecisionRow, seen: StartupObservationRow | None, with_candidates: bool
+) -> StartRecord:
     return StartRecord(
         instance_id=instance.instance_id,
         decision_id=decision.decision_id,
@@ -39,7 +47,7 @@ def _record(instance: InstanceRow, decision: DecisionRow, seen: StartupObservati
         tier=(seen.tier if seen else None) or str((decision.estimate or {})["tier"]),
         predicted=estimate_from_json(decision.estimate or {}),
         actual=_actual(seen),
-        candidates=candidates_from_json(decision.candidates),
+        candidates=candidates_from_json(decision.candidates) if with_candidates else (),
         decided_at_unix_s=decision.decided_at.timestamp(),
         ready_at_unix_s=instance.ready_at.timestamp() if instance.ready_at else None,
         ended_at_unix_s=instance.ended_at.timestamp() if instance.ended_at else None,

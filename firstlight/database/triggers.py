@@ -136,7 +136,8 @@ END $$""",
   EXECUTE FUNCTION notify_model()""",
 ]
 
-# Equal payloads of one transaction arrive as one. A lease that is renewed is no news.
+# Equal payloads of one transaction arrive as one. A lease that is renewed is no news. What a start took and how
+# a migration goes change no instance: whoever shows them would not hear of it otherwise.
 _NOTIFY_FLEET = [
     f"""CREATE FUNCTION notify_fleet() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -150,6 +151,10 @@ END $$""",
     IS DISTINCT FROM (NEW.state, NEW.registration, NEW.edges, NEW.peer_endpoint))
   EXECUTE FUNCTION notify_fleet()""",
     """CREATE TRIGGER notify_fleet AFTER INSERT OR UPDATE OR DELETE ON placements FOR EACH STATEMENT
+  EXECUTE FUNCTION notify_fleet()""",
+    """CREATE TRIGGER notify_fleet AFTER INSERT OR UPDATE ON migrations FOR EACH STATEMENT
+  EXECUTE FUNCTION notify_fleet()""",
+    """CREATE TRIGGER notify_fleet AFTER INSERT OR UPDATE ON startup_observations FOR EACH STATEMENT
   EXECUTE FUNCTION notify_fleet()""",
 ]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -30,7 +31,18 @@ log = logging.getLogger(__name__)
 
 
 class ApiServer(uvicorn.Server):
-    """Leaves signals to the role's own shell: uvicorn would end the process before we have closed."""
+    """Leaves signals to the role's own shell: uvicorn would end the process before we have closed.
+
+    `on_stop` is called before it waits for the answers that go on.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None] = lambda: None) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stop()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -58,7 +70,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 describe=describe_source,
             )
         )
-        server = ApiServer(server_config(app, settings))
+        server = ApiServer(server_config(app, settings), on_stop=app.state.services.leave)
         stopping = asyncio.create_task(_stop(server, stop))
         try:
             await server.serve()

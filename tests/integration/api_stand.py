@@ -136,7 +136,7 @@ async def stand(
     if patience is not None:
         dependencies = replace(dependencies, patience=patience)
     app = create_app(dependencies)
-    server = ApiServer(server_config(app, chosen))
+    server = ApiServer(server_config(app, chosen), on_stop=app.state.services.leave)
     serving = asyncio.create_task(server.serve())
     store = await FakeStore({}).start()
     try:
