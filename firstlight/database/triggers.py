@@ -136,7 +136,7 @@ END $$""",
   EXECUTE FUNCTION notify_model()""",
 ]
 
-# Equal payloads of one transaction arrive as one. A lease that is renewed is no news. What a start took and how
+# Equal payloads of one transaction arrive as one. A renewed lease is no news. What a start took and how
 # a migration goes change no instance: whoever shows them would not hear of it otherwise.
 _NOTIFY_FLEET = [
     f"""CREATE FUNCTION notify_fleet() RETURNS trigger LANGUAGE plpgsql AS $$
