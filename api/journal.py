@@ -35,6 +35,8 @@ class Journal:
     ignore_eos: bool = False
     logprobs: bool = False
     top_logprobs: int = 0
+    # What may be generated, as engine.proto has it; empty: anything.
+    grammar: str = ""
     emitted: list[int] = field(default_factory=list)
     resumes: int = 0
     # Where a migration took it, until it has been asked for there; and how often it has moved.
@@ -55,6 +57,7 @@ class Journal:
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
             top_logprobs=self.top_logprobs,
+            grammar=self.grammar,
             sampling=engine_pb2.Sampling(
                 temperature=chosen.temperature,
                 top_p=chosen.top_p,

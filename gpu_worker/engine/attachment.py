@@ -28,6 +28,7 @@ from firstlight.domain.errors import (
 )
 from gpu_worker.engine.binding import bind_ahead, buffers_in_arena, dtype_of, open_at, tensors_in_arena
 from gpu_worker.engine.bound_ahead import BoundAhead
+from gpu_worker.engine.constraint import Grammars
 from gpu_worker.engine.control import AttachCommand, Attached, EngineConfig, PrepareCommand
 from gpu_worker.engine.gpu_weights import GpuPlace, GpuWeights, say_outcome
 from gpu_worker.engine.local_engine import LocalEngine
@@ -52,6 +53,7 @@ class Prepared:
     skeleton: Skeleton
     checkpoint: Checkpoint
     ahead: BoundAhead | None
+    grammars: Grammars
 
 
 class Attacher:
@@ -125,7 +127,7 @@ class Attacher:
         context_length = min(
             command.context_length or prepared.skeleton.context_length, prepared.skeleton.context_length
         )
-        self._serve(prepared.skeleton, command, context_length)
+        self._serve(prepared, command, context_length)
         done_s = time.monotonic()
         return Attached(
             endpoint=self._endpoint,
@@ -193,10 +195,10 @@ class Attacher:
         except (RuntimeError, ValueError) as failure:
             raise AttachFailed(f"the checkpoint's bytes could not be bound: {failure}") from failure
 
-    def _serve(self, skeleton: Skeleton, command: AttachCommand, context_length: int) -> None:
+    def _serve(self, prepared: Prepared, command: AttachCommand, context_length: int) -> None:
         max_concurrency = max(1, command.max_concurrency)
         loop = DecodeLoop(
-            skeleton,
+            prepared.skeleton,
             device=self._config.device,
             max_concurrency=max_concurrency,
             max_waiting=self._config.max_waiting,
@@ -208,7 +210,12 @@ class Attacher:
             stood_still_s=lambda: self._gate.waited_s if self._gate is not None else 0.0,
         )
         self._state.become_ready(
-            LocalEngine(loop, max_concurrency=max_concurrency, context_length=context_length)
+            LocalEngine(
+                loop,
+                max_concurrency=max_concurrency,
+                context_length=context_length,
+                grammars=prepared.grammars,
+            )
         )
         # What else was prepared will never be bound here.
         self._prepared.clear()
@@ -242,7 +249,11 @@ class Attacher:
 def _prepare(directory: Path, device: str) -> Prepared:
     checkpoint = open_at(directory)
     skeleton = build_skeleton(directory, dtype=dtype_of(checkpoint), device=device)
-    return Prepared(skeleton, checkpoint, bind_ahead(skeleton, checkpoint) if device == "cpu" else None)
+    grammars = Grammars(
+        directory, vocabulary_size=skeleton.vocabulary_size, eos_token_ids=skeleton.eos_token_ids
+    )
+    ahead = bind_ahead(skeleton, checkpoint) if device == "cpu" else None
+    return Prepared(skeleton, checkpoint, ahead, grammars)
 
 
 def _crash() -> None:

@@ -30,6 +30,8 @@ class EngineRequest:
     top_logprobs: int = 0
     # A session that a migration brought here, whose cache to go on with.
     session_id: str = ""
+    # What may be generated; empty: anything.
+    grammar: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 
-from firstlight.domain.errors import FirstlightError
+from firstlight.domain.errors import FirstlightError, InvalidInput
 from firstlight.rpc.engine_pb2 import SessionPart
+from gpu_worker.engine.constraint import Constraint, Grammars
 from gpu_worker.engine.interface import (
     Engine,
     EngineRequest,
@@ -27,8 +28,16 @@ from gpu_worker.engine.sessions import Sessions
 class LocalEngine(Engine):
     """Streams of one `DecodeLoop`. To be used from the event loop it was made in."""
 
-    def __init__(self, loop: DecodeLoop, *, max_concurrency: int, context_length: int) -> None:
+    def __init__(
+        self,
+        loop: DecodeLoop,
+        *,
+        max_concurrency: int,
+        context_length: int,
+        grammars: Grammars | None = None,
+    ) -> None:
         self._loop = loop
+        self._grammars = grammars
         self._home = asyncio.get_running_loop()
         self._sessions = Sessions(loop, most=2 * max_concurrency, context_length=context_length)
         self.max_concurrency = max_concurrency
@@ -41,7 +50,8 @@ class LocalEngine(Engine):
             if not self._home.is_closed():
                 self._home.call_soon_threadsafe(events.put_nowait, event)
 
-        active = self._loop.submit(request, deliver, cache=self._cache_of(request))
+        constraint = await self._constraint_of(request)
+        active = self._loop.submit(request, deliver, cache=self._cache_of(request), constraint=constraint)
         try:
             while True:
                 event = await events.get()
@@ -87,6 +97,20 @@ class LocalEngine(Engine):
 
     def close(self) -> None:
         self._loop.close()
+
+    async def _constraint_of(self, request: EngineRequest) -> Constraint | None:
+        if not request.grammar:
+            return None
+        if self._grammars is None:
+            raise InvalidInput("this engine follows no grammars")
+        # By a thread: others go on meanwhile.
+        return await asyncio.to_thread(
+            self._grammars.constraint,
+            request.grammar,
+            generated=request.resumed_token_ids,
+            stop_token_ids=request.stop_token_ids,
+            ignore_eos=request.ignore_eos,
+        )
 
     def _cache_of(self, request: EngineRequest) -> KeyValueCache | None:
         if not request.session_id:

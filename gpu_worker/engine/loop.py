@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from firstlight.domain.errors import EngineError, EngineGone, FirstlightError, QueueFull
+from firstlight.domain.errors import EngineError, EngineGone, FirstlightError, InvalidInput, QueueFull
 from gpu_worker.engine.attention import Span, attending
+from gpu_worker.engine.constraint import Constraint
 from gpu_worker.engine.interface import EngineRequest, Finished, Load, Moved, Token
 from gpu_worker.engine.kv_cache import KeyValueCache
 from gpu_worker.engine.requests import ActiveRequest, Deliver, Rebuild, validate
@@ -67,14 +68,19 @@ class DecodeLoop:
         self._thread.start()
 
     def submit(
-        self, request: EngineRequest, deliver: Deliver, *, cache: KeyValueCache | None = None
+        self,
+        request: EngineRequest,
+        deliver: Deliver,
+        *,
+        cache: KeyValueCache | None = None,
+        constraint: Constraint | None = None,
     ) -> ActiveRequest:
         """`cache` holds what was computed elsewhere for the tokens that the request begins with.
 
         Raises: InvalidInput, ContextTooLong, QueueFull, EngineGone.
         """
         self.check(request)
-        active = ActiveRequest(request, deliver, cache=cache)
+        active = ActiveRequest(request, deliver, cache=cache, constraint=constraint)
         with self._changed:
             if self._is_closing:
                 raise EngineGone("the engine is shutting down")
@@ -231,9 +237,12 @@ class DecodeLoop:
             active.deliver(why)
 
     def _step(self) -> None:
-        full = [active for active in self._running if active.is_full or not active.pending_tokens]
-        for active in full:
-            self._end(active, Finished("length"))
+        # Those that come with all their tokens: a stream whose end alone was lost with its engine.
+        for active in list(self._running):
+            if active.is_complete:
+                self._end(active, Finished("stop"))
+            elif active.is_full or not active.pending_tokens:
+                self._end(active, Finished("length"))
         chunks = CHUNKS_WHILE_LOADING if self._is_loading() else 1
         plan = [
             (self._running[index], tokens)
@@ -291,16 +300,22 @@ class DecodeLoop:
     def _emit(self, active: ActiveRequest, scores: torch.Tensor) -> None:
         try:
             event = self._next(active, scores)
+            if isinstance(event, Finished):
+                self._end(active, event)
+                return
+            active.append(event.token_id)
         except _STEP_FAILURES as failure:
             self._end(active, EngineError(f"no token could be chosen: {failure}"))
             return
-        if isinstance(event, Finished):
-            self._end(active, event)
+        except InvalidInput as failure:
+            # Of its grammar: another engine would fail in the same way.
+            self._end(active, failure)
             return
-        active.append(event.token_id)
         self._tokens_generated += 1
         active.deliver(event)
-        if active.is_full:
+        if active.is_complete:
+            self._end(active, Finished("stop"))
+        elif active.is_full:
             self._end(active, Finished("length"))
 
     def _next(self, active: ActiveRequest, scores: torch.Tensor) -> Token | Finished:
@@ -313,6 +328,7 @@ class DecodeLoop:
             position=active.position,
             prompt=request.prompt_token_ids,
             generated=active.generated,
+            allowed=active.constraint.allowed() if active.constraint is not None else None,
         )
         is_eos = token_id in self._skeleton.eos_token_ids and not request.ignore_eos
         if is_eos or token_id in request.stop_token_ids:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from firstlight.domain.errors import ContextTooLong, FirstlightError, InvalidInput
+from gpu_worker.engine.constraint import Constraint
 from gpu_worker.engine.interface import EngineRequest, Event
 from gpu_worker.engine.kv_cache import KeyValueCache
 
@@ -19,16 +20,23 @@ _RESERVED_NEW_TOKENS = 256
 class ActiveRequest:
     """`tokens` are prompt, resumed and generated ones; the cache has been through the first of them.
 
-    `cache` is one that was computed elsewhere, for tokens that this request begins with.
+    `cache` is one that was computed elsewhere, for tokens that this request begins with. `constraint` stands
+    behind the resumed tokens.
     """
 
     wants_token = True
 
     def __init__(
-        self, request: EngineRequest, deliver: Deliver, *, cache: KeyValueCache | None = None
+        self,
+        request: EngineRequest,
+        deliver: Deliver,
+        *,
+        cache: KeyValueCache | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.request = request
         self.deliver = deliver
+        self.constraint = constraint
         self.tokens = [*request.prompt_token_ids, *request.resumed_token_ids]
         self.prompt_tokens = len(request.prompt_token_ids)
         self.generated = list(request.resumed_token_ids)
@@ -63,7 +71,14 @@ class ActiveRequest:
     def is_full(self) -> bool:
         return self.position >= self.request.max_tokens
 
+    @property
+    def is_complete(self) -> bool:
+        """Its grammar allows nothing more."""
+        return self.constraint is not None and self.constraint.is_complete
+
     def append(self, token_id: int) -> None:
+        if self.constraint is not None:
+            self.constraint.accept([token_id])
         self.tokens.append(token_id)
         self.generated.append(token_id)
         self.is_first = False
@@ -74,6 +89,7 @@ class Rebuild:
 
     wants_token = False
     is_full = False
+    is_complete = False
 
     def __init__(
         self,

@@ -63,9 +63,16 @@ def choose(
     position: int,
     prompt: Iterable[int],
     generated: Sequence[int],
+    allowed: torch.Tensor | None = None,
 ) -> int:
-    """The next token's id. `scores`: (vocabulary,) float32 on the CPU; left as it is."""
+    """The next token's id. `scores`: (vocabulary,) float32 on the CPU; left as it is.
+
+    `allowed`: (vocabulary,) bool, at least one of them true; None: all.
+    """
     scores = _biased(_penalized(scores, sampling, prompt, generated), sampling.logit_bias)
+    if allowed is not None:
+        # Last: no bias brings back what a grammar forbids.
+        scores = scores.masked_fill(~allowed, -torch.inf)
     if sampling.temperature <= 0:
         return int(scores.argmax())
     probabilities = torch.softmax(scores.double() / sampling.temperature, dim=-1)

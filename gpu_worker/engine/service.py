@@ -182,6 +182,7 @@ def _engine_request(request: engine_pb2.GenerateRequest) -> EngineRequest:
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
         session_id=request.session_id,
+        grammar=request.grammar,
     )
 
 
