@@ -203,8 +203,9 @@ class StartDirector:
             may_wait=need is Need.FIRST,
             request_id=lane.first_request_id,
         )
-        self._away_since_s.pop(lane.model, None)
         self._on_planned(lane.model, planned)
+        if planned.plan is None:
+            self._away_since_s.pop(lane.model, None)
         match planned.decision:
             case Place() | Migrate():
                 self._backoff_s.pop(lane.model, None)
@@ -278,10 +279,13 @@ class StartDirector:
     async def _begin(self, lane: Lane, planned: PlannedStart, *, deadline_s: float) -> None:
         assert planned.plan is not None
         backoff_s = FIRST_BACKOFF_S
-        deadline_s = min(deadline_s, time.monotonic() + STORES_AWAY_S)
+        # One clock for both stores: who has waited for Postgres does not wait as long again for Temporal.
+        away_since_s = self._away_since_s.get(lane.model, time.monotonic())
+        deadline_s = min(deadline_s, away_since_s + STORES_AWAY_S)
         while True:
             try:
                 await self._starter.begin(planned)
+                self._away_since_s.pop(lane.model, None)
                 return
             except Overloaded as error:
                 logger.warning("start of %s waits for Temporal: %s", lane.model, error.message)
@@ -290,6 +294,7 @@ class StartDirector:
                 break
             await asyncio.sleep(backoff_s)
             backoff_s = min(LONGEST_BACKOFF_S, 2 * backoff_s)
+        self._away_since_s.pop(lane.model, None)
         lane.close(planned.plan.instance_id)
         await self._starter.give_up(planned, failure.message)
         lane.fail_waiting(StartFailed(f"the start could not begin: {failure.message}", retry_after_s=5.0))

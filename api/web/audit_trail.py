@@ -60,12 +60,15 @@ class AuditTrail:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if not 200 <= status < 400:
+                    # Before its answer: who has read that an act failed finds it in the log.
+                    await self._write_failure(scope, status)
             await send(message)
 
         try:
             await self._app(scope, receive_again, send_noting)
         finally:
-            if not 200 <= status < 400:
+            if status == 0:
                 await self._write_failure(scope, status)
 
     async def _write(self, scope: Scope, detail: dict[str, Any]) -> None:
