@@ -69,7 +69,9 @@ def write_seeds(target: str, corpus: Path) -> None:
         (corpus / f"seed-{index}").write_bytes(seed)
 
 
-def fuzz(directory: Path, program: str, *options: str, seconds: int = SECONDS) -> subprocess.CompletedProcess[str]:
+def fuzz(
+    directory: Path, program: str, *options: str, seconds: int = SECONDS
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, program, "corpus", f"-max_total_time={seconds}", "-timeout=5", *options],
         cwd=directory,
