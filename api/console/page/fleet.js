@@ -1,0 +1,55 @@
+// The first page: the fleet at a glance.
+
+import { h } from './dom.js';
+import { hosts_section } from './hosts.js';
+import { instances_section } from './instances.js';
+import { empty, section } from './parts.js';
+import { state } from './state.js';
+import { legend, migration_row, start_row } from './waterfall.js';
+
+export function fleet_page() {
+  return [
+    h('h1', { class: 'unseen', 'data-key': 'title' }, 'Fleet'),
+    glance(),
+    h('div', { class: 'columns', 'data-key': 'columns' }, hosts_section(), activity_section()),
+    instances_section(),
+  ];
+}
+
+function glance() {
+  const hosts = state.hosts || [];
+  const gpus = hosts.filter((host) => host.state !== 'lost').flatMap((host) => host.gpus);
+  const loads = Object.values(state.load.models);
+  const sum = (name) => loads.reduce((total, load) => total + load[name], 0);
+  const figures = [
+    ['Hosts ready', `${hosts.filter((host) => host.state === 'ready').length} of ${hosts.length}`],
+    ['GPUs in use', `${gpus.filter((gpu) => gpu.instance_id).length} of ${gpus.length}`],
+    ['Models', state.models.length],
+    ['Instances ready', state.instances.filter((one) => one.state === 'ready').length],
+    ['Starting', state.instances.filter((one) => one.state === 'starting').length],
+    ['Moving', state.migrations.filter((one) => one.state === 'running').length],
+    ['Requests running', sum('running')],
+    ['Requests waiting', sum('waiting')],
+  ];
+  return h(
+    'dl',
+    { class: 'glance', 'aria-label': 'At a glance', 'data-key': 'glance' },
+    figures.map(([name, value]) => h('div', { 'data-key': name }, h('dt', null, name), h('dd', null, state.hosts === null ? '–' : value))),
+  );
+}
+
+function activity_section() {
+  const rows = [
+    ...state.starts.map((start) => [start.decided_at_unix_s, start_row(start)]),
+    ...state.migrations.map((one) => [one.started_at_unix_s, migration_row(one)]),
+  ].sort((one, other) => other[0] - one[0]);
+  return section(
+    'activity',
+    'Starts and migrations',
+    null,
+    legend(),
+    rows.length
+      ? h('ol', { class: 'falls' }, rows.map(([, row]) => row))
+      : empty('Nothing has been started yet. Each start shows here what was predicted, and what it took.'),
+  );
+}
