@@ -120,6 +120,19 @@ class Settings(BaseSettings):
         default=2, ge=1, description="Hosts whose SSDs may be given a copy of one model ahead of need."
     )
 
+    drain_on_stop_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="How long a GPU host that is told to stop waits until what it runs has moved to other "
+        "hosts; 0: it ends at once, and its requests go on elsewhere from the tokens they have.",
+    )
+    worker_build_id: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$",
+        description="Build id of a control worker's code, for Temporal's worker versioning; unset: "
+        "unversioned.",
+    )
+
     lease_s: float = Field(default=20.0, gt=1, description="A host that is silent for so long is lost.")
     reconcile_every_s: float = Field(default=60.0, ge=5, description="Period of the fleet reconciler.")
     consolidate_requests: int | None = Field(

@@ -75,7 +75,7 @@ def host_config(settings: Settings, host: HostId) -> HostConfig:
         peer_secret_file=_keep_peer_secret(settings, folder),
         tls_dir=str(settings.rpc_tls_dir.absolute()) if settings.rpc_tls_dir is not None else None,
         may_be_plain=settings.rpc_plain,
-        children=(agent_config(host),),
+        children=(agent_config(host, drain_on_stop_s=settings.drain_on_stop_s),),
     )
 
 
@@ -90,7 +90,11 @@ def _keep_peer_secret(settings: Settings, folder: Path) -> str | None:
     return str(path)
 
 
-def agent_config(host: HostId) -> ChildConfig:
+# Beyond its draining, for what it then tells Postgres and Temporal.
+AGENT_STOP_S = 6.0
+
+
+def agent_config(host: HostId, *, drain_on_stop_s: float = 0.0) -> ChildConfig:
     return ChildConfig(
         name="host-agent",
         argv=(sys.executable, "-m", "firstlight.cli", "serve", "host-agent"),
@@ -98,5 +102,7 @@ def agent_config(host: HostId) -> ChildConfig:
             "FIRSTLIGHT_HOST_IDS": host,
             "FIRSTLIGHT_HOST_ADDRESS": "{host_address}",
             "FIRSTLIGHT_STORE_ADDRESS": "{store_address}",
+            "FIRSTLIGHT_DRAIN_ON_STOP_S": str(drain_on_stop_s),
         },
+        stop_s=drain_on_stop_s + AGENT_STOP_S,
     )

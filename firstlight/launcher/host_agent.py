@@ -26,17 +26,18 @@ from firstlight.domain.errors import EngineGone, InvalidSettings, StartTimeout
 from firstlight.domain.names import HostId
 from firstlight.launcher.activity_boundaries import boundaries
 from firstlight.launcher.control_worker import GRACEFUL_SHUTDOWN, database_url
+from firstlight.launcher.departure import Departure
 from firstlight.launcher.gpu_host import host_dir, host_ids
 from firstlight.launcher.load_mirror import LOOK_EVERY_S, LoadMirror
 from firstlight.launcher.membership import Membership
 from firstlight.launcher.placement_mirror import PlacementMirror
-from firstlight.launcher.role_process import run_role, unless_stopped
+from firstlight.launcher.role_process import LEAVE_WITHIN_S, run_role, unless_stopped
 from firstlight.launcher.schema_check import check_schema
 from firstlight.launcher.temporal_client import connect
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import HostClient, StoreClient
 from firstlight.rpc.engine_loads import EngineLoads
-from firstlight.settings import Settings
+from firstlight.settings import Settings, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +95,17 @@ async def _work(settings: Settings, channels: Channels, database: Database, stop
         store_address=at.store,
         database=database,
     )
+    membership = Membership(database=database, client=client, host=host, lease_s=settings.lease_s)
+    departure = Departure(
+        host_id=host_id,
+        database=database,
+        client=client,
+        loads=EngineLoads(channels, within_s=LOOK_EVERY_S),
+        note=host_dir(settings.state_dir, host_id) / "drains-to-stop",
+    )
     # Polling comes before joining: a host that may be chosen must take the work up.
     async with host_worker(client, host_id, activities):
         log.info("agent polls %s", host_queue(host_id))
-        membership = Membership(database=database, client=client, host=host, lease_s=settings.lease_s)
         mirror = PlacementMirror(
             host_id=host_id,
             store=StoreClient(channels, at.store),
@@ -111,11 +119,33 @@ async def _work(settings: Settings, channels: Channels, database: Database, stop
             database=database,
             is_member=membership.is_member,
         )
-        await unless_stopped(_all(membership, mirror, loads), stop)
+        # A host that drains is a member to the end: it renews its lease and works for its own migrations.
+        may_go = asyncio.Event()
+        going = asyncio.create_task(_drained(departure, stop, may_go, within_s=settings.drain_on_stop_s))
+        try:
+            await unless_stopped(_all(departure, membership, mirror, loads), may_go)
+        finally:
+            going.cancel()
+        await departure.leave(membership.registration)
 
 
-async def _all(membership: Membership, mirror: PlacementMirror, loads: LoadMirror) -> None:
+async def _drained(
+    departure: Departure, stop: asyncio.Event, may_go: asyncio.Event, *, within_s: float
+) -> None:
+    """Set `may_go` once `stop` is set and the host is empty, or has been waited for long enough."""
+    await stop.wait()
+    try:
+        if within_s > 0:
+            await departure.drain(within_s=within_s)
+    finally:
+        may_go.set()
+
+
+async def _all(
+    departure: Departure, membership: Membership, mirror: PlacementMirror, loads: LoadMirror
+) -> None:
     async with asyncio.TaskGroup() as group:
+        group.create_task(departure.come_back())
         group.create_task(membership.keep())
         group.create_task(mirror.keep())
         group.create_task(loads.keep())
@@ -190,4 +220,6 @@ def _memory_bytes() -> int:
 
 
 def main() -> None:
-    run_role(serve)
+    # It drains first, and leaves then.
+    stays_s = LEAVE_WITHIN_S + read_settings().drain_on_stop_s
+    run_role(serve, leave_within_s=stays_s)

@@ -32,6 +32,11 @@ class Membership:
     # What is away at the moment: each outage is told once, and its end.
     _away: set[str] = field(default_factory=set)
 
+    @property
+    def registration(self) -> int | None:
+        """Number of the registration that holds, None while there is none."""
+        return self._registration
+
     def is_member(self) -> bool:
         return self._registration is not None
 

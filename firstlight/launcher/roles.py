@@ -34,6 +34,8 @@ def _impatient(settings: Settings) -> Settings:
 
 
 def gpu_host_role(settings: Settings, host: HostId) -> RoleSpec:
+    # All hosts of a local run stop together: nothing has anywhere to go.
+    settings = settings.model_copy(update={"drain_on_stop_s": 0.0})
     return RoleSpec(
         name=host,
         argv=gpu_host_argv(settings, host),

@@ -19,11 +19,15 @@ PLANNER_WARM_AFTER_S = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildConfig:
-    """One more process the supervisor keeps running, such as the host agent. `env` adds to its own."""
+    """One more process the supervisor keeps running, such as the host agent. `env` adds to its own.
+
+    Told to stop, it may take `stop_s`; engines and store end after it.
+    """
 
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    stop_s: float = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

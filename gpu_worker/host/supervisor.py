@@ -85,7 +85,11 @@ class Supervisor:
     async def stop(self) -> None:
         """Children first, so that no new work comes; then engines, zygote and store."""
         self._config.address_file.unlink(missing_ok=True)
-        await asyncio.gather(*(child.stop(grace_s=STOP_GRACE_S) for child in self._children))
+        # Those that were started: a stop may come before.
+        stops_s = [child.stop_s for child in self._config.children]
+        await asyncio.gather(
+            *(child.stop(grace_s=stop_s) for child, stop_s in zip(self._children, stops_s, strict=False))
+        )
         if self._skeletons is not None:
             self._skeletons.cancel()
             await asyncio.gather(self._skeletons, return_exceptions=True)
