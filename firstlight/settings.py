@@ -1,6 +1,6 @@
 """All settings of a process, read once at start from `FIRSTLIGHT_*` variables, frozen, and passed down.
 
-Nothing else in the product reads the environment.
+Nothing else in the product reads the environment, but for the standard's own `OTEL_*` (telemetry/tracing.py).
 """
 
 from __future__ import annotations
@@ -172,6 +172,22 @@ class Settings(BaseSettings):
     spares: int = Field(default=1, ge=0, description="Warm engine processes kept ready per host.")
 
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="How log lines are written: text, or json: one object a line."
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port at which a control worker, or the agent of a GPU host, serves /metrics; unset: none. "
+        "`firstlight up` gives it to the control worker and the next ones to its hosts. The API serves its own "
+        "at its own port.",
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        description="Address it is served at. Beyond loopback one of FIRSTLIGHT_API_KEYS is asked for, "
+        "unless FIRSTLIGHT_RPC_PLAIN says that the network is private.",
+    )
 
     @field_validator("database_url")
     @classmethod
@@ -205,12 +221,24 @@ class Settings(BaseSettings):
 
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the API."""
-        if self.api_host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.api_host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.api_host)
+
+    def secrets(self) -> tuple[str, ...]:
+        """Every value that must not be written anywhere."""
+        values = [value.get_secret_value() for _, value in self if isinstance(value, SecretStr)]
+        password = urlsplit(self.database_url).password if self.database_url is not None else None
+        keys = [part.strip() for value in values for part in value.split(",")]
+        return tuple({one for one in (*values, *keys, password) if one})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def read_settings(**overrides: object) -> Settings:

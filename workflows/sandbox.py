@@ -11,5 +11,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 
 def runner() -> SandboxedWorkflowRunner:
-    restrictions = SandboxRestrictions.default.with_passthrough_modules("firstlight", "workflows")
+    restrictions = SandboxRestrictions.default.with_passthrough_modules(
+        "firstlight", "workflows", "opentelemetry"
+    )
     return SandboxedWorkflowRunner(restrictions=restrictions)

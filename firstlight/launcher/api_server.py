@@ -24,6 +24,7 @@ from firstlight.launcher.control_worker import database_url
 from firstlight.launcher.role_process import run_role
 from firstlight.launcher.schema_check import check_schema
 from firstlight.launcher.temporal_client import tls_config
+from firstlight.launcher.temporal_context import interceptors
 from firstlight.settings import Settings
 from gpu_worker.store.sources.dispatch import describe_source
 
@@ -53,7 +54,7 @@ def main(settings: Settings | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     # Its server has a bound of its own, for answers that go on.
-    run_role(serve, settings=settings, leave_within_s=None)
+    run_role(serve, name="api", settings=settings, leave_within_s=None)
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -128,6 +129,7 @@ async def lazy_client(settings: Settings) -> Client:
         tls=tls_config(settings),
         api_key=None if key is None else key.get_secret_value(),
         lazy=True,
+        interceptors=interceptors(),
     )
 
 

@@ -103,4 +103,4 @@ def database_url(settings: Settings) -> str:
 
 
 def main() -> None:
-    run_role(serve)
+    run_role(serve, name="control-worker")

@@ -76,6 +76,7 @@ def host_config(settings: Settings, host: HostId) -> HostConfig:
         tls_dir=str(settings.rpc_tls_dir.absolute()) if settings.rpc_tls_dir is not None else None,
         may_be_plain=settings.rpc_plain,
         children=(agent_config(host, drain_on_stop_s=settings.drain_on_stop_s),),
+        log_format=settings.log_format,
     )
 
 

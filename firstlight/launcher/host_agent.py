@@ -31,7 +31,7 @@ from firstlight.launcher.gpu_host import host_dir, host_ids
 from firstlight.launcher.load_mirror import LOOK_EVERY_S, LoadMirror
 from firstlight.launcher.membership import Membership
 from firstlight.launcher.placement_mirror import PlacementMirror
-from firstlight.launcher.role_process import LEAVE_WITHIN_S, run_role, unless_stopped
+from firstlight.launcher.role_process import AGENT, LEAVE_WITHIN_S, run_role, unless_stopped
 from firstlight.launcher.schema_check import check_schema
 from firstlight.launcher.temporal_client import connect
 from firstlight.rpc.channels import Channels
@@ -222,4 +222,4 @@ def _memory_bytes() -> int:
 def main() -> None:
     # It drains first, and leaves then.
     stays_s = LEAVE_WITHIN_S + read_settings().drain_on_stop_s
-    run_role(serve, leave_within_s=stays_s)
+    run_role(serve, name=AGENT, leave_within_s=stays_s)

@@ -13,6 +13,8 @@ from typing import Any, NoReturn, TypeVar
 from firstlight.domain.errors import FirstlightError
 from firstlight.rpc.identity import assume
 from firstlight.settings import Settings, read_settings
+from firstlight.telemetry import tracing
+from firstlight.telemetry.log_lines import log_to_stderr
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +24,19 @@ Role = Callable[[Settings, asyncio.Event], Awaitable[None]]
 
 # A worker whose Temporal has gone would tell it of its end for a minute, to nobody.
 LEAVE_WITHIN_S = 4.0
+AGENT = "host-agent"
 
 
 def run_role(
-    role: Role, *, settings: Settings | None = None, leave_within_s: float | None = LEAVE_WITHIN_S
+    role: Role,
+    *,
+    name: str,
+    settings: Settings | None = None,
+    leave_within_s: float | None = LEAVE_WITHIN_S,
 ) -> NoReturn:
     """Run `role(settings, stop)` until it returns; `stop` is set by SIGTERM or SIGINT.
+
+    `name` is what its log lines and spans call it.
 
     It may take `leave_within_s` to return then; None: it bounds that itself.
 
@@ -36,9 +45,16 @@ def run_role(
     try:
         settings = settings or read_settings()
         assume(settings.rpc_tls_dir, may_be_plain=settings.rpc_plain)
-        logging.basicConfig(
-            level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
+        # A host's agent serves one host, and says which; for the others the setting means nothing.
+        host_id = settings.host_ids if name == AGENT else ""
+        log_to_stderr(
+            log_format=settings.log_format,
+            level=settings.log_level,
+            text="%(asctime)s %(levelname)s %(name)s %(message)s",
+            of={"role": name, "host_id": host_id},
+            secrets=settings.secrets(),
         )
+        tracing.start(name, instance=host_id)
         # It tells two lines of how it looked at the schema, at every start.
         logging.getLogger("alembic").setLevel(logging.WARNING)
         asyncio.run(_until_stopped(role, settings, leave_within_s))
@@ -51,6 +67,7 @@ def run_role(
 
 
 def _end_now() -> NoReturn:
+    tracing.stop()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

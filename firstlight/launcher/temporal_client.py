@@ -29,6 +29,7 @@ from firstlight.contracts import naming
 from firstlight.contracts.hosts import ReconcileInput
 from firstlight.contracts.starting import TASK_TIMEOUT
 from firstlight.domain.errors import InvalidSettings, LaunchError
+from firstlight.launcher.temporal_context import interceptors
 from firstlight.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ async def _connect_once(settings: Settings) -> Client:
         namespace=settings.temporal_namespace,
         api_key=key.get_secret_value() if key is not None else None,
         tls=tls_config(settings),
+        interceptors=interceptors(),
     )
 
 

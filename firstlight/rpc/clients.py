@@ -10,6 +10,7 @@ import grpc
 
 from firstlight.domain.errors import EngineGone
 from firstlight.rpc import engine_pb2, host_pb2, store_pb2
+from firstlight.rpc.call_context import Metadata, call_metadata, trace_metadata
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.engine_pb2_grpc import InferenceStub
 from firstlight.rpc.host_pb2_grpc import HostStub
@@ -31,9 +32,13 @@ async def _answer(call: Awaitable[Message], *, peer: str) -> Message:
 
 
 async def _stream(
-    method: grpc.aio.UnaryStreamMultiCallable[Request, Message], request: Request, *, peer: str
+    method: grpc.aio.UnaryStreamMultiCallable[Request, Message],
+    request: Request,
+    *,
+    peer: str,
+    metadata: Metadata | None,
 ) -> AsyncIterator[Message]:
-    call = method(request)
+    call = method(request, metadata=metadata)
     try:
         async for message in call:
             yield message
@@ -86,7 +91,9 @@ class StoreClient:
             expected_digest=expected_digest,
             peer_endpoints=list(peer_endpoints),
         )
-        return await _answer(self._stub.Prepare(request, timeout=timeout_s), peer=self._peer)
+        return await _answer(
+            self._stub.Prepare(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer
+        )
 
     def download(
         self,
@@ -107,7 +114,7 @@ class StoreClient:
             peer_endpoints=list(peer_endpoints),
             into_dram=into_dram,
         )
-        return _stream(self._stub.Download, request, peer=self._peer)
+        return _stream(self._stub.Download, request, peer=self._peer, metadata=call_metadata())
 
     def load(self, checkpoint_id: str, *, since_unix_s: float = 0.0) -> AsyncIterator[store_pb2.LoadProgress]:
         """Progress until the checkpoint is in DRAM; the last message has `done`.
@@ -115,28 +122,35 @@ class StoreClient:
         A load that a hint began after `since_unix_s` and that has ended is told with its own figures.
         """
         request = store_pb2.LoadRequest(checkpoint_id=checkpoint_id, since_unix_s=since_unix_s)
-        return _stream(self._stub.Load, request, peer=self._peer)
+        return _stream(self._stub.Load, request, peer=self._peer, metadata=call_metadata())
 
     async def get_files(self, checkpoint_id: str, *, timeout_s: float = 30.0) -> store_pb2.GetFilesReply:
         request = store_pb2.GetFilesRequest(checkpoint_id=checkpoint_id)
-        return await _answer(self._stub.GetFiles(request, timeout=timeout_s), peer=self._peer)
+        return await _answer(
+            self._stub.GetFiles(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer
+        )
 
     async def inventory(self, *, timeout_s: float = 5.0) -> store_pb2.InventoryReply:
         return await _answer(
-            self._stub.Inventory(store_pb2.InventoryRequest(), timeout=timeout_s), peer=self._peer
+            self._stub.Inventory(store_pb2.InventoryRequest(), timeout=timeout_s, metadata=call_metadata()),
+            peer=self._peer,
         )
 
     async def expect(
         self, need: Mapping[str, float], *, good_for_s: float, timeout_s: float = 2.0
     ) -> store_pb2.ExpectReply:
         request = store_pb2.ExpectRequest(need=dict(need), good_for_s=good_for_s)
-        return await _answer(self._stub.Expect(request, timeout=timeout_s), peer=self._peer)
+        return await _answer(
+            self._stub.Expect(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer
+        )
 
     async def remove(
         self, checkpoint_id: str, *, only_dram: bool = False, timeout_s: float = 30.0
     ) -> store_pb2.RemoveReply:
         request = store_pb2.RemoveRequest(checkpoint_id=checkpoint_id, only_dram=only_dram)
-        return await _answer(self._stub.Remove(request, timeout=timeout_s), peer=self._peer)
+        return await _answer(
+            self._stub.Remove(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer
+        )
 
 
 class HostClient:
@@ -167,7 +181,9 @@ class HostClient:
             max_concurrency=max_concurrency,
             context_length=context_length,
         )
-        return await _answer(self._stub.Attach(request, timeout=timeout_s), peer=self._peer)
+        return await _answer(
+            self._stub.Attach(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer
+        )
 
     async def stop(
         self,
@@ -182,18 +198,25 @@ class HostClient:
             instance_id=instance_id, epoch=epoch, drain_timeout_s=drain_timeout_s, reason=reason
         )
         limit_s = drain_timeout_s + 15.0 if timeout_s is None else timeout_s
-        return await _answer(self._stub.Stop(request, timeout=limit_s), peer=self._peer)
+        return await _answer(
+            self._stub.Stop(request, timeout=limit_s, metadata=call_metadata()), peer=self._peer
+        )
 
     async def list_engines(self, *, timeout_s: float = 5.0) -> host_pb2.ListEnginesReply:
         return await _answer(
-            self._stub.ListEngines(host_pb2.ListEnginesRequest(), timeout=timeout_s), peer=self._peer
+            self._stub.ListEngines(
+                host_pb2.ListEnginesRequest(), timeout=timeout_s, metadata=call_metadata()
+            ),
+            peer=self._peer,
         )
 
     async def prepare_engine(
         self, *, checkpoint_id: str, instance_id: str = "", timeout_s: float = 2.0
     ) -> host_pb2.PrepareEngineReply:
         request = host_pb2.PrepareEngineRequest(checkpoint_id=checkpoint_id, instance_id=instance_id)
-        return await _answer(self._stub.PrepareEngine(request, timeout=timeout_s), peer=self._peer)
+        return await _answer(
+            self._stub.PrepareEngine(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer
+        )
 
 
 class InferenceClient:
@@ -205,34 +228,43 @@ class InferenceClient:
 
     def generate(self, request: engine_pb2.GenerateRequest) -> AsyncIterator[engine_pb2.GenerateChunk]:
         """Tokens until the request ends; closing the iterator cancels it and frees its slot."""
-        return _stream(self._stub.Generate, request, peer=self._peer)
+        return _stream(self._stub.Generate, request, peer=self._peer, metadata=trace_metadata())
 
     async def status(self, *, timeout_s: float = 5.0) -> engine_pb2.EngineStatusReply:
         return await _answer(
-            self._stub.Status(engine_pb2.EngineStatusRequest(), timeout=timeout_s), peer=self._peer
+            self._stub.Status(engine_pb2.EngineStatusRequest(), timeout=timeout_s, metadata=call_metadata()),
+            peer=self._peer,
         )
 
     async def wait_idle(
         self, *, epoch: int, idle_s: float, timeout_s: float | None = None
     ) -> engine_pb2.WaitIdleReply:
         request = engine_pb2.WaitIdleRequest(epoch=epoch, idle_s=idle_s)
-        return await _answer(self._stub.WaitIdle(request, timeout=timeout_s), peer=self._peer)
+        return await _answer(
+            self._stub.WaitIdle(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer
+        )
 
     async def drain(self, *, epoch: int, timeout_s: float) -> engine_pb2.DrainReply:
         request = engine_pb2.DrainRequest(epoch=epoch, timeout_s=timeout_s)
-        return await _answer(self._stub.Drain(request, timeout=timeout_s + 5.0), peer=self._peer)
+        return await _answer(
+            self._stub.Drain(request, timeout=timeout_s + 5.0, metadata=call_metadata()), peer=self._peer
+        )
 
     def migrate_out(self, request: engine_pb2.MigrateOutRequest) -> AsyncIterator[engine_pb2.MigrationEvent]:
         """Events until every request has moved; closing the iterator keeps the rest at the source."""
-        return _stream(self._stub.MigrateOut, request, peer=self._peer)
+        return _stream(self._stub.MigrateOut, request, peer=self._peer, metadata=call_metadata())
 
     async def receive_session(
         self, parts: AsyncIterator[engine_pb2.SessionPart], *, timeout_s: float
     ) -> engine_pb2.SessionReply:
-        return await _answer(self._stub.ReceiveSession(parts, timeout=timeout_s), peer=self._peer)
+        return await _answer(
+            self._stub.ReceiveSession(parts, timeout=timeout_s, metadata=call_metadata()), peer=self._peer
+        )
 
     async def drop_session(
         self, *, session_id: str, epoch: int, timeout_s: float = 2.0
     ) -> engine_pb2.DropSessionReply:
         request = engine_pb2.DropSessionRequest(session_id=session_id, epoch=epoch)
-        return await _answer(self._stub.DropSession(request, timeout=timeout_s), peer=self._peer)
+        return await _answer(
+            self._stub.DropSession(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer
+        )

@@ -6,6 +6,8 @@ import grpc
 
 from firstlight.domain.errors import InvalidSettings
 from firstlight.rpc import identity
+from firstlight.rpc.call_context import Incoming
+from firstlight.telemetry import tracing
 
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", 64 * 2**20),
@@ -18,8 +20,10 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def new_server() -> grpc.aio.Server:
-    return grpc.aio.server(options=OPTIONS)
+def new_server(*, is_warm_path: bool = False) -> grpc.aio.Server:
+    """A server that takes up ids and traces of its callers; on the warm path only where traces are sent."""
+    interceptors = [] if is_warm_path and not tracing.is_on() else [Incoming()]
+    return grpc.aio.server(options=OPTIONS, interceptors=interceptors)
 
 
 def bind(server: grpc.aio.Server, *, bind_address: str, port: int) -> str:

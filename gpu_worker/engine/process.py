@@ -84,7 +84,7 @@ class EngineProcess:
         link = await StoreLink.connect(self._config.store_socket)
         link.on_lost = self._store_lost
         assume(self._config.tls_dir, may_be_plain=self._config.may_be_plain)
-        server = new_server()
+        server = new_server(is_warm_path=True)
         engine_pb2_grpc.add_InferenceServicer_to_server(self._service, server)
         endpoint = bind(server, bind_address=self._config.bind_address, port=0)
         await server.start()

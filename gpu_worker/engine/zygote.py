@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 import torch
 from transformers.utils import logging as transformers_logging
 
+from firstlight.telemetry import tracing
+from firstlight.telemetry.log_lines import log_to_stderr
 from gpu_worker.engine.architectures import MODEL_TYPES
 from gpu_worker.engine.control import EngineConfig
 from gpu_worker.engine.process import serve
@@ -87,10 +89,13 @@ class Zygote:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for ours in (self._control, self._wakeup_read, self._wakeup_write):
                 ours.close()
+            # Not before: it has a thread.
+            tracing.start("engine")
             status = serve(config, control_path=self._socket_path, supervisor_fd=self._supervisor_fd)
         except Exception:  # outermost: whatever it was, this process must not run the zygote's code
             log.exception("engine ended")
         finally:
+            tracing.stop()
             sys.stdout.flush()
             sys.stderr.flush()
             # Without the interpreter's farewell: gRPC's threads can hold it up.
@@ -114,11 +119,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gpu_worker.engine.zygote")
     parser.add_argument("--socket", required=True)
     parser.add_argument("--supervisor-pid", type=int, required=True)
+    parser.add_argument("--host-id", default="")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text")
     parser.add_argument("--model-type", action="append", default=[], choices=sorted(MODEL_TYPES))
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
+    log_to_stderr(
+        log_format=arguments.log_format,
+        level=logging.INFO,
+        text="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s",
+        of={"role": "engine", "host_id": arguments.host_id},
     )
+    tracing.prepare()
     # Ctrl-C reaches the whole terminal; only the supervisor decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     supervisor_fd = os.pidfd_open(arguments.supervisor_pid)

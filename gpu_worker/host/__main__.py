@@ -11,10 +11,11 @@ from pathlib import Path
 
 from firstlight.domain.errors import FirstlightError
 from firstlight.rpc.identity import assume
+from firstlight.telemetry import tracing
 from gpu_worker.host.config import HostConfig
 from gpu_worker.host.supervisor import Supervisor
 from gpu_worker.store.disk import hold
-from gpu_worker.store.process_log import log_to_stderr
+from gpu_worker.store.process_log import log_process
 
 log = logging.getLogger("host")
 
@@ -48,7 +49,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = HostConfig.from_json(arguments.config_json or arguments.config.read_text())
-        log_to_stderr("host", config.host_id)
+        log_process("host", config.host_id, config.log_format)
+        tracing.start("gpu-host", instance=config.host_id)
         assume(config.tls_dir, may_be_plain=config.may_be_plain)
         state_dir = Path(config.state_dir)
         state_dir.mkdir(parents=True, exist_ok=True)
@@ -57,6 +59,8 @@ def main() -> int:
     except FirstlightError as failure:
         print(f"{failure.code}: {failure.message}", file=sys.stderr)
         return 2
+    finally:
+        tracing.stop()
     return 0
 
 

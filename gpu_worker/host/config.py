@@ -10,6 +10,7 @@ from typing import Any
 
 from firstlight.domain.errors import InvalidSettings
 from firstlight.domain.names import host_id
+from firstlight.telemetry.log_lines import LogFormat
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.config_json import build, decode_object
 
@@ -61,6 +62,7 @@ class HostConfig:
     may_be_plain: bool = False
     drain_timeout_s: float = 5.0
     children: tuple[ChildConfig, ...] = ()
+    log_format: LogFormat = "text"
 
     def __post_init__(self) -> None:
         host_id(self.host_id)
@@ -98,6 +100,7 @@ class HostConfig:
             peer_secret_file=self.peer_secret_file,
             tls_dir=self.tls_dir,
             may_be_plain=self.may_be_plain,
+            log_format=self.log_format,
         )
 
     @property

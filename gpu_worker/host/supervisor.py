@@ -23,7 +23,7 @@ from gpu_worker.host.kept_process import KeptProcess
 from gpu_worker.host.service import HostService
 from gpu_worker.host.spares import Spares
 from gpu_worker.host.store_process import StoreProcess
-from gpu_worker.host.zygote import KeptZygote
+from gpu_worker.host.zygote import ZYGOTE, KeptZygote
 from gpu_worker.store.disk import write_atomically
 
 log = logging.getLogger("host")
@@ -45,7 +45,10 @@ class Supervisor:
         self._socket_dir = store_config.socket_path.parent
         self._store_socket = str(store_config.socket_path)
         self.store = StoreProcess(store_config)
-        self.zygote = KeptZygote(self._socket_dir)
+        self.zygote = KeptZygote(
+            self._socket_dir,
+            executable=(*ZYGOTE, "--host-id", config.host_id, "--log-format", config.log_format),
+        )
         self.spares = Spares(
             zygote=self.zygote,
             devices=devices(self._kind, config.gpu_count),

@@ -15,12 +15,13 @@ from firstlight.domain.errors import FirstlightError
 from firstlight.rpc.identity import assume
 from firstlight.rpc.server import bind, new_server
 from firstlight.rpc.store_pb2_grpc import add_StoreServicer_to_server
+from firstlight.telemetry import tracing
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.disk import write_atomically
 from gpu_worker.store.gpu_handover import GpuHandover
 from gpu_worker.store.native_memory import NativeMemory
 from gpu_worker.store.probe import Prober
-from gpu_worker.store.process_log import log_to_stderr
+from gpu_worker.store.process_log import log_process
 from gpu_worker.store.service import StoreService
 from gpu_worker.store.store import Store
 
@@ -84,12 +85,15 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = StoreConfig.from_json(arguments.config_json)
-        log_to_stderr("store", config.host_id)
+        log_process("store", config.host_id, config.log_format)
+        tracing.start("store", instance=config.host_id)
         assume(config.tls_dir, may_be_plain=config.may_be_plain)
         asyncio.run(serve(config))
     except FirstlightError as failure:
         print(f"{failure.code}: {failure.message}", file=sys.stderr)
         return 2
+    finally:
+        tracing.stop()
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from firstlight.domain.errors import InvalidSettings
 from firstlight.domain.names import host_id
+from firstlight.telemetry.log_lines import LogFormat
 from gpu_worker.store.config_json import build, decode_object
 
 # sockaddr_un holds 108 bytes with its terminator; stay clear of it.
@@ -50,6 +51,7 @@ class StoreConfig:
     tls_dir: str | None = None
     may_be_plain: bool = False
     cuda_library: str = ""
+    log_format: LogFormat = "text"
 
     def __post_init__(self) -> None:
         host_id(self.host_id)

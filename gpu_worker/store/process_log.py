@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-import sys
+
+from firstlight.telemetry.log_lines import LogFormat, log_to_stderr
 
 
-def log_to_stderr(role: str, host_id: str) -> None:
-    """`2026-01-31T12:00:00.123 host-a store INFO store.load loaded checkpoint=…`."""
-    logging.basicConfig(
-        stream=sys.stderr,
+def log_process(role: str, host_id: str, log_format: LogFormat) -> None:
+    """`2026-01-31T12:00:00.123 host-a store INFO store.load loaded checkpoint=…`, or the same as JSON."""
+    log_to_stderr(
+        log_format=log_format,
         level=logging.INFO,
-        format=f"%(asctime)s.%(msecs)03d {host_id} {role} %(levelname)s %(name)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
+        text=f"%(asctime)s.%(msecs)03d {host_id} {role} %(levelname)s %(name)s %(message)s",
+        text_date="%Y-%m-%dT%H:%M:%S",
+        of={"role": role, "host_id": host_id},
     )
