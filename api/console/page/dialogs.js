@@ -98,7 +98,7 @@ export function ask_deploy() {
         field('gpu_count', 'GPUs', number(1, 1)),
         field('min_instances', 'Instances at least', number(0, 0)),
         field('max_instances', 'Instances at most', number(1, 1)),
-        field('keep_alive_s', 'Keep-alive, seconds', { attributes: { type: 'number', min: 0, step: 'any', placeholder: 'default' } }),
+        field('keep_alive_s', 'Keep-alive (s)', { attributes: { type: 'number', min: 0, step: 'any', placeholder: 'default' } }),
       ),
     ],
     'Deploy',

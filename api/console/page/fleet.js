@@ -7,12 +7,19 @@ import { empty, section } from './parts.js';
 import { state } from './state.js';
 import { legend, migration_row, start_row } from './waterfall.js';
 
+// The rest is opened on demand.
+const ROWS_SHOWN = 10;
+
 export function fleet_page() {
   return [
     h('h1', { class: 'unseen', 'data-key': 'title' }, 'Fleet'),
     glance(),
-    h('div', { class: 'columns', 'data-key': 'columns' }, hosts_section(), activity_section()),
-    instances_section(),
+    h(
+      'div',
+      { class: 'columns', 'data-key': 'columns' },
+      hosts_section(),
+      h('div', { class: 'column-of', 'data-key': 'right' }, instances_section(), activity_section()),
+    ),
   ];
 }
 
@@ -49,7 +56,17 @@ function activity_section() {
     null,
     legend(),
     rows.length
-      ? h('ol', { class: 'falls' }, rows.map(([, row]) => row))
+      ? [
+          h('ol', { class: 'falls' }, rows.slice(0, ROWS_SHOWN).map(([, row]) => row)),
+          rows.length > ROWS_SHOWN
+            ? h(
+                'details',
+                { 'data-key': 'older' },
+                h('summary', null, `${rows.length - ROWS_SHOWN} older`),
+                h('ol', { class: 'falls' }, rows.slice(ROWS_SHOWN).map(([, row]) => row)),
+              )
+            : null,
+        ]
       : empty('Nothing has been started yet. Each start shows here what was predicted, and what it took.'),
   );
 }

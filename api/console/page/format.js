@@ -35,9 +35,9 @@ export function count(number, one, many) {
   return `${number} ${number === 1 ? one : many}`;
 }
 
-/** `+12%`, against what was predicted; nothing where nothing was. */
+/** `+12%` of time, against what was predicted; nothing where nothing was. */
 export function off(predicted, actual) {
   if (!predicted || actual === null || actual === undefined) return '';
   const percent = Math.round(((actual - predicted) / predicted) * 100);
-  return `${percent > 0 ? '+' : ''}${percent}%`;
+  return percent === 0 ? '±0%' : `${percent > 0 ? '+' : '−'}${Math.abs(percent)}%`;
 }

@@ -5,18 +5,31 @@ import { size } from './format.js';
 import { button, empty, model_link, pill, section, workflow_link } from './parts.js';
 import { model_of, state } from './state.js';
 
+const FILTERED_FROM = 6;
+const CARDS_SHOWN = 48;
+
 export function hosts_section() {
   const hosts = state.hosts;
+  const wanted = state.host_filter.toLowerCase();
+  const found = (hosts || []).filter((host) => !wanted || words_of(host).some((word) => word.toLowerCase().includes(wanted)));
   return section(
     'hosts',
     'Hosts',
-    null,
+    hosts && hosts.length > FILTERED_FROM
+      ? h('input', { type: 'search', id: 'host-filter', 'aria-label': 'Show hosts with this name, state or model', placeholder: 'name, state or model' })
+      : null,
     hosts === null
       ? empty('Waiting for the first figures…')
       : hosts.length === 0
         ? empty('No GPU host has joined. Start one with ', h('code', null, 'firstlight serve gpu-host'), '.')
-        : h('ul', { class: 'cards' }, hosts.map(card)),
+        : h('ul', { class: 'cards' }, found.slice(0, CARDS_SHOWN).map(card)),
+    hosts && hosts.length && !found.length ? empty('No host is like that.') : null,
+    found.length > CARDS_SHOWN ? h('p', { class: 'quiet' }, `and ${found.length - CARDS_SHOWN} more: narrow them down above`) : null,
   );
+}
+
+function words_of(host) {
+  return [host.host_id, host.state, host.host_class, ...host.gpus.map((one) => one.model || '')];
 }
 
 function card(host) {

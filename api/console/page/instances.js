@@ -2,7 +2,7 @@
 
 import { h } from './dom.js';
 import { age, count } from './format.js';
-import { button, empty, model_link, pill, section, workflow_link } from './parts.js';
+import { button, empty, heads, model_link, pill, section, workflow_link } from './parts.js';
 import { now_s, state } from './state.js';
 
 export function instances_section(model) {
@@ -27,7 +27,7 @@ export function instances_section(model) {
               h(
                 'tr',
                 null,
-                ['Model', 'State', 'Host', 'GPUs', 'Requests', 'Age', 'Workflow'].map((name) => h('th', { scope: 'col' }, name)),
+                heads(['Model', 'State', 'Where', 'Requests', 'Age', 'Workflow'], 4, 5),
                 h('th', { scope: 'col' }, h('span', { class: 'unseen' }, 'Actions')),
               ),
             ),
@@ -58,8 +58,7 @@ function body(one) {
       null,
       h('th', { scope: 'row' }, model_link(one.model), h('span', { class: 'quiet id' }, one.instance_id)),
       h('td', null, pill(one.state)),
-      h('td', null, one.host_id),
-      h('td', null, one.gpu_indices.join(', ') || '–'),
+      h('td', null, one.host_id, one.gpu_indices.length ? h('span', { class: 'quiet' }, ` GPU ${one.gpu_indices.join(', ')}`) : null),
       h('td', null, load(one, requests)),
       h('td', { class: 'number' }, age(now_s() - one.created_at_unix_s)),
       h('td', null, workflow_link(one.workflow_id)),
@@ -71,7 +70,7 @@ function body(one) {
           : null,
       ),
     ),
-    requests.length ? h('tr', { class: 'inner' }, h('td', { colspan: 8 }, request_list(requests))) : null,
+    requests.length ? h('tr', { class: 'inner' }, h('td', { colspan: 7 }, request_list(requests))) : null,
   );
 }
 

@@ -152,6 +152,11 @@ document.addEventListener('click', (event) => {
   const pressed = event.target.closest('[data-act]');
   if (pressed) ACTS[pressed.dataset.act](pressed.dataset);
 });
+document.addEventListener('input', (event) => {
+  if (event.target.id !== 'host-filter') return;
+  state.host_filter = event.target.value;
+  redraw();
+});
 document.querySelector('.skip').addEventListener('click', (event) => {
   // The address says which page is open; it must not be overwritten.
   event.preventDefault();

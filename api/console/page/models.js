@@ -3,7 +3,7 @@
 import { h } from './dom.js';
 import { count, seconds, size } from './format.js';
 import { instances_section } from './instances.js';
-import { button, empty, model_link, pill, section } from './parts.js';
+import { button, empty, heads, model_link, pill, section } from './parts.js';
 import { state } from './state.js';
 import { legend, start_row } from './waterfall.js';
 
@@ -18,7 +18,7 @@ export function models_page() {
           h(
             'table',
             { class: 'rows' },
-            h('thead', null, h('tr', null, ['Model', 'State', 'Size', 'GPUs', 'Instances', 'Running', 'Waiting', 'Where it lies'].map((name) => h('th', { scope: 'col' }, name)))),
+            h('thead', null, h('tr', null, heads(['Model', 'State', 'Size', 'GPUs', 'Instances', 'Running', 'Waiting', 'Where it lies'], 2, 7))),
             h('tbody', null, state.models.map(row)),
           ),
         ),
@@ -111,7 +111,9 @@ function summary(starts) {
     h(
       'p',
       null,
-      `The last ${count(done.length, 'start', 'starts')}: ${seconds(took)} at the median, predictions off by ${Math.round(error * 100)}% at the median`,
+      done.length === 1
+        ? `One start: it took ${seconds(took)}, the prediction was off by ${Math.round(error * 100)}% of that`
+        : `The last ${done.length} starts took ${seconds(took)} at the median, predictions were off by ${Math.round(error * 100)}% of that`,
       failed ? `; ${count(failed, 'start', 'starts')} failed.` : '.',
     ),
     chart(done),

@@ -41,6 +41,11 @@ export function button(act, text, data, more) {
   return h('button', { type: 'button', 'data-act': act, ...data, ...more }, text);
 }
 
+/** Heads of a table's columns; from `numbers` on (and before `words`) they stand over figures. */
+export function heads(names, numbers = names.length, words = names.length) {
+  return names.map((name, index) => h('th', { scope: 'col', class: index >= numbers && index < words ? 'number' : null }, name));
+}
+
 export function section(id, title, aside, ...content) {
   return h(
     'section',

@@ -15,7 +15,8 @@ export const state = {
   retry_at_ms: 0,
   // Seconds that the server's clock is ahead of this one.
   ahead_s: 0,
-  // History of the model whose page is open.
+  host_filter: '',
+  // Of the model whose page is open.
   history: { model: null, starts: null, failure: null },
 };
 
@@ -34,6 +35,11 @@ export function model_of(checkpoint_id) {
   return found ? found.name : checkpoint_id.split('@')[0];
 }
 
+// An instance can serve while the rest of its bytes come; what its start took is written behind that.
+const WRITTEN_WITHIN_S = 120;
+
 export function is_active(start) {
-  return start.state === 'starting';
+  if (start.state === 'starting') return true;
+  const is_unwritten = start.state === 'ready' && !start.actual && !start.failure;
+  return is_unwritten && now_s() - start.decided_at_unix_s < WRITTEN_WITHIN_S;
 }

@@ -2,7 +2,7 @@
 
 import { h } from './dom.js';
 import { age, count, off, seconds, size } from './format.js';
-import { model_link, pill, workflow_link } from './parts.js';
+import { heads, model_link, pill, workflow_link } from './parts.js';
 import { is_active, now_s, state } from './state.js';
 
 // In the order in which they happen, with the words of the command line.
@@ -35,6 +35,7 @@ export function start_phases(start) {
 
 export function start_row(start, with_model = true) {
   const elapsed_s = is_active(start) ? Math.max(0, now_s() - start.decided_at_unix_s) : null;
+  const ready_s = start.ready_at_unix_s ? start.ready_at_unix_s - start.decided_at_unix_s : null;
   return item({
     key: `start-${start.instance_id}`,
     kind: 'start',
@@ -46,8 +47,9 @@ export function start_row(start, with_model = true) {
     outcome: start.actual && !start.failure ? 'ready' : start.state,
     phases: start_phases(start),
     predicted_s: start.predicted.total_s,
-    actual_s: start.actual ? start.actual.total_s : null,
+    actual_s: start.actual ? start.actual.total_s : ready_s,
     elapsed_s,
+    so_far: start.state === 'ready' ? 'serves, loads on' : 'so far',
     failure: start.failure,
     facts: start_facts(start),
     workflow_id: start.workflow_id || `cold-start/${start.model}/${start.instance_id}`,
@@ -87,6 +89,7 @@ export function migration_row(one) {
     predicted_s: known_s || null,
     actual_s: is_running ? null : one.start_s + one.move_s,
     elapsed_s: is_running ? Math.max(0, now_s() - one.started_at_unix_s) : null,
+    so_far: 'so far',
     failure: one.failure,
     facts: [
       ['Why', one.reason],
@@ -157,7 +160,7 @@ function live_track(one, scale_s) {
         style: { width: share(Math.max(0, one.elapsed_s - known_s), scale_s) },
       }),
     ),
-    h('span', { class: 'track-total' }, seconds(one.elapsed_s), h('span', { class: is_late ? 'late' : 'quiet' }, is_late ? ' late' : ' so far')),
+    h('span', { class: 'track-total' }, seconds(one.elapsed_s), h('span', { class: is_late ? 'late' : 'quiet' }, is_late ? ' late' : ` ${one.so_far}`)),
   ];
 }
 
@@ -207,7 +210,7 @@ function details(one, scale_s) {
         h(
           'thead',
           null,
-          h('tr', null, ['Phase', 'Predicted', 'Actual'].map((name) => h('th', { scope: 'col' }, name)), h('td', { 'aria-hidden': 'true' })),
+          h('tr', null, heads(['Phase', 'Predicted', 'Actual'], 1), h('td', { 'aria-hidden': 'true' })),
         ),
         h('tbody', null, rows),
       ),
