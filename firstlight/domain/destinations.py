@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from firstlight.domain.fleet import Host, Model, Running, Tier
+from firstlight.domain.fleet import Host, Model, Running
+from firstlight.domain.fleet_index import FleetIndex, Open
 from firstlight.domain.names import HostId
 from firstlight.domain.obstacles import obstacle
 from firstlight.domain.tenants import Tenants
@@ -23,23 +24,21 @@ class Destination(NamedTuple):
 
 
 class Destinations:
-    """Hosts of a snapshot that may take instances; `ready` are those, each with its free GPUs."""
+    """Hosts of a snapshot that may take instances."""
 
-    def __init__(self, ready: Sequence[tuple[Host, int]], tenants: Tenants) -> None:
-        self._ready = ready
+    def __init__(self, index: FleetIndex, tenants: Tenants, excluded: frozenset[HostId]) -> None:
+        """`excluded` are hosts that take nothing for this decision."""
+        self._index = index
         self._tenants = tenants
-        self._ids: frozenset[HostId] | None = None
-        self.classes = {host.host_class for host, _ in ready}
-        self._open = [(index, host, free) for index, (host, free) in enumerate(ready) if free]
-        self._most_free = max((free for _, _, free in self._open), default=0)
+        self._excluded = excluded
+        self.classes = index.classes
+        self._most_free = max(index.free_gpus.values(), default=0)
 
     def is_open(self, host_id: HostId) -> bool:
-        if self._ids is None:
-            self._ids = frozenset(host.host_id for host, _ in self._ready)
-        return host_id in self._ids
+        return host_id in self._index.free_gpus and host_id not in self._excluded
 
     def has_room(self, gpu_count: int) -> bool:
-        """Whether some host has so many GPUs free."""
+        """Whether some host may have so many GPUs free."""
         return self._most_free >= gpu_count
 
     def near(self, model: Model) -> list[Destination]:
@@ -47,37 +46,29 @@ class Destinations:
 
         If there are more than DESTINATIONS_AT_MOST, free ones come first, then DRAM, then the order of hosts.
         """
-        checkpoint_id, needed = model.checkpoint_id, model.gpu_count
-        roomy = [
-            (tier is not Tier.DRAM, index, free)
-            for index, host, free in self._open
-            if free >= needed and (tier := host.tiers.get(checkpoint_id)) is not None
-            if tier is not Tier.REMOTE
-        ]
-        roomy.sort()
+        needed, holders = model.gpu_count, self._holders_of(model)
         found: list[Destination] = []
-        for _, index, free in roomy:
-            host = self._ready[index][0]
+        for host, free in holders:
+            if free < needed:
+                continue
             if obstacle(model, host) is None:
                 found.append(Destination(host, free))
             if len(found) == DESTINATIONS_AT_MOST:
                 return found
-        return found + self._with_room_made(model, count=DESTINATIONS_AT_MOST - len(found))
+        return found + self._with_room_made(model, holders, count=DESTINATIONS_AT_MOST - len(found))
 
-    def _with_room_made(self, model: Model, *, count: int) -> list[Destination]:
-        checkpoint_id, needed = model.checkpoint_id, model.gpu_count
-        held = [
-            (tier is not Tier.DRAM, index, free)
-            for index, (host, free) in enumerate(self._ready)
-            if free < needed and (tier := host.tiers.get(checkpoint_id)) is not None
-            if tier is not Tier.REMOTE
-        ]
-        held.sort()
+    def _holders_of(self, model: Model) -> Sequence[Open]:
+        known, excluded = self._index.takers_of(model.checkpoint_id), self._excluded
+        return [one for one in known if one.host.host_id not in excluded] if excluded else known
+
+    def _with_room_made(self, model: Model, holders: Sequence[Open], *, count: int) -> list[Destination]:
+        needed = model.gpu_count
         found: list[Destination] = []
-        for _, index, free in held:
+        for host, free in holders:
             if len(found) == count:
                 break
-            host = self._ready[index][0]
+            if free >= needed:
+                continue
             endable = [
                 one
                 for one in self._tenants.evictable_at(host.host_id)

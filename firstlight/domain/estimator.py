@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from firstlight.domain.errors import InvalidEstimate
 from firstlight.domain.fleet import Edge, EdgeModel, FleetSnapshot, Host, Model, Tier
+from firstlight.domain.fleet_index import index_of
 from firstlight.domain.lifecycle import HostState
 from firstlight.domain.names import HostId
 
@@ -139,10 +140,8 @@ def givers_of(model: Model, snapshot: FleetSnapshot) -> tuple[Host, ...]:
     """
     givers = [
         host
-        for host in snapshot.hosts
-        if host.peer_endpoint
-        and host.state is not HostState.LOST
-        and host.tiers.get(model.checkpoint_id) in (Tier.SSD, Tier.DRAM)
+        for _, host, _ in index_of(snapshot).holders_of(model.checkpoint_id)
+        if host.peer_endpoint and host.state is not HostState.LOST
     ]
 
     def wait_s(host: Host) -> tuple[bool, float, str]:

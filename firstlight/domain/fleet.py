@@ -135,6 +135,8 @@ class FleetSnapshot:
     moves: Mapping[str, MoveModel] = field(default_factory=dict)
     # Learned seconds until an idle instance that is told to end has given its GPUs back.
     evict_s: float = PRIOR_EVICT_S
+    # What `fleet_index.index_of` has gathered, for all decisions on this snapshot.
+    kept: list[object] = field(default_factory=list, init=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ until that alone is no better than the best plan known: no set of victims makes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from firstlight.domain.estimator import givers_of
 from firstlight.domain.fleet import FleetSnapshot, Host, StartRequest
-from firstlight.domain.lifecycle import HostState
+from firstlight.domain.fleet_index import Open, index_of
 from firstlight.domain.names import HostId
 from firstlight.domain.obstacles import obstacle
 from firstlight.domain.start_costs import StartCosts
@@ -19,7 +20,6 @@ from firstlight.domain.tenants import Tenants
 from firstlight.domain.victims import DIGITS, VictimSearch, VictimSet
 from firstlight.domain.ways_out import WaysOut
 
-_READY = HostState.READY
 _NEVER = float("inf")
 # Hosts whose tenants are looked at. Those left out take at least as long, before any of theirs has gone.
 HOSTS_AT_MOST = 16
@@ -50,7 +50,7 @@ class PlanSearch:
         self.givers = givers_of(request.model, snapshot)
         self._costs = StartCosts(request.model, snapshot, self.givers)
         # Every host that may take a start of anything, with how many of its GPUs are free.
-        self._ready: list[tuple[Host, int]] = []
+        self._ready: Sequence[Open] = _ready(request, snapshot)
         self.crowded: list[Crowded] = []
         self.can_free = request.may_free and bool(snapshot.running)
         self.searched: dict[HostId, VictimSet | None] = {}
@@ -73,14 +73,10 @@ class PlanSearch:
         return best
 
     def _look_at_hosts(self) -> None:
-        model, excluded = self._request.model, self._request.excluded_hosts
+        model = self._request.model
         needed, cost_of = model.gpu_count, self._costs.total_s
-        least_s, size_bytes, ready = _NEVER, model.size_bytes, self._ready
-        for host in self._snapshot.hosts:
-            if host.state is not _READY or host.host_id in excluded:
-                continue
-            free = len([gpu for gpu in host.gpus if gpu.instance_id is None])
-            ready.append((host, free))
+        least_s, size_bytes = _NEVER, model.size_bytes
+        for host, free in self._ready:
             if len(host.gpus) < needed:
                 continue
             is_tight = 0 < host.dram_capacity_bytes < size_bytes or 0 < host.ssd_capacity_bytes < size_bytes
@@ -121,9 +117,14 @@ class PlanSearch:
 
     def _tools(self) -> tuple[Tenants, VictimSearch]:
         if self._tenants is None or self._victims is None:
-            self._tenants = Tenants(self._snapshot.running, self._request.model)
-            self._victims = VictimSearch(WaysOut(self._snapshot, self._tenants, self._ready))
+            self._tenants = Tenants(index_of(self._snapshot), self._request.model)
+            self._victims = VictimSearch(WaysOut(self._snapshot, self._tenants, self._request.excluded_hosts))
         return self._tenants, self._victims
+
+
+def _ready(request: StartRequest, snapshot: FleetSnapshot) -> Sequence[Open]:
+    known, excluded = index_of(snapshot).ready, request.excluded_hosts
+    return [one for one in known if one.host.host_id not in excluded] if excluded else known
 
 
 def _cannot_beat(total_s: float, best: Plan) -> bool:

@@ -9,12 +9,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from firstlight.domain.destinations import Destinations
 from firstlight.domain.estimator import move_key
 from firstlight.domain.fleet import FleetSnapshot, Host, Model, Running, Tier
+from firstlight.domain.fleet_index import index_of
 from firstlight.domain.migration import PRIOR_MOVE, MoveModel
 from firstlight.domain.names import HostId, InstanceId, ModelName
 from firstlight.domain.start_costs import StartCosts
@@ -48,12 +49,12 @@ class WayOut(NamedTuple):
 class WaysOut:
     """Ways of every tenant of a snapshot, computed when asked for and then kept."""
 
-    def __init__(self, snapshot: FleetSnapshot, tenants: Tenants, ready: Sequence[tuple[Host, int]]) -> None:
+    def __init__(self, snapshot: FleetSnapshot, tenants: Tenants, excluded: frozenset[HostId]) -> None:
         self.evict_s = snapshot.evict_s
         self._snapshot = snapshot
         self._tenants = tenants
-        self._hosts = {host.host_id: host for host in snapshot.hosts}
-        self._destinations = Destinations(ready, tenants)
+        self._hosts = index_of(snapshot).hosts
+        self._destinations = Destinations(index_of(snapshot), tenants, excluded)
         self._costs: dict[ModelName, StartCosts] = {}
         self._prices_s: dict[InstanceId, float] = {}
         self._moves: dict[tuple[ModelName, str], MoveModel] = {}

@@ -1,0 +1,121 @@
+"""What every decision looks up in a snapshot, gathered once per snapshot.
+
+A decision touches few of a thousand hosts and of their thousands of instances; which ones it finds here. The
+lists are made when they are first asked for, and shared by all decisions on the snapshot: they are read only.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from operator import attrgetter
+from typing import NamedTuple, TypeVar
+
+from firstlight.domain.fleet import FleetSnapshot, Host, Running, Tier
+from firstlight.domain.lifecycle import HostState
+from firstlight.domain.names import CheckpointId, HostId, ModelName
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+class Open(NamedTuple):
+    """A host that takes starts, and how many of its GPUs are free."""
+
+    host: Host
+    free: int
+
+
+class Holder(NamedTuple):
+    """A host that has a checkpoint nearer than its source; `at` is its place in the snapshot."""
+
+    at: int
+    host: Host
+    is_in_dram: bool
+
+
+class FleetIndex:
+    """`ready` are the hosts that take starts, `free_gpus` how many each of them has free."""
+
+    __slots__ = (
+        "_by_host",
+        "_by_model",
+        "_holders",
+        "_idle_by_model",
+        "_running",
+        "_takers",
+        "classes",
+        "free_gpus",
+        "hosts",
+        "ready",
+    )
+
+    def __init__(self, snapshot: FleetSnapshot) -> None:
+        self.hosts = {host.host_id: host for host in snapshot.hosts}
+        self._running = snapshot.running
+        self.ready = [Open(host, _free(host)) for host in snapshot.hosts if host.state is HostState.READY]
+        self.free_gpus = {host.host_id: free for host, free in self.ready}
+        self.classes = frozenset(host.host_class for host, _ in self.ready)
+        self._takers: dict[CheckpointId, list[Open]] = {}
+        self._by_host: dict[HostId, list[Running]] | None = None
+        self._by_model: dict[ModelName, list[Running]] | None = None
+        self._idle_by_model: dict[ModelName, list[Running]] | None = None
+        self._holders: dict[CheckpointId, list[Holder]] = {}
+
+    def running_at(self, host_id: HostId) -> Sequence[Running]:
+        if self._by_host is None:
+            self._by_host = _grouped(self._running, "host_id")
+        return self._by_host.get(host_id, ())
+
+    def running_of(self, model: ModelName) -> Sequence[Running]:
+        if self._by_model is None:
+            self._by_model = _grouped(self._running, "model.name")
+        return self._by_model.get(model, ())
+
+    def idle_of(self, model: ModelName) -> Sequence[Running]:
+        if self._idle_by_model is None:
+            idle = (one for one in self._running if one.idle_s is not None)
+            self._idle_by_model = _grouped(idle, "model.name")
+        return self._idle_by_model.get(model, ())
+
+    def holders_of(self, checkpoint_id: CheckpointId) -> Sequence[Holder]:
+        """In the snapshot's order, whatever their state."""
+        found = self._holders.get(checkpoint_id)
+        if found is None:
+            found = self._holders[checkpoint_id] = [
+                Holder(at, host, tier is Tier.DRAM)
+                for at, host in enumerate(self.hosts.values())
+                if (tier := host.tiers.get(checkpoint_id)) is not None
+                if tier is not Tier.REMOTE
+            ]
+        return found
+
+    def takers_of(self, checkpoint_id: CheckpointId) -> Sequence[Open]:
+        """Holders that take starts, DRAM before SSD."""
+        found = self._takers.get(checkpoint_id)
+        if found is None:
+            able = [one for one in self.holders_of(checkpoint_id) if one.host.host_id in self.free_gpus]
+            able.sort(key=lambda one: (not one.is_in_dram, one.at))
+            found = [Open(host, self.free_gpus[host.host_id]) for _, host, _ in able]
+            self._takers[checkpoint_id] = found
+        return found
+
+
+def index_of(snapshot: FleetSnapshot) -> FleetIndex:
+    """The snapshot's own, made at the first call."""
+    if not snapshot.kept:
+        snapshot.kept.append(FleetIndex(snapshot))
+    found = snapshot.kept[0]
+    assert isinstance(found, FleetIndex)
+    return found
+
+
+def _free(host: Host) -> int:
+    return sum(gpu.instance_id is None for gpu in host.gpus)
+
+
+def _grouped(running: Iterable[Running], by: str) -> dict[_Key, list[Running]]:
+    found: dict[_Key, list[Running]] = defaultdict(list)
+    key_of = attrgetter(by)
+    for one in running:
+        found[key_of(one)].append(one)
+    return found
