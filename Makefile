@@ -1,7 +1,7 @@
 # Every target sets up what it needs; nothing is installed again until its inputs change.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run demo dev lint check test clean
+.PHONY: help run demo dev lint docs check test clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,12 +27,15 @@ lint: dev ## Formatting, types, import rules, generated stubs
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m firstlight.rpc.generate --check
 
-check: lint ## lint, and the tests that need no I/O
+docs: dev ## The documentation as a site in build/site; a broken link or anchor is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check: lint docs ## lint, docs, and the tests that need no I/O
 	@exec $(BIN)/python -m pytest -q tests/unit
 
 # A file at a time in each of a few processes: most tests wait for servers and for processes of their own.
 TEST_PROCESSES ?= 2
-test: lint ## lint, and every test
+test: lint docs ## lint, docs, and every test
 	@exec $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 
 clean: ## Remove .venv, build products and local state
