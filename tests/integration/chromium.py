@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven by its own DevTools protocol over a WebSocket: nothing to download or build."""
+"""A real headless Chromium, driven by its own DevTools protocol over a WebSocket: no driver to install."""
 
 from __future__ import annotations
 
@@ -73,10 +73,11 @@ class Page:
             self.asked.append(params["request"]["url"])
         elif method == "Runtime.exceptionThrown":
             self.problems.append(json.dumps(params["exceptionDetails"]))
-        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
+        elif method == "Log.entryAdded":
+            entry = params["entry"]
             # What a server refuses or does not answer is logged too, and is no fault of the page.
-            if params["entry"]["source"] != "network":
-                self.problems.append(json.dumps(params["entry"]))
+            if entry["level"] == "error" and entry["source"] != "network":
+                self.problems.append(json.dumps(entry))
 
     async def attach(self) -> None:
         target = await self.send("Target.createTarget", url="about:blank")
@@ -112,7 +113,7 @@ class Page:
         """Wait until the expression is true. Raises: AssertionError with what the page shows instead."""
         try:
             async with asyncio.timeout(within_s):
-                while not await self.run(f"Boolean({expression})"):
+                while not await self.run(f"Boolean({expression})"):  # noqa: ASYNC110  it is in another process
                     await asyncio.sleep(0.03)
         except TimeoutError:
             text = await self.run("document.body.innerText")
@@ -144,13 +145,8 @@ class Page:
         """As in a window of this size, light or dark."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.send("Emulation.setEmulatedMedia", features=[scheme])
-        await self.send(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        await self.send("Emulation.setDeviceMetricsOverride", **size)
 
     async def picture(self, path: Path) -> None:
         told = await self.send("Page.captureScreenshot", format="png")

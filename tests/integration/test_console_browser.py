@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -90,9 +91,7 @@ async def is_clear(page: Page) -> None:
         found = await page.run(CHECKS)
         levels = found.pop("levels")
         assert found == {"faint": [], "nameless": [], "twice": [], "overflow": 0}, f"{dark=}"
-        assert levels[0] == 1 and all(
-            below - above <= 1 for above, below in zip(levels, levels[1:], strict=False)
-        )
+        assert levels[0] == 1 and all(below - above <= 1 for above, below in itertools.pairwise(levels))
     await page.look()
 
 

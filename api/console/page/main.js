@@ -114,8 +114,11 @@ async function refresh_history(is_forced = false) {
   last_history = mark;
   try {
     const told = await call('GET', `${admin('starts')}?limit=50&candidates=false&model=${encodeURIComponent(at.name)}`);
+    // Somebody may have gone on to another page, whose own answer is there already.
+    if (route().name !== at.name) return;
     state.history = { model: at.name, starts: told.starts, failure: null };
   } catch (error) {
+    if (route().name !== at.name) return;
     const kept = state.history.model === at.name ? state.history.starts : null;
     state.history = { model: at.name, starts: kept, failure: error.message };
   }
