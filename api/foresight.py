@@ -58,7 +58,7 @@ class Foresight:
         def gpu_now(gpu: Gpu) -> Gpu:
             return replace(gpu, instance_id=None, free_in_s=None) if gpu.instance_id == instance_id else gpu
 
-        self._change(lambda host: host.host_id == host_id, gpu_now)
+        self._change(lambda host: host.host_id == host_id, gpu_now, without=instance_id)
 
     def guess(self, model: str, *, now_unix_s: float) -> Foreseen | None:
         """Where a start of `model` would go by the picture; None if it is old or no host could take it."""
@@ -74,7 +74,10 @@ class Foresight:
             )
         return self._guesses.get(model)
 
-    def _change(self, is_meant: Callable[[Host], bool], gpu_now: Callable[[Gpu], Gpu]) -> None:
+    def _change(
+        self, is_meant: Callable[[Host], bool], gpu_now: Callable[[Gpu], Gpu], *, without: str | None = None
+    ) -> None:
+        """`without`: an instance that neither runs nor starts any more, and counts against no maximum."""
         if self._picture is None:
             return
         snapshot = self._picture.snapshot
@@ -82,7 +85,11 @@ class Foresight:
             replace(host, gpus=tuple(gpu_now(gpu) for gpu in host.gpus)) if is_meant(host) else host
             for host in snapshot.hosts
         )
-        self.see(replace(self._picture, snapshot=replace(snapshot, hosts=hosts)))
+        running = tuple(one for one in snapshot.running if one.instance_id != without)
+        starts = tuple(one for one in snapshot.starts if one.instance_id != without)
+        self.see(
+            replace(self._picture, snapshot=replace(snapshot, hosts=hosts, running=running, starts=starts))
+        )
 
 
 def foreseen(place: Place | Migrate, wanted: WantedModel, snapshot: FleetSnapshot) -> Foreseen:

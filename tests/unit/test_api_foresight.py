@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from api.foresight import FRESH_FOR_S, Foreseen, Foresight
 from firstlight.database.fleet_view import FleetPicture, WantedModel
-from firstlight.domain.fleet import FleetSnapshot, Gpu, Host, Model, StartRequest, Tier
+from firstlight.domain.fleet import FleetSnapshot, Gpu, Host, Model, Running, StartRequest, Tier
 from firstlight.domain.lifecycle import HostState, ModelState
-from firstlight.domain.names import CheckpointId, HostId, ModelName
+from firstlight.domain.names import CheckpointId, HostId, InstanceId, ModelName
 from firstlight.domain.scheduler import Place, decide
 
 MODEL = Model(ModelName("m"), CheckpointId("m@abcd"), size_bytes=1 << 30, source_bytes=1 << 30)
@@ -80,6 +80,23 @@ def test_what_has_happened_since_the_picture_counts() -> None:
     assert isinstance(first, Place) and first.host_id == "near"
     foresight.placed(first, "i-1")
     assert guessed(foresight) == "far"
+    foresight.ended("i-1", "near")
+    assert guessed(foresight) == "near"
+
+
+def test_an_instance_that_ended_since_the_picture_counts_against_no_maximum() -> None:
+    model = replace(MODEL, max_instances=1)
+    held = replace(host("near", Tier.DRAM), gpus=(Gpu(0, 1 << 34, instance_id=InstanceId("i-1")),))
+    running = (Running(InstanceId("i-1"), model, HostId("near"), (0,), idle_s=1.0),)
+    foresight = Foresight()
+    foresight.see(
+        FleetPicture(
+            models={"m": replace(WANTED, model=model)},
+            snapshot=FleetSnapshot(1000.0, (held,), running=running),
+            addresses={},
+        )
+    )
+    assert guessed(foresight) is None
     foresight.ended("i-1", "near")
     assert guessed(foresight) == "near"
 
