@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from api.dispatch import Dispatcher
 from api.metrics import Metrics
 from api.openai.choice_text import ChoiceText, Delta
-from api.openai.order import Choice, Order
+from api.openai.order import BestOf, Choice, Order
 from api.openai.shapes import DONE, Shape, usage_json
 from api.openai.signs_of_life import SignsOfLife
 from api.routing.lane import Slot
@@ -64,16 +64,18 @@ class Generation:
             async for found in deltas:
                 if isinstance(found, Delta):
                     parts[found.index].append(found)
+        kept = parts if self._order.best is None else likeliest(parts, self._order.best)
         choices = [
             shape.choice(
-                choice.index,
+                index,
                 "".join(delta.text for delta in deltas_of),
                 [entry for delta in deltas_of for entry in delta.entries]
-                if choice.journal.logprobs
+                if self._order.shows_logprobs
                 else None,
                 deltas_of[-1].finish_reason or "",
+                [piece for delta in deltas_of for piece in delta.calls],
             )
-            for choice, deltas_of in zip(self._order.choices, parts, strict=True)
+            for index, deltas_of in enumerate(kept)
         ]
         await sink.answer(shape.whole(choices, self._usage()))
 
@@ -101,8 +103,10 @@ class Generation:
             opened.add(delta.index)
             data = shape.opening(delta.index, choice.prefix, beside)
         if delta.text or delta.entries:
-            entries = delta.entries if choice.journal.logprobs else None
+            entries = delta.entries if self._order.shows_logprobs else None
             data += shape.text_piece(delta.index, delta.text, entries, beside)
+        if delta.calls:
+            data += shape.calls_piece(delta.index, delta.calls, beside)
         if delta.finish_reason:
             data += shape.finish_piece(delta.index, delta.finish_reason, beside)
         return data
@@ -141,7 +145,7 @@ class Generation:
 
     async def _choice(self, choice: Choice) -> AsyncGenerator[Delta, None]:
         order, journal = self._order, choice.journal
-        text = ChoiceText(choice.index, order.text, order.stops)
+        text = ChoiceText(choice.index, order.text, order.stops, order.calling)
         first_s = self._metrics.first_token_s.labels(order.record.name)
         inter_s = self._metrics.inter_token_s.labels(order.record.name)
         before_s: float | None = None
@@ -177,3 +181,17 @@ class Generation:
         self._metrics.prompt_tokens.labels(name).inc(self._order.prompt_tokens)
         self._metrics.generation_tokens.labels(name).inc(sum(self._tokens))
         self._tokens_counted(self._order.prompt_tokens, sum(self._tokens))
+
+
+def likeliest(parts: list[list[Delta]], best: BestOf) -> list[list[Delta]]:
+    """Of each prompt's choices those with the highest log-probability a token, the first one first."""
+    found: list[list[Delta]] = []
+    for first in range(0, len(parts), best.of):
+        group = parts[first : first + best.of]
+        found += sorted(group, key=_logprob_per_token, reverse=True)[: best.given]
+    return found
+
+
+def _logprob_per_token(deltas: Sequence[Delta]) -> float:
+    logprobs = [entry.logprob for delta in deltas for entry in delta.entries]
+    return sum(logprobs) / len(logprobs) if logprobs else 0.0

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from api.journal import Journal, SamplingChoice
+from api.openai.calling import Calling, calling_of
 from api.openai.fields import ChatRequest, CompletionRequest, GenerationFields
+from api.openai.grammars import response_grammar
+from api.openai.messages import template_messages, template_tools
 from api.text.model_text import ModelText
 from firstlight.database.models_repository import ModelRecord
 from firstlight.domain.errors import ContextTooLong, InvalidInput, UnsupportedParameter
@@ -32,6 +35,14 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class BestOf:
+    """Of each `of` choices, the `given` likeliest are answered."""
+
+    given: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """One request, ready to be dispatched."""
 
@@ -40,20 +51,27 @@ class Order:
     choices: tuple[Choice, ...]
     stops: tuple[str, ...]
     prompt_tokens: int
+    shows_logprobs: bool
+    calling: Calling | None = None
+    best: BestOf | None = None
 
 
 async def order_chat(request: ChatRequest, *, record: ModelRecord, text: ModelText, request_id: str) -> Order:
     """Raises: InvalidInput, ContextTooLong."""
     if request.top_logprobs and not request.logprobs:
         raise InvalidInput("top_logprobs needs logprobs to be true", param="top_logprobs")
-    messages = [_message(message.role, message.content, message.name) for message in request.messages]
-    length = sum(len(str(message["content"])) for message in messages)
+    calling = calling_of(request, text)
+    grammar = response_grammar(request.response_format) if calling is None else calling.grammar
+    messages = template_messages(request.messages)
+    tools = None if calling is None else template_tools(calling.tools)
+    length = sum(len(str(message)) for message in (*messages, *(tools or ())))
 
     def encode() -> list[int]:
         return text.encode_chat(
             messages,
             add_generation_prompt=request.add_generation_prompt,
             extra=request.chat_template_kwargs,
+            tools=tools,
         )
 
     ids = await asyncio.to_thread(encode) if length > LONG_TEXT else encode()
@@ -67,6 +85,9 @@ async def order_chat(request: ChatRequest, *, record: ModelRecord, text: ModelTe
         wanted=wanted,
         logprobs=request.top_logprobs or 0 if request.logprobs else None,
         param="messages",
+        count=request.n or 1,
+        grammar=grammar,
+        calling=calling,
     )
 
 
@@ -76,6 +97,13 @@ async def order_completion(
     """Raises: InvalidInput, UnsupportedParameter, ContextTooLong."""
     if request.echo and request.logprobs is not None:
         raise UnsupportedParameter("log-probabilities of the prompt are not served", param="echo")
+    best = BestOf(given=request.n or 1, of=request.best_of or request.n or 1)
+    if best.of < best.given:
+        raise InvalidInput("best_of is at least n", param="best_of")
+    if best.of > best.given and request.stream:
+        raise InvalidInput(
+            "which choices are best is known at the end: it cannot be streamed", param="best_of"
+        )
     prompts = [await _prompt_ids(prompt, text) for prompt in _prompts(request)]
     return _order(
         request,
@@ -86,6 +114,8 @@ async def order_completion(
         wanted=request.max_tokens or LEGACY_MAX_TOKENS,
         logprobs=request.logprobs,
         param="prompt",
+        count=best.of,
+        best=best if best.of > best.given else None,
     )
 
 
@@ -99,8 +129,12 @@ def _order(
     wanted: int | None,
     logprobs: int | None,
     param: str,
+    count: int,
+    grammar: str = "",
+    calling: Calling | None = None,
+    best: BestOf | None = None,
 ) -> Order:
-    count = request.n or 1
+    """`count` choices of each prompt; `logprobs` None: they are not shown."""
     if not prompts or len(prompts) * count > MOST_JOURNALS:
         raise InvalidInput(f"between 1 and {MOST_JOURNALS} choices in all", param=param)
     limit = context_limit(record, text)
@@ -119,12 +153,22 @@ def _order(
                 max_tokens=max_tokens,
                 stop_token_ids=() if request.ignore_eos else text.end_token_ids,
                 ignore_eos=bool(request.ignore_eos),
-                logprobs=logprobs is not None,
+                logprobs=logprobs is not None or best is not None,
                 top_logprobs=logprobs or 0,
+                grammar=grammar,
             )
             choices.append(Choice(index, journal, prefix))
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    return Order(record, text, tuple(choices), tuple(stops), sum(len(ids) for ids, _ in prompts))
+    return Order(
+        record=record,
+        text=text,
+        choices=tuple(choices),
+        stops=tuple(stops),
+        prompt_tokens=sum(len(ids) for ids, _ in prompts),
+        shows_logprobs=logprobs is not None,
+        calling=calling,
+        best=best,
+    )
 
 
 def context_limit(record: ModelRecord, text: ModelText) -> int | None:
@@ -143,13 +187,6 @@ def token_budget(prompt_tokens: int, wanted: int | None, *, limit: int | None, p
             f"the model's context is {limit} tokens; the prompt has {prompt_tokens}{asked}", param=param
         )
     return wanted or limit - prompt_tokens
-
-
-def _message(role: str, content: object, name: str | None) -> dict[str, object]:
-    text = "\n".join(part.text for part in content) if isinstance(content, list) else str(content or "")
-    # Templates know the older name of the developer's role.
-    message: dict[str, object] = {"role": "system" if role == "developer" else role, "content": text}
-    return message if name is None else {**message, "name": name}
 
 
 def _prompts(request: CompletionRequest) -> list[str | list[int]]:

@@ -33,9 +33,7 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 # They change nothing of the answer: identifiers for the caller's own books.
 _BOOKKEEPING = ("metadata", "safety_identifier", "prompt_cache_key")
 _MESSAGE_NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "tool_calls": (None, []),
     "function_call": (None,),
-    "tool_call_id": (None,),
     "refusal": (None,),
     "audio": (None,),
     "annotations": (None, []),
@@ -58,9 +56,16 @@ def parse_generation(kind: type[Request], body: bytes) -> Request:
     content = parse_json(body)
     for name in _BOOKKEEPING:
         content.pop(name, None)
-    _drop_neutral(content, _NEUTRAL, where="")
-    if (best_of := content.pop("best_of", None)) is not None and best_of != (content.get("n") or 1):
-        raise UnsupportedParameter("best_of must equal n: other values are not served", param="best_of")
+    # What this endpoint serves is read by its fields.
+    _drop_neutral(
+        content,
+        {name: neutral for name, neutral in _NEUTRAL.items() if name not in kind.model_fields},
+        where="",
+    )
+    if "best_of" not in kind.model_fields:
+        best_of = content.pop("best_of", None)
+        if best_of is not None and best_of != (content.get("n") or 1):
+            raise UnsupportedParameter("best_of is for /v1/completions", param="best_of")
     messages = content.get("messages")
     for position, message in enumerate(messages if isinstance(messages, list) else ()):
         if isinstance(message, dict):
@@ -91,8 +96,8 @@ def _drop_neutral(content: dict[str, Any], neutral: Mapping[str, tuple[object, .
 def _check_message(message: dict[str, Any], position: int) -> None:
     where = f"messages[{position}]"
     _drop_neutral(message, _MESSAGE_NEUTRAL, where=f"{where}.")
-    if message.get("role") in ("tool", "function"):
-        raise UnsupportedParameter("messages of tools are not served", param=f"{where}.role")
+    if message.get("role") == "function":
+        raise UnsupportedParameter("functions are not served, only tools", param=f"{where}.role")
     parts = message.get("content")
     for part in parts if isinstance(parts, list) else ():
         if isinstance(part, dict) and part.get("type") not in (None, "text"):

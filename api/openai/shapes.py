@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from api.openai.choice_text import TokenEntry
+from api.text.tool_calls import CallPiece
 
 DONE = b"data: [DONE]\n\n"
 
@@ -66,9 +67,18 @@ class Shape(ABC):
     @abstractmethod
     def finish_piece(self, index: int, finish_reason: str, usage: str | None) -> bytes: ...
 
+    def calls_piece(self, index: int, calls: Sequence[CallPiece], usage: str | None) -> bytes:
+        """Parts of calls of tools; only chats have any."""
+        raise NotImplementedError
+
     @abstractmethod
     def choice(
-        self, index: int, text: str, entries: Sequence[TokenEntry] | None, finish_reason: str
+        self,
+        index: int,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        finish_reason: str,
+        calls: Sequence[CallPiece] = (),
     ) -> str: ...
 
 
@@ -86,9 +96,21 @@ class ChatChunks(Shape):
     def finish_piece(self, index: int, finish_reason: str, usage: str | None) -> bytes:
         return self._delta(index, "{}", "null", to_json(finish_reason), usage)
 
-    def choice(self, index: int, text: str, entries: Sequence[TokenEntry] | None, finish_reason: str) -> str:
+    def calls_piece(self, index: int, calls: Sequence[CallPiece], usage: str | None) -> bytes:
+        return self._delta(index, f'{{"tool_calls":{_call_pieces(calls)}}}', "null", "null", usage)
+
+    def choice(
+        self,
+        index: int,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        finish_reason: str,
+        calls: Sequence[CallPiece] = (),
+    ) -> str:
+        content = to_json(text if text or not calls else None)
+        called = f',"tool_calls":{_whole_calls(calls)}' if calls else ""
         return (
-            f'{{"index":{index},"message":{{"role":"assistant","content":{to_json(text)},"refusal":null}},'
+            f'{{"index":{index},"message":{{"role":"assistant","content":{content},"refusal":null{called}}},'
             f'"logprobs":{_chat_logprobs(entries)},"finish_reason":{to_json(finish_reason)}}}'
         )
 
@@ -116,12 +138,40 @@ class CompletionChunks(Shape):
     def finish_piece(self, index: int, finish_reason: str, usage: str | None) -> bytes:
         return self._piece(self._choice(index, "", None, to_json(finish_reason)), usage)
 
-    def choice(self, index: int, text: str, entries: Sequence[TokenEntry] | None, finish_reason: str) -> str:
+    def choice(
+        self,
+        index: int,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        finish_reason: str,
+        calls: Sequence[CallPiece] = (),
+    ) -> str:
         return self._choice(index, self._prefixes[index] + text, entries, to_json(finish_reason))
 
     def _choice(self, index: int, text: str, entries: Sequence[TokenEntry] | None, reason: str) -> str:
         logprobs = _legacy_logprobs(entries, len(self._prefixes[index]))
         return f'{{"index":{index},"text":{to_json(text)},"logprobs":{logprobs},"finish_reason":{reason}}}'
+
+
+def _call_pieces(calls: Sequence[CallPiece]) -> str:
+    found: list[dict[str, object]] = []
+    for piece in calls:
+        function: dict[str, object] = {"arguments": piece.arguments}
+        row: dict[str, object] = {"index": piece.index, "function": function}
+        if piece.call_id is not None:
+            function["name"] = piece.name
+            row |= {"id": piece.call_id, "type": "function"}
+        found.append(row)
+    return to_json(found)
+
+
+def _whole_calls(calls: Sequence[CallPiece]) -> str:
+    found: list[dict[str, object]] = []
+    for first in (piece for piece in calls if piece.call_id is not None):
+        arguments = "".join(piece.arguments for piece in calls if piece.index == first.index)
+        function = {"name": first.name, "arguments": arguments}
+        found.append({"id": first.call_id, "type": "function", "function": function})
+    return to_json(found)
 
 
 # JSON knows no infinities; this is what OpenAI sends for a token that cannot be.

@@ -72,6 +72,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         extra: Mapping[str, object] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
     ) -> str:
         """The prompt for `messages`. Raises: InvalidInput when the template refuses them."""
         names = {
@@ -79,7 +80,7 @@ class ChatTemplate:
             **(extra or {}),
             "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,
+            "tools": None if tools is None else [dict(tool) for tool in tools],
             "documents": None,
         }
         try:
@@ -102,3 +103,11 @@ def template_source(files: Mapping[str, bytes], tokenizer_config: Mapping[str, o
         chosen = named.get("default")
         return chosen if isinstance(chosen, str) else None
     return None
+
+
+def tool_template_source(files: Mapping[str, bytes], tokenizer_config: Mapping[str, object]) -> str | None:
+    """The template for requests with tools, where the checkpoint has one of its own for them."""
+    entry = tokenizer_config.get("chat_template")
+    rows = entry if isinstance(entry, list) and "chat_template.jinja" not in files else []
+    found = [row.get("template") for row in rows if isinstance(row, dict) and row.get("name") == "tool_use"]
+    return found[0] if found and isinstance(found[0], str) else template_source(files, tokenizer_config)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from api.text.chat_template import ChatTemplate, Message, template_source
+from api.text.chat_template import ChatTemplate, Message, template_source, tool_template_source
 from api.text.detokenizer import Detokenizer
 from api.text.limits import context_length_of
 from api.text.token_bytes import byte_level_bytes, fallback_byte
+from api.text.tool_formats import knows_tools, tool_format_of
 from firstlight.domain.errors import InvalidInput, SourceCorrupt
 
 # Beside the weights of a checkpoint; what is not in this list is never read or written here.
@@ -50,9 +51,16 @@ class ModelText:
         special = _special_tokens(tokenizer_config, _json_file(files, "special_tokens_map.json"))
         source = template_source(files, tokenizer_config)
         self._template = None if source is None else ChatTemplate(source, special_tokens=special)
+        with_tools = tool_template_source(files, tokenizer_config)
+        self._tool_template = self._template
+        if with_tools is not None and with_tools != source:
+            self._tool_template = ChatTemplate(with_tools, special_tokens=special)
+        self.knows_tools = with_tools is not None and knows_tools(with_tools)
+        self.tool_format = tool_format_of(with_tools or "") if self.knows_tools else None
         self.context_length = context_length_of(_json_file(files, "config.json"))
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_tokens = {token.content: token_id for token_id, token in added.items() if token.special}
         self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._decoder_names = _decoder_names(self._tokenizer)
         end = special.get("eos_token")
@@ -74,17 +82,21 @@ class ModelText:
         *,
         add_generation_prompt: bool = True,
         extra: Mapping[str, object] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
     ) -> list[int]:
         """Prompt ids of a conversation; the template itself writes the special tokens.
 
         Raises: InvalidInput if the model has no chat template or the template refuses the messages.
         """
-        if self._template is None:
+        template = self._template if tools is None else self._tool_template
+        if template is None:
             raise InvalidInput(
                 "this model has no chat template; use /v1/completions with a prompt of your own",
                 param="messages",
             )
-        prompt = self._template.render(messages, add_generation_prompt=add_generation_prompt, extra=extra)
+        prompt = template.render(
+            messages, add_generation_prompt=add_generation_prompt, extra=extra, tools=tools
+        )
         return self.encode(prompt, add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -47,6 +47,10 @@ class FakeEngine(engine_pb2_grpc.InferenceServicer):
     # Ends every stream without a finish_reason before this position.
     dies_at: int | None = None
     failure: FirstlightError | None = None
+    # (seed, position) to the log-probability that is told.
+    logprob_at: Callable[[int, int], float] = lambda seed, position: -0.25
+    # Called with this engine when a stream begins.
+    on_request: Callable[[FakeEngine], None] = lambda engine: None
     # Hands every stream over to that engine before position `moves_at`.
     moves_to: FakeEngine | None = None
     moves_at: int = 0
@@ -81,6 +85,7 @@ class FakeEngine(engine_pb2_grpc.InferenceServicer):
         self, request: engine_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[engine_pb2.GenerateChunk]:
         self.requests.append(request)
+        self.on_request(self)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
@@ -130,7 +135,7 @@ class FakeEngine(engine_pb2_grpc.InferenceServicer):
     ) -> engine_pb2.GenerateChunk:
         chunk = engine_pb2.GenerateChunk(position=position, token_id=token, has_token=True)
         if request.logprobs:
-            chunk.logprob = -0.25
+            chunk.logprob = self.logprob_at(request.sampling.seed, position)
             for rank in range(request.top_logprobs):
                 chunk.top_logprobs.add(token_id=token + rank, logprob=-0.25 - rank)
         return chunk
