@@ -28,7 +28,9 @@ from api.web.middleware import (
     RequestIds,
     body_too_large,
 )
+from api.web.traces import Traces
 from firstlight.domain.errors import FirstlightError
+from firstlight.telemetry import tracing
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,8 @@ def create_app(dependencies: Dependencies) -> FastAPI:
     app.add_middleware(Quota, limits=services.key_limits, usage=services.usage)
     app.add_middleware(KeyCheck, keys=services.keys)
     app.add_middleware(Answers, metrics=services.metrics)
+    if tracing.is_on():
+        app.add_middleware(Traces)
     app.add_middleware(RequestIds)
     return app
 

@@ -92,7 +92,7 @@ class Services:
         self.table = RouteTable(
             max_queue=settings.max_queue_per_model, on_demand=self._demand, on_change=self._changed
         )
-        self.metrics.watch(self.table)
+        self.metrics.watch(self.table, deployed=lambda: {row.name for row in self.catalog.all_records})
         self.texts = TextCache(
             folder=settings.state_dir / "api" / "text",
             source=StoreFiles(hosts=self.hosts, channels=self.channels),
@@ -134,7 +134,7 @@ class Services:
             engines=self.engines,
             table=self.table,
             background=self.background,
-            on_resume=lambda model: self.metrics.resumes.labels(model).inc(),
+            on_resume=lambda model: self.metrics.of(model).resumes.inc(),
         )
         self.admission = Admission(catalog=self.catalog, table=self.table, texts=self.texts)
         self.deletions = Deletions(
@@ -144,6 +144,9 @@ class Services:
             background=self.background,
         )
         self.health = Health(database=database, temporal=dependencies.temporal, keys=self.keys)
+        self.metrics.watch_peers(
+            lambda: {"postgres": self.health.postgres.is_well(), "temporal": self.health.temporal.is_well()}
+        )
         self.minimum = MinimumKeeper(catalog=self.catalog, table=self.table, director=self.director)
         self.feed = Feed(
             database=database,

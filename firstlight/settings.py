@@ -179,9 +179,9 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=65535,
-        description="Port at which a control worker, or the agent of a GPU host, serves /metrics; unset: none. "
-        "`firstlight up` gives it to the control worker and the next ones to its hosts. The API serves its own "
-        "at its own port.",
+        description="Port at which a control worker, or the agent of a GPU host, serves /metrics; unset: "
+        "none. `firstlight up` gives it to the control worker and the next ones to its hosts. The API serves "
+        "its own at its own port.",
     )
     metrics_host: str = Field(
         default="127.0.0.1",

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from api.dispatch import Dispatcher
 from api.metrics import Metrics
+from api.openai.choice_figures import ChoiceFigures
 from api.openai.choice_text import ChoiceText, Delta
+from api.openai.inference_span import note_answer
 from api.openai.order import BestOf, Choice, Order
 from api.openai.shapes import DONE, Shape, usage_json
 from api.openai.signs_of_life import SignsOfLife
@@ -56,6 +58,7 @@ class Generation:
         self._signs = signs
         self._clock = signs.clock
         self._tokens = [0] * len(order.choices)
+        self._reasons: dict[int, str] = {}
 
     async def answer(self, sink: Sink, shape: Shape) -> None:
         """The whole answer at once."""
@@ -146,41 +149,42 @@ class Generation:
     async def _choice(self, choice: Choice) -> AsyncGenerator[Delta, None]:
         order, journal = self._order, choice.journal
         text = ChoiceText(choice.index, order.text, order.stops, order.calling)
-        first_s = self._metrics.first_token_s.labels(order.record.name)
-        inter_s = self._metrics.inter_token_s.labels(order.record.name)
-        before_s: float | None = None
+        figures = ChoiceFigures(self._metrics, order.record.name, journal, arrived_s=self._clock.arrived_s)
+
+        def on_first_token(slot: Slot, dispatched_s: float, prefill_s: float) -> None:
+            figures.placed(slot)
+            self._first_token_heard(slot, dispatched_s, prefill_s, self._clock.arrived_s)
+
         tokens = self._dispatcher.tokens(
-            journal, self._lane, deadline_s=self._clock.deadline_s, on_first_token=self._on_first_token
+            journal, self._lane, deadline_s=self._clock.deadline_s, on_first_token=on_first_token
         )
         async with aclosing(tokens):
             async for chunk in tokens:
-                now_s = time.monotonic()
-                if chunk.has_token:
-                    if before_s is None:
-                        first_s.observe(now_s - self._clock.arrived_s)
-                    else:
-                        inter_s.observe(now_s - before_s)
-                    before_s = now_s
+                figures.heard(chunk)
                 delta = text.feed(chunk, logprobs=journal.logprobs)
                 self._tokens[choice.index] = text.tokens
                 if delta is not None:
                     yield delta
                     if delta.finish_reason:
+                        self._reasons[choice.index] = delta.finish_reason
+                        figures.ended(delta.finish_reason)
                         return
-
-    def _on_first_token(self, slot: Slot, dispatched_s: float, prefill_s: float) -> None:
-        self._metrics.queue_s.labels(self._order.record.name).observe(slot.waited_s)
-        self._first_token_heard(slot, dispatched_s, prefill_s, self._clock.arrived_s)
 
     def _usage(self) -> str:
         return usage_json(self._order.prompt_tokens, sum(self._tokens))
 
     def _count(self) -> None:
-        name = self._order.record.name
-        self._metrics.request_s.labels(name).observe(time.monotonic() - self._clock.arrived_s)
-        self._metrics.prompt_tokens.labels(name).inc(self._order.prompt_tokens)
-        self._metrics.generation_tokens.labels(name).inc(sum(self._tokens))
-        self._tokens_counted(self._order.prompt_tokens, sum(self._tokens))
+        name, prompt, generated = self._order.record.name, self._order.prompt_tokens, sum(self._tokens)
+        figures = self._metrics.of(name)
+        figures.request_s.observe(time.monotonic() - self._clock.arrived_s)
+        figures.prompt_tokens.inc(prompt)
+        figures.generation_tokens.inc(generated)
+        figures.request_prompt_tokens.observe(prompt)
+        figures.request_generation_tokens.observe(generated)
+        note_answer(
+            model=name, prompt_tokens=prompt, generated_tokens=generated, reasons=list(self._reasons.values())
+        )
+        self._tokens_counted(prompt, generated)
 
 
 def likeliest(parts: list[list[Delta]], best: BestOf) -> list[list[Delta]]:

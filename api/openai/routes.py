@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
@@ -13,6 +13,7 @@ from api.auth import Grant
 from api.openai.answers import ChatCompletion, ModelEntries, ModelEntry, TextCompletion
 from api.openai.fields import ChatRequest, CompletionRequest, GenerationFields
 from api.openai.generation import Generation, UsageWish
+from api.openai.inference_span import Operation, inference_span
 from api.openai.order import Order, order_chat, order_completion
 from api.openai.parsing import parse_generation
 from api.openai.shapes import ChatChunks, CompletionChunks, Shape
@@ -81,6 +82,8 @@ def _entry(record: ModelRecord) -> dict[str, Any]:
 class _Run(ABC):
     """One request from its parsed body to its last byte."""
 
+    operation: ClassVar[Operation]
+
     def __init__(
         self, services: Services, wish: GenerationFields, request_id: str, grant: Grant | None
     ) -> None:
@@ -95,7 +98,8 @@ class _Run(ABC):
     async def run(self, sink: Sink) -> None:
         services = self._services
         record = await services.admission.find(self._fields.model)
-        with services.arrivals.active(record.name):
+        span = inference_span(self.operation, record.name, self._fields, request_id=self._request_id)
+        with services.arrivals.active(record.name), span:
             await self._run(record, sink)
 
     async def _run(self, record: ModelRecord, sink: Sink) -> None:
@@ -142,6 +146,8 @@ class _Run(ABC):
 
 
 class _Chat(_Run):
+    operation = "chat"
+
     def __init__(self, services: Services, wish: ChatRequest, request_id: str, grant: Grant | None) -> None:
         super().__init__(services, wish, request_id, grant)
         self._wish = wish
@@ -162,6 +168,8 @@ class _Chat(_Run):
 
 
 class _Completion(_Run):
+    operation = "text_completion"
+
     def __init__(
         self, services: Services, wish: CompletionRequest, request_id: str, grant: Grant | None
     ) -> None:

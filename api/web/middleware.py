@@ -16,6 +16,7 @@ from api.key_limits import KeyLimits, Standing
 from api.metrics import Metrics
 from api.usage import ANY_MODEL, UsageRecorder
 from firstlight.database.usage_repository import Usage
+from firstlight.telemetry.ids import bind
 
 REQUEST_ID = b"x-request-id"
 _GOOD_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -46,6 +47,8 @@ class RequestIds:
         given = header_of(scope, REQUEST_ID)
         request_id = given if given and _GOOD_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}".encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
+        # Requests are tasks of their own: no other sees it.
+        bind(request_id=request_id.decode())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

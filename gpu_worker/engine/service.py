@@ -16,6 +16,7 @@ from firstlight.domain.errors import FirstlightError, InstanceDraining, InvalidI
 from firstlight.domain.migration import PRIOR_LINK, Link, Transfer
 from firstlight.rpc import engine_pb2, engine_pb2_grpc
 from firstlight.rpc.status import abort_with, answering
+from firstlight.telemetry import tracing
 from gpu_worker.engine.interface import (
     DELTA_TOKENS,
     MAX_ROUNDS,
@@ -31,6 +32,7 @@ from gpu_worker.engine.interface import (
 from gpu_worker.engine.remote_receiver import remote_receiver
 from gpu_worker.engine.sampling import Sampling
 from gpu_worker.engine.state import EngineState
+from gpu_worker.engine.traced_phases import TracedPhases
 
 MAX_TOP_LOGPROBS = 32
 
@@ -55,10 +57,17 @@ class InferenceService(engine_pb2_grpc.InferenceServicer):
             with self._state.request():
                 # Closed explicitly: a client that leaves between two tokens must free its slot at once.
                 async with contextlib.aclosing(engine.start(_engine_request(request))) as stream:
+                    phases = self._traced(request) if tracing.is_on() else None
                     async for event in self._until_aborted(stream):
+                        if phases is not None:
+                            phases.heard(event)
                         yield _chunk(event)
         except FirstlightError as error:
             await abort_with(context, error)
+
+    def _traced(self, request: engine_pb2.GenerateRequest) -> TracedPhases:
+        bound = self._state.attachment
+        return TracedPhases(_engine_request(request), model=bound.model if bound is not None else "")
 
     async def Status(
         self, request: engine_pb2.EngineStatusRequest, context: Context
