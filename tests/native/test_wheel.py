@@ -34,6 +34,9 @@ def test_the_wheel_works_away_from_its_sources(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "installed")
     assert "native_loader/_native.pyi" in names
     assert "native_loader/py.typed" in names
+    # Files of the console, which no import would miss.
+    page = {path.name for path in (ROOT / "api/console/page").iterdir()}
+    assert {f"api/console/page/{name}" for name in page} <= set(names)
     assert not [name for name in names if name.startswith("native_loader/src/")]
     # -S -I: neither the editable install's hook nor the working directory may help.
     site_packages = next(path for path in map(Path, sys.path) if (path / "torch").is_dir())

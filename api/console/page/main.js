@@ -76,7 +76,7 @@ function refused() {
     { class: 'empty', 'data-key': 'refused' },
     h('h1', null, key() ? 'This key does not open the console' : 'The console needs an admin key'),
     h('p', null, state.refusal),
-    h('p', null, 'Create one on the server with ', h('code', null, 'firstlight keys create NAME --scope admin'), '.'),
+    h('p', null, 'Create one on the server with ', h('code', null, 'firstlight keys create --name NAME --scope admin'), '.'),
     button('key', key() ? 'Give another key' : 'Give a key', {}, { class: 'main' }),
   );
 }
