@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.worker import Interceptor, Worker
 
 from activities.control import Control
 from activities.warmth import Warmth
@@ -17,6 +18,9 @@ from firstlight.contracts.warmth import WarmthActivities
 from firstlight.database.connection import Database
 from firstlight.domain.errors import InvalidSettings
 from firstlight.launcher.activity_boundaries import boundaries
+from firstlight.launcher.activity_figures import ActivityFigures
+from firstlight.launcher.fleet_figures import FleetFigures
+from firstlight.launcher.metrics_server import role_registry, serving_metrics
 from firstlight.launcher.role_process import run_role, unless_stopped
 from firstlight.launcher.schema_check import check_schema
 from firstlight.launcher.temporal_client import connect, ensure_reconciler
@@ -33,14 +37,23 @@ STICKY_TIMEOUT = timedelta(seconds=1)
 GRACEFUL_SHUTDOWN = timedelta(milliseconds=300)
 
 
-def control_worker(client: Client, database: Database, settings: Settings) -> Worker:
+def control_worker(
+    client: Client, database: Database, settings: Settings, *, beside: Sequence[Interceptor] = ()
+) -> Worker:
     """The worker itself, for this process or inside the API's (which saves a start a hop)."""
     warmth = Warmth(database=database, client=client, settings=settings)
     control = Control(database=database, client=client, consolidate_requests=settings.consolidate_requests)
-    return worker_of(client, control, warmth)
+    return worker_of(client, control, warmth, beside=beside)
 
 
-def worker_of(client: Client, control: ControlActivities, warmth: WarmthActivities) -> Worker:
+def worker_of(
+    client: Client,
+    control: ControlActivities,
+    warmth: WarmthActivities,
+    *,
+    beside: Sequence[Interceptor] = (),
+) -> Worker:
+    """`beside` are interceptors beyond those of the client and of tests."""
     return Worker(
         client,
         task_queue=CONTROL_QUEUE,
@@ -64,7 +77,7 @@ def worker_of(client: Client, control: ControlActivities, warmth: WarmthActiviti
             control.join_migration,
             control.consolidate_fleet,
         ],
-        interceptors=boundaries(),
+        interceptors=[*boundaries(), *beside],
         workflow_runner=runner(),
         # Every host of the fleet holds one slot with its lease watch.
         max_concurrent_activities=2000,
@@ -80,16 +93,24 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     database = Database(database_url(settings))
     try:
         await check_schema(database_url(settings))
-        client = await unless_stopped(connect(settings), stop)
-        if client is None:
-            return
-        async with control_worker(client, database, settings):
-            log.info("control worker polls %s", CONTROL_QUEUE)
-            await ensure_reconciler(client, every_s=settings.reconcile_every_s)
-            await stop.wait()
+        registry = role_registry()
+        async with serving_metrics(settings, registry, gather=FleetFigures(database).gather):
+            await _work(settings, database, stop, beside=[ActivityFigures(registry)])
     finally:
         await database.close()
     log.info("control worker stopped")
+
+
+async def _work(
+    settings: Settings, database: Database, stop: asyncio.Event, *, beside: Sequence[Interceptor]
+) -> None:
+    client = await unless_stopped(connect(settings), stop)
+    if client is None:
+        return
+    async with control_worker(client, database, settings, beside=beside):
+        log.info("control worker polls %s", CONTROL_QUEUE)
+        await ensure_reconciler(client, every_s=settings.reconcile_every_s)
+        await stop.wait()
 
 
 def database_url(settings: Settings) -> str:

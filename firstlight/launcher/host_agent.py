@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from prometheus_client import CollectorRegistry
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.worker import Interceptor, Worker
 
 from activities.host import GpuHost
 from firstlight.contracts.activities import HostActivities
@@ -25,11 +26,14 @@ from firstlight.database.records import GpuDescription, HostRegistration
 from firstlight.domain.errors import EngineGone, InvalidSettings, StartTimeout
 from firstlight.domain.names import HostId
 from firstlight.launcher.activity_boundaries import boundaries
+from firstlight.launcher.activity_figures import ActivityFigures
 from firstlight.launcher.control_worker import GRACEFUL_SHUTDOWN, database_url
 from firstlight.launcher.departure import Departure
 from firstlight.launcher.gpu_host import host_dir, host_ids
+from firstlight.launcher.host_figures import HostFigures
 from firstlight.launcher.load_mirror import LOOK_EVERY_S, LoadMirror
 from firstlight.launcher.membership import Membership
+from firstlight.launcher.metrics_server import role_registry, serving_metrics
 from firstlight.launcher.placement_mirror import PlacementMirror
 from firstlight.launcher.role_process import AGENT, LEAVE_WITHIN_S, run_role, unless_stopped
 from firstlight.launcher.schema_check import check_schema
@@ -48,7 +52,10 @@ class Addresses:
     store: str
 
 
-def host_worker(client: Client, host_id: str, activities: HostActivities) -> Worker:
+def host_worker(
+    client: Client, host_id: str, activities: HostActivities, *, beside: Sequence[Interceptor] = ()
+) -> Worker:
+    """`beside` are interceptors beyond those of the client and of tests."""
     return Worker(
         client,
         task_queue=host_queue(host_id),
@@ -60,7 +67,7 @@ def host_worker(client: Client, host_id: str, activities: HostActivities) -> Wor
             activities.move_requests,
             activities.report_inventory,
         ],
-        interceptors=boundaries(),
+        interceptors=[*boundaries(), *beside],
         max_concurrent_activities=200,
         # A cancellation travels back with a heartbeat, so heartbeats must not be held back for long.
         max_heartbeat_throttle_interval=timedelta(milliseconds=300),
@@ -75,15 +82,38 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     try:
         await check_schema(database_url(settings))
         async with Channels() as channels:
-            await _work(settings, channels, database, stop)
+            await _watched(settings, channels, database, stop)
     finally:
         await database.close()
     log.info("agent stopped")
 
 
-async def _work(settings: Settings, channels: Channels, database: Database, stop: asyncio.Event) -> None:
+async def _watched(settings: Settings, channels: Channels, database: Database, stop: asyncio.Event) -> None:
+    """Its figures, and those of its store and engines, can be seen while Temporal or Postgres is away."""
     host_id = _own_id(settings)
     at = addresses(settings, host_id)
+    registry = role_registry()
+    figures = HostFigures(
+        host_id=host_id,
+        store=StoreClient(channels, at.store),
+        host=HostClient(channels, at.host),
+        loads=EngineLoads(channels),
+    )
+    async with serving_metrics(settings, registry, gather=figures.gather):
+        await _work(settings, channels, database, stop, at=at, figures=figures, registry=registry)
+
+
+async def _work(
+    settings: Settings,
+    channels: Channels,
+    database: Database,
+    stop: asyncio.Event,
+    *,
+    at: Addresses,
+    figures: HostFigures,
+    registry: CollectorRegistry,
+) -> None:
+    host_id = figures.host_id
     client = await unless_stopped(connect(settings), stop)
     host = await unless_stopped(_describe(host_id, at, channels), stop)
     if client is None or host is None:
@@ -96,6 +126,7 @@ async def _work(settings: Settings, channels: Channels, database: Database, stop
         database=database,
     )
     membership = Membership(database=database, client=client, host=host, lease_s=settings.lease_s)
+    figures.is_member = membership.is_member
     departure = Departure(
         host_id=host_id,
         database=database,
@@ -104,7 +135,7 @@ async def _work(settings: Settings, channels: Channels, database: Database, stop
         note=host_dir(settings.state_dir, host_id) / "drains-to-stop",
     )
     # Polling comes before joining: a host that may be chosen must take the work up.
-    async with host_worker(client, host_id, activities):
+    async with host_worker(client, host_id, activities, beside=[ActivityFigures(registry)]):
         log.info("agent polls %s", host_queue(host_id))
         mirror = PlacementMirror(
             host_id=host_id,

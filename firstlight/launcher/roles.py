@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from firstlight.domain.names import HostId
-from firstlight.launcher.gpu_host import gpu_host_argv
+from firstlight.launcher.gpu_host import gpu_host_argv, host_ids
 from firstlight.launcher.log_files import log_path
 from firstlight.launcher.processes import RoleSpec
 from firstlight.launcher.role_environment import role_environment
@@ -33,9 +33,16 @@ def _impatient(settings: Settings) -> Settings:
     return settings.model_copy(update={"api_drain_s": LOCAL_DRAIN_S})
 
 
+def _port(settings: Settings, host: HostId) -> int | None:
+    """The control worker has the one that was given, and each host one of the next."""
+    if settings.metrics_port is None:
+        return None
+    return settings.metrics_port + 1 + host_ids(settings).index(host)
+
+
 def gpu_host_role(settings: Settings, host: HostId) -> RoleSpec:
     # All hosts of a local run stop together: nothing has anywhere to go.
-    settings = settings.model_copy(update={"drain_on_stop_s": 0.0})
+    settings = settings.model_copy(update={"drain_on_stop_s": 0.0, "metrics_port": _port(settings, host)})
     return RoleSpec(
         name=host,
         argv=gpu_host_argv(settings, host),
