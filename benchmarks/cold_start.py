@@ -31,6 +31,7 @@ import grpc
 import httpx
 from rich.progress import Progress
 
+from benchmarks.hugging_face import export
 from benchmarks.platform import Platform, PlatformFailed
 from benchmarks.report import Report
 from firstlight.rpc import engine_pb2, engine_pb2_grpc, host_pb2, host_pb2_grpc, store_pb2, store_pb2_grpc
@@ -335,7 +336,7 @@ def _checkpoint_directory(platform: Platform, state_dir: Path) -> Path:
 
 
 def _yardstick(checkpoint: Path, exported: Path, rounds: int) -> list[float]:
-    _export(checkpoint, exported)
+    export(checkpoint, exported)
     command = [sys.executable, "-m", "benchmarks.yardstick", str(exported), PROMPT]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     seconds = []
@@ -344,27 +345,6 @@ def _yardstick(checkpoint: Path, exported: Path, rounds: int) -> list[float]:
         subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
         seconds.append(time.perf_counter() - began_s)
     return seconds
-
-
-def _export(checkpoint: Path, exported: Path) -> None:
-    """The same weights as an ordinary Hugging Face directory: safetensors, config, tokenizer."""
-    if (exported / "model.safetensors").exists():
-        return
-    from safetensors.torch import save_file
-
-    from native_loader import load_state_dict, open_checkpoint
-
-    exported.mkdir(parents=True, exist_ok=True)
-    for name, body in open_checkpoint(checkpoint).files().items():
-        (exported / name).write_bytes(body)
-    unique: dict[int, str] = {}
-    tensors = {}
-    for name, tensor in load_state_dict(checkpoint).items():
-        # safetensors refuses shared memory: a tied weight is saved once and tied again by transformers.
-        if unique.setdefault(tensor.data_ptr(), name) == name:
-            tensors[name] = tensor
-    save_file(tensors, exported / "model.safetensors.new", metadata={"format": "pt"})
-    (exported / "model.safetensors.new").rename(exported / "model.safetensors")
 
 
 # --- figures ---
