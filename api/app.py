@@ -28,6 +28,7 @@ from api.web.middleware import (
     RequestIds,
     body_too_large,
 )
+from api.web.own_pages import OwnPagesOnly
 from api.web.traces import Traces
 from firstlight.domain.errors import FirstlightError
 from firstlight.telemetry import tracing
@@ -70,6 +71,7 @@ def create_app(dependencies: Dependencies) -> FastAPI:
     app.add_middleware(AuditTrail, database=services.database)
     app.add_middleware(BodyLimit, limit_bytes=dependencies.body_limit_bytes)
     app.add_middleware(Quota, limits=services.key_limits, usage=services.usage)
+    app.add_middleware(OwnPagesOnly)
     app.add_middleware(KeyCheck, keys=services.keys)
     app.add_middleware(Answers, metrics=services.metrics)
     if tracing.is_on():

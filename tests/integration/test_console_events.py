@@ -236,6 +236,20 @@ async def test_the_stream_wants_an_admin_key_and_ends_with_it(
             await until(lambda: seen.is_over, within_s=20)
 
 
+async def test_pages_of_other_sites_administer_nothing(api: Stand) -> None:
+    body = {"name": "tiny", "source": "hf://example/tiny"}
+    for site in ("cross-site", "same-site"):
+        for method, path in (("POST", "/admin/v1/models"), ("GET", EVENTS)):
+            refused = await api.http.request(method, path, json=body, headers={"sec-fetch-site": site})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    assert (await api.http.get("/admin/v1/models")).json() == {"models": []}
+    # A link from elsewhere may lead to the page, and clients that are no browsers say nothing.
+    assert (await api.http.get("/console", headers={"sec-fetch-site": "cross-site"})).status_code == 200
+    own = await api.http.post("/admin/v1/models", json=body, headers={"sec-fetch-site": "same-origin"})
+    assert own.status_code == 201
+    assert (await api.http.post("/admin/v1/models", json=body)).status_code == 200
+
+
 class Links(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
