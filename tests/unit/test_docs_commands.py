@@ -58,6 +58,28 @@ def test_a_command_that_does_not_parse_is_found(arguments: str) -> None:
     assert _parsed(arguments.split()) is not None
 
 
+def test_examples_of_the_help_texts_parse() -> None:
+    wrong, found = [], 0
+    for name, command in _leaves(ROOT_COMMAND):
+        kind, _, examples = (command.epilog or "").partition(": ")
+        if kind not in ("Example", "Examples"):
+            continue
+        for example in examples.split(" · "):
+            # A sentence may follow.
+            for arguments in _commands(Block(ROOT, "", 0, example.partition(". ")[0])):
+                found += 1
+                if (error := _parsed(arguments)) is not None:
+                    wrong.append(f"{name} --help: {example}: {error}")
+    assert wrong == []
+    assert found > 30
+
+
+def test_every_command_is_in_the_documentation() -> None:
+    text = " ".join(" ".join(path.read_text().split()) for path in PAGES)
+    missing = [name for name, _ in _leaves(ROOT_COMMAND) if not re.search(rf"firstlight {name}\b", text)]
+    assert missing == []
+
+
 def test_modules_that_are_run_exist() -> None:
     wrong = []
     for path in PAGES:
@@ -71,8 +93,9 @@ def test_modules_that_are_run_exist() -> None:
 
 def test_settings_that_are_named_exist() -> None:
     there = {f"FIRSTLIGHT_{name.upper()}" for name in Settings.model_fields}
-    # Tests, benchmarks and the command line read a few of their own.
+    # Tests, benchmarks, the command line and the files of a deployment read a few of their own.
     sources = [path for path in ROOT.glob("*/**/*.py") if not path.parts[len(ROOT.parts)].startswith(".")]
+    sources += [path for path in (ROOT / "deploy").rglob("*") if path.is_file()]
     there |= {name for path in sources for name in re.findall(r"FIRSTLIGHT_[A-Z0-9_]+", path.read_text())}
     wrong = [
         f"{path.relative_to(ROOT)}: {name}"
@@ -81,6 +104,15 @@ def test_settings_that_are_named_exist() -> None:
         if name not in there and not (name.endswith("_") and any(one.startswith(name) for one in there))
     ]
     assert wrong == []
+
+
+def _leaves(command: TyperCommand | TyperGroup, name: str = "") -> Iterator[tuple[str, TyperCommand]]:
+    """Every command that is no group, with its name behind `firstlight`."""
+    if not isinstance(command, TyperGroup):
+        yield name, command
+        return
+    for part, inner in command.commands.items():
+        yield from _leaves(inner, f"{name} {part}".strip())
 
 
 def _commands(block: Block) -> Iterator[list[str]]:
