@@ -10,6 +10,8 @@ from docs_pages import ROOT, anchors, inline_code, links, pages
 
 PAGES = pages()
 _FILE = re.compile(r"[\w.-]+(/[\w.-]+)+\.(py|md|proto|ya?ml|json|toml|cpp|hpp|h|sh)")
+# Of Prometheus: `firstlight_…` in small letters, and vLLM's.
+_FIGURE = re.compile(r"(?:(?<![\w/.-])firstlight_|vllm:)[a-z_]+[a-z]")
 # Made while something runs, or an example of a user's own.
 _MADE = frozenset({".firstlight/run.json"})
 
@@ -44,6 +46,16 @@ def test_files_named_in_backticks_are_there() -> None:
         for line, code in inline_code(path)
         if _FILE.fullmatch(code) and code not in _MADE and code not in endings
         if not (ROOT / code).exists()
+    ]
+    assert missing == []
+
+
+def test_figures_that_are_named_are_exposed() -> None:
+    exposed = set(_FIGURE.findall((ROOT / "docs" / "operators" / "metrics.md").read_text()))
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in PAGES
+        for name in sorted(set(_FIGURE.findall(path.read_text())) - exposed)
     ]
     assert missing == []
 
