@@ -18,16 +18,19 @@ from firstlight.cli import (
     estimates,
     explain,
     fleet,
+    health,
     keys,
     logs,
     migrations,
     models,
     serve,
+    settings,
     simulate,
     starts,
     status,
     up,
     upgrade_database,
+    workers,
     workflows,
 )
 from firstlight.cli import demo as demonstration
@@ -59,11 +62,14 @@ for module in (
     simulate,
     demonstration,
     upgrade_database,
+    settings,
+    health,
 ):
     module.register(app)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(serve.app, name="serve")
 app.add_typer(workflows.app, name="workflows")
+app.add_typer(workers.app, name="workers")
 app.add_typer(keys.app, name="keys")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from temporalio.client import Client
-from temporalio.worker import Interceptor, Worker
+from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 
 from activities.control import Control
 from activities.warmth import Warmth
@@ -24,6 +24,7 @@ from firstlight.launcher.metrics_server import role_registry, serving_metrics
 from firstlight.launcher.role_process import run_role, unless_stopped
 from firstlight.launcher.schema_check import check_schema
 from firstlight.launcher.temporal_client import connect, ensure_reconciler
+from firstlight.launcher.worker_versions import deployment_config
 from firstlight.settings import Settings
 from workflows.registry import WORKFLOWS
 from workflows.sandbox import runner
@@ -43,7 +44,7 @@ def control_worker(
     """The worker itself, for this process or inside the API's (which saves a start a hop)."""
     warmth = Warmth(database=database, client=client, settings=settings)
     control = Control(database=database, client=client, consolidate_requests=settings.consolidate_requests)
-    return worker_of(client, control, warmth, beside=beside)
+    return worker_of(client, control, warmth, versions=deployment_config(settings), beside=beside)
 
 
 def worker_of(
@@ -51,6 +52,7 @@ def worker_of(
     control: ControlActivities,
     warmth: WarmthActivities,
     *,
+    versions: WorkerDeploymentConfig | None = None,
     beside: Sequence[Interceptor] = (),
 ) -> Worker:
     """`beside` are interceptors beyond those of the client and of tests."""
@@ -85,6 +87,7 @@ def worker_of(
         max_heartbeat_throttle_interval=timedelta(milliseconds=500),
         default_heartbeat_throttle_interval=timedelta(milliseconds=500),
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+        deployment_config=versions,
     )
 
 
