@@ -20,7 +20,7 @@ class ActivityFigures(Interceptor):
     """`outcome` is ok, cancelled, the stable code of an error of ours, or failed."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._took_s = Histogram(
+        self.took_s = Histogram(
             "firstlight_activity_seconds",
             "One try of an activity.",
             ("activity", "outcome"),
@@ -29,7 +29,7 @@ class ActivityFigures(Interceptor):
         )
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
-        return _Timed(next, self._took_s)
+        return _Timed(next, self.took_s)
 
 
 class _Timed(ActivityInboundInterceptor):

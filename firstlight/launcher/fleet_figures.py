@@ -26,16 +26,21 @@ class FleetFigures:
 
     async def gather(self) -> Iterable[Metric]:
         """`firstlight_database_up` alone while Postgres is away: old figures would be taken for new ones."""
-        is_up = GaugeMetricFamily("firstlight_database_up", "Whether Postgres answers this worker.")
         try:
             async with asyncio.timeout(ANSWERS_WITHIN_S), self.database.session() as session:
                 hosts = await list_hosts(session)
                 instances = await list_instances(session, states=LIVE)
         except (FirstlightError, TimeoutError):
-            is_up.add_metric([], 0.0)
-            return [is_up]
-        is_up.add_metric([], 1.0)
-        return [is_up, *_of_hosts(hosts), _of_instances(instances)]
+            return [_up(is_up=False)]
+        return figures_of(hosts, instances)
+
+
+def figures_of(hosts: Iterable[HostRecord], instances: Iterable[InstanceRecord]) -> Iterable[Metric]:
+    return [_up(is_up=True), *_of_hosts(hosts), _of_instances(instances)]
+
+
+def _up(*, is_up: bool) -> Metric:
+    return GaugeMetricFamily("firstlight_database_up", "Whether Postgres answers.", value=float(is_up))
 
 
 def _of_hosts(hosts: Iterable[HostRecord]) -> Iterable[Metric]:

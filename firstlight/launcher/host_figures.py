@@ -40,9 +40,9 @@ class HostFigures:
             self._gauge("firstlight_host_up", "The supervisor answers.", {(): float(engines is not None)}),
         ]
         if stored is not None:
-            found += self._of_store(stored)
+            found += self.of_store(stored)
         if engines is not None:
-            found += await self._of_engines(engines)
+            found += await self.of_engines(engines)
         return found
 
     async def _stored(self) -> InventoryReply | None:
@@ -57,7 +57,7 @@ class HostFigures:
         except FirstlightError:
             return None
 
-    def _of_store(self, told: InventoryReply) -> Iterable[Metric]:
+    def of_store(self, told: InventoryReply) -> Iterable[Metric]:
         present = [one for one in told.checkpoints if not one.quarantined]
         yield self._gauge(
             "firstlight_store_capacity_bytes",
@@ -92,7 +92,7 @@ class HostFigures:
             labels=("edge",),
         )
 
-    async def _of_engines(self, told: ListEnginesReply) -> Iterable[Metric]:
+    async def of_engines(self, told: ListEnginesReply) -> Iterable[Metric]:
         states = dict.fromkeys(ENGINE_STATES, 0) | Counter(one.state for one in told.engines)
         running = await self._requests([one for one in told.engines if one.state == "ready"])
         return [
