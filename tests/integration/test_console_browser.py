@@ -162,7 +162,6 @@ async def test_a_model_is_deployed_started_watched_and_moved_by_keyboard_alone(
     await page.until("document.activeElement.id === 'field-to'")
     other = "host-b" if source == "host-a" else "host-a"
     await page.type(other)
-    await page.press("Tab")
     await press(page, "Move")
     await page.until(has(".fall[data-kind=migration] .pill", "completed"), within_s=60)
     assert await page.run(has(".fall[data-kind=migration]", f"{source} → {other}"))
