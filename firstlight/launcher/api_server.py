@@ -21,6 +21,7 @@ from firstlight.database.keys_repository import list_active_keys
 from firstlight.domain.errors import InvalidSettings, LaunchError
 from firstlight.launcher.api_tls import tls_options
 from firstlight.launcher.control_worker import database_url
+from firstlight.launcher.open_files import allow_open_files
 from firstlight.launcher.role_process import run_role
 from firstlight.launcher.schema_check import check_schema
 from firstlight.launcher.temporal_client import tls_config
@@ -53,6 +54,7 @@ class ApiServer(uvicorn.Server):
 def main(settings: Settings | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    allow_open_files()
     # Its server has a bound of its own, for answers that go on.
     run_role(serve, name="api", settings=settings, leave_within_s=None)
 
