@@ -47,7 +47,7 @@ def main() -> int:
     with Platform(arguments.state_dir.resolve(), env=env) as platform, Progress(transient=True) as progress:
         fleet = RealFleet(platform, models=MODELS, keep_alive_s=KEEP_ALIVE_S, progress=progress)
         fleet.deploy(arguments.source)
-        measured = fleet.measure(arguments.rounds)
+        measured = fleet.measure(arguments.rounds, rest_s=arguments.gap)
         real_s = fleet.replay(trace)
     simulated_s = _simulated(measured, trace)
     report = _report(measured, real_s, simulated_s)
@@ -62,9 +62,9 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the report there as JSON")
-    parser.add_argument("--requests", type=int, default=80, help="length of the trace (default 80)")
-    parser.add_argument("--gap", type=float, default=1.2, help="mean seconds between requests")
-    parser.add_argument("--rounds", type=int, default=6, help="starts measured from each tier (default 6)")
+    parser.add_argument("--requests", type=int, default=40, help="length of the trace (default 40)")
+    parser.add_argument("--gap", type=float, default=4.0, help="mean seconds between requests (default 4)")
+    parser.add_argument("--rounds", type=int, default=10, help="starts measured from each tier (default 10)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--source", default=demo_source(), help="checkpoint (default: SmolLM2's GGUF)")
     parser.add_argument(

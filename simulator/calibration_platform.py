@@ -46,8 +46,12 @@ class RealFleet:
             self._quiet()
             self._progress.advance(task)
 
-    def measure(self, rounds: int) -> Measured:
-        """Starts one at a time, and warm requests. The hosts do nothing else meanwhile."""
+    def measure(self, rounds: int, *, rest_s: float) -> Measured:
+        """Starts one at a time, and warm requests. The hosts do nothing else meanwhile.
+
+        `rest_s` before each start nobody asks anything, as in the trace: a machine that has just been polled
+        has all it needs in its caches, and starts in two thirds of the time.
+        """
         task = self._progress.add_task("single starts", total=2 * rounds)
         warm = [self._ask(self._names[0]) for _ in range(WARM_REQUESTS + 1)][1:]
         warm_s = [ttft_s for ttft_s, _ in warm]
@@ -61,6 +65,7 @@ class RealFleet:
             else:
                 self._ask(name)
                 self._quiet()
+            time.sleep(rest_s)
             ttft_s, _ = self._ask(name)
             start = self._last_start(name)
             if start["tier"] == tier:

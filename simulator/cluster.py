@@ -237,9 +237,12 @@ class Cluster:
             # Stored first, and read when it is whole: from the page cache, which has just written it.
             loaded_s = max(now_s, instance.arrives_s) + copy_s
         instance.load_s = loaded_s - now_s
-        own_s = fleet.control_s + (fleet.attach_s + self.loader.overhead_s) * self.transfers.varied()
-        instance.attach_s = own_s - fleet.control_s
-        self.agenda.at(loaded_s + own_s, partial(self._ready, instance))
+        varied = self.transfers.varied()
+        instance.attach_s = (fleet.attach_s + self.loader.overhead_s) * varied
+        # The control plane's work varies as much as an engine's: both are a busy machine's.
+        self.agenda.at(
+            loaded_s + fleet.control_s * varied + instance.attach_s, partial(self._ready, instance)
+        )
 
     def _ready(self, instance: Instance) -> None:
         instance.state = InstanceState.READY
