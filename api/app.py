@@ -10,15 +10,16 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from api.admin.routes import admin_routes
 from api.console.files import page_routes
-from api.errors import HttpError, http_error, internal_error
+from api.errors import DEFAULT_RETRY_AFTER_S, HttpError, http_error, internal_error
 from api.openai.routes import openai_routes
 from api.rehearsal import rehearse
 from api.services import Dependencies, Services
 from api.web.audit_trail import AuditTrail
+from api.web.documentation import errors
 from api.web.middleware import (
     Answers,
     BodyLimit,
@@ -101,9 +102,18 @@ def _add_health(app: FastAPI, services: Services) -> None:
             "temporal": services.health.temporal.say(),
             "routes": "ok" if services.feed.is_fresh.is_set() else "being read",
         }
-        return JSONResponse(told, status_code=200 if is_ready else 503)
+        if is_ready:
+            return JSONResponse(told)
+        # As every 503: when to come again.
+        return JSONResponse(told, status_code=503, headers={"retry-after": f"{DEFAULT_RETRY_AFTER_S:.0f}"})
 
-    @app.get("/metrics", tags=["Health"], response_model=None)
+    @app.get(
+        "/metrics",
+        tags=["Health"],
+        response_model=None,
+        response_class=PlainTextResponse,
+        responses=errors(),
+    )
     async def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(services.metrics.exposition(), media_type=_EXPOSITION)

@@ -10,6 +10,7 @@ MOST_CHOICES = 128
 MOST_STOPS = 16
 MOST_BEST_OF = 20
 MOST_TOOLS = 128
+MOST_INPUTS = 2048
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -141,3 +142,16 @@ class CompletionRequest(GenerationFields):
     best_of: int | None = Field(
         default=None, ge=1, le=MOST_BEST_OF, description="Choices to generate; the n likeliest are answered."
     )
+
+
+class EmbeddingRequest(Strict):
+    model: str
+    input: (
+        Annotated[str, StringConstraints(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[list[TokenId]], Field(min_length=1, max_length=MOST_INPUTS)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(default=None, ge=1)
+    user: str | None = None

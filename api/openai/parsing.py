@@ -113,6 +113,7 @@ def _param_of(location: tuple[int | str, ...]) -> str:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "int", "none"):
+        # A class of ours is a member of a union too.
+        elif part.isidentifier() and part.islower() and part not in ("str", "int", "none"):
             path += f".{part}" if path else part
     return path

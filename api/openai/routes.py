@@ -1,4 +1,4 @@
-"""/v1: chat completions, completions, models."""
+"""/v1: chat completions, completions, embeddings (refused), models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from api.auth import Grant
 from api.openai.answers import ChatCompletion, ModelEntries, ModelEntry, TextCompletion
-from api.openai.fields import ChatRequest, CompletionRequest, GenerationFields
+from api.openai.fields import ChatRequest, CompletionRequest, EmbeddingRequest, GenerationFields
 from api.openai.generation import Generation, UsageWish
 from api.openai.inference_span import Operation, inference_span
 from api.openai.order import Order, order_chat, order_completion
@@ -24,7 +24,7 @@ from api.web.exchange import Exchange, Sink
 from api.web.middleware import grant_of
 from firstlight.database.models_repository import ModelRecord
 from firstlight.database.usage_repository import Usage
-from firstlight.domain.errors import InvalidInput
+from firstlight.domain.errors import InvalidInput, UnsupportedParameter
 
 _GENERATION_ERRORS = errors(400, 404, 413, 429, 503)
 
@@ -53,6 +53,23 @@ def openai_routes(services: Services) -> APIRouter:
         """Go on with a text; a model that does not run is started first."""
         wish = parse_generation(CompletionRequest, await request.body())
         return Exchange(_Completion(services, wish, request.state.request_id, grant_of(request.scope)).run)
+
+    @router.post(
+        "/embeddings",
+        response_model=None,
+        openapi_extra=body_of(EmbeddingRequest),
+        responses={
+            200: {"description": "Not before a model with embeddings is served."},
+            **errors(400, 404, 413, 429, 503),
+        },
+    )
+    async def embeddings(request: Request) -> Response:
+        """No model that is served here has embeddings: all generate text. Told as clearly as can be."""
+        wish = parse_generation(EmbeddingRequest, await request.body())
+        record = await services.admission.find(wish.model)
+        raise UnsupportedParameter(
+            f"model {record.name!r} generates text: it has no embeddings", param="model", model=record.name
+        )
 
     @router.get("/models", response_model=None, responses={200: {"model": ModelEntries}, **errors()})
     async def models() -> Response:

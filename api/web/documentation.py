@@ -32,9 +32,22 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def body_of(kind: type[BaseModel], *, is_required: bool = True) -> dict[str, Any]:
     """`openapi_extra` of a route whose handler parses this body by itself."""
-    # Schemas of nested models are inlined by reference to this one's own $defs.
     schema = kind.model_json_schema()
+    schema = _inlined(schema, schema.pop("$defs", {}))
     return {"requestBody": {"required": is_required, "content": {"application/json": {"schema": schema}}}}
+
+
+# Any: JSON Schema.
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """Nested models in their places: a reference would be looked up in the document, where they are not."""
+    if isinstance(schema, list):
+        return [_inlined(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if isinstance(reference := schema.get("$ref"), str):
+        schema = {**definitions[reference.rpartition("/")[2]], **schema}
+        del schema["$ref"]
+    return {name: _inlined(part, definitions) for name, part in schema.items()}
 
 
 def events() -> dict[str, Any]:

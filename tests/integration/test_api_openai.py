@@ -285,6 +285,18 @@ async def test_a_prompt_beyond_the_context_is_refused_with_its_code(api: Stand) 
     assert engine.requests == []
 
 
+async def test_a_model_without_embeddings_says_so(api: Stand) -> None:
+    engine = await api.warm(MODEL)
+    with pytest.raises(openai.BadRequestError, match="no embeddings") as caught:
+        await api.client.embeddings.create(model=MODEL, input=["x", "y"])
+    assert (caught.value.param, caught.value.code) == ("model", "unsupported_parameter")
+    with pytest.raises(openai.NotFoundError):
+        await api.client.embeddings.create(model="absent", input="x")
+    wrong = await api.http.post("/v1/embeddings", json={"model": MODEL, "input": []})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "input")
+    assert engine.requests == []
+
+
 async def test_request_ids_come_back(api: Stand) -> None:
     mine = await api.http.get("/healthz", headers={"x-request-id": "abc-1"})
     assert mine.headers["x-request-id"] == "abc-1"

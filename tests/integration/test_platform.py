@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
+from pydantic import BaseModel
 
 from benchmarks.platform import Platform
 from tests.integration.engine_fixtures import smollm2_gguf
@@ -125,6 +126,36 @@ def test_a_sampled_answer_is_repeated_by_its_seed(client: OpenAI, real_model: st
 
     assert ask(1) == ask(1)
     assert len({ask(seed) for seed in range(4)}) > 1
+
+
+class Capital(BaseModel):
+    city: str
+    country: str
+
+
+def test_a_structured_answer_fits_its_schema_and_makes_sense(client: OpenAI, real_model: str) -> None:
+    question: list[Any] = [{"role": "user", "content": "What is the capital of France? Answer in JSON."}]
+    answer = client.chat.completions.parse(
+        model=real_model, messages=question, response_format=Capital, max_tokens=80, temperature=0
+    )
+    found = answer.choices[0].message.parsed
+    assert found is not None and found.city == "Paris"
+    assert answer.choices[0].finish_reason == "stop"
+    # Hot enough that the model by itself writes no JSON at all.
+    wild = client.chat.completions.create(
+        model=real_model,
+        messages=question,
+        response_format={"type": "json_object"},
+        n=2,
+        seed=1,
+        max_tokens=300,
+        temperature=1.8,
+    )
+    for choice in wild.choices:
+        assert choice.finish_reason == "length" or isinstance(json.loads(choice.message.content or ""), dict)
+    with pytest.raises(openai.BadRequestError, match="no tools"):
+        tool: Any = {"type": "function", "function": {"name": "look_up"}}
+        client.chat.completions.create(model=real_model, messages=question, tools=[tool])
 
 
 def test_completions_and_models(client: OpenAI, real_model: str) -> None:
