@@ -73,6 +73,6 @@ def test_domain_and_store_need_no_torch() -> None:
 
 
 def test_the_operators_guide_names_every_setting() -> None:
-    guide = (ROOT / "docs" / "operators" / "running.md").read_text()
+    guide = (ROOT / "docs" / "operators" / "settings.md").read_text()
     names = [f"`FIRSTLIGHT_{name.upper()}`" for name in Settings.model_fields]
     assert [name for name in names if name not in guide] == []
