@@ -58,10 +58,10 @@ function body(one) {
       null,
       h('th', { scope: 'row' }, model_link(one.model), h('span', { class: 'quiet id' }, one.instance_id)),
       h('td', null, pill(one.state)),
-      h('td', null, one.host_id, one.gpu_indices.length ? h('span', { class: 'quiet' }, ` GPU ${one.gpu_indices.join(', ')}`) : null),
-      h('td', null, load(one, requests)),
+      h('td', null, one.host_id, one.gpu_indices.length ? h('span', { class: 'quiet id' }, ` GPU ${one.gpu_indices.join(', ')}`) : null),
+      h('td', { class: 'line' }, load(one, requests)),
       h('td', { class: 'number' }, age(now_s() - one.created_at_unix_s)),
-      h('td', null, workflow_link(one.workflow_id)),
+      h('td', { class: 'line' }, workflow_link(one.workflow_id)),
       h(
         'td',
         null,
