@@ -31,7 +31,7 @@ from benchmarks.cold_start import demo_source
 from benchmarks.platform import Platform, PlatformFailed
 from benchmarks.report import Report
 
-FULL = Pace(levels=(1, 8, 64, 256), window_s=20.0, rounds=400, idle_streams=1000, crowd=2000)
+FULL = Pace(levels=(1, 8, 64, 256), window_s=20.0, rounds=100, idle_streams=1000, crowd=2000)
 QUICK = Pace(levels=(1, 8), window_s=3.0, rounds=25, idle_streams=200, crowd=400)
 PARTS = ("throughput", "latency", "idle", "overload")
 

@@ -20,7 +20,7 @@ QUEUE = 64
 PLACES = 4
 # Streams that run through the stampede, one place each, and are compared with undisturbed ones.
 WITNESSES = 2
-WITNESS_TOKENS = 200
+WITNESS_TOKENS = 100
 HOLD_TOKENS = 1500
 WARM_S = 240.0
 _TEXT = re.compile(rb'"text":("(?:[^"\\]|\\.)*")')
