@@ -115,10 +115,21 @@ class Grammars:
 
     def _read(self) -> str:
         if self._descriptor is None:
-            # Some tokenizers are written later than the rest.
-            return (self._directory / _FILE).read_text("utf-8")
+            return _found_later(self._directory).read_text("utf-8")
         size = os.fstat(self._descriptor).st_size
         return os.pread(self._descriptor, size, 0).decode("utf-8")
+
+
+def _found_later(directory: Path) -> Path:
+    """Of a checkpoint bound while it came from its source: small files come behind the first layer.
+
+    They are offered in a folder of their own, and lie beside the weights once those are on SSD.
+    """
+    on_ssd = directory.parent.parent / "checkpoints" / directory.name
+    for folder in (directory, directory / "small", on_ssd):
+        if (folder / _FILE).is_file():
+            return folder / _FILE
+    raise FileNotFoundError(f"{_FILE} of {directory.name} is not there")
 
 
 def _open(path: Path) -> int | None:

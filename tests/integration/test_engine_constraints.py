@@ -195,6 +195,20 @@ def test_the_tokenizer_is_found_where_its_folder_was(folder: Path, tmp_path: Pat
     assert grammars.constraint(GRAMMAR).allowed().any()
 
 
+@pytest.mark.parametrize("later", ["offered/tiny/small", "offered/tiny", "checkpoints/tiny"])
+def test_a_tokenizer_that_comes_behind_the_first_layer_is_found(
+    folder: Path, tmp_path: Path, later: str
+) -> None:
+    offered = tmp_path / "offered" / "tiny"
+    offered.mkdir(parents=True)
+    grammars = Grammars(offered, vocabulary_size=VOCABULARY, eos_token_ids=[EOS])
+    with pytest.raises(InvalidInput, match="not there"):
+        grammars.constraint(GRAMMAR)
+    (tmp_path / later).mkdir(parents=True, exist_ok=True)
+    (tmp_path / later / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    assert grammars.constraint(GRAMMAR).allowed().any()
+
+
 def test_a_tokenizer_from_gguf_follows_a_grammar() -> None:
     directory = smollm2_checkpoint()
     from api.text.model_text import ModelText
