@@ -17,6 +17,7 @@ from firstlight.domain.migration import PRIOR_LINK, Link, Transfer
 from firstlight.rpc import engine_pb2, engine_pb2_grpc
 from firstlight.rpc.status import abort_with, answering
 from firstlight.telemetry import tracing
+from firstlight.telemetry.ids import bind
 from gpu_worker.engine.interface import (
     DELTA_TOKENS,
     MAX_ROUNDS,
@@ -51,6 +52,8 @@ class InferenceService(engine_pb2_grpc.InferenceServicer):
     async def Generate(
         self, request: engine_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[engine_pb2.GenerateChunk]:
+        # A call is a task of its own.
+        bind(request_id=request.request_id)
         try:
             self._state.check_epoch(request.epoch)
             engine = self._state.ready_engine()
