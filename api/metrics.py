@@ -1,7 +1,7 @@
 """Figures for Prometheus. vLLM's names where vLLM has the figure, so that its autoscalers work here.
 
-docs/operators/metrics.md says what each means. No label takes values that clients choose: models are those that
-are deployed, and routes, codes and tiers are ours.
+docs/operators/metrics.md says what each is. No label takes values that clients choose: models are
+deployed ones, and routes, codes and tiers are ours.
 """
 
 from __future__ import annotations
