@@ -1,8 +1,9 @@
 """Which version of the control worker's code takes new workflows, in Temporal's worker versioning.
 
-A worker with a build id gets nothing until its version is made the current one. A run goes on with whichever
-version is current at its next step, so new code must replay what older code recorded (see tests/replay). A run
-cannot be bound to its version by its class, because the server refuses that from workers without a build id.
+A worker with a build id gets nothing until its version is made the current one. A run goes on with
+whichever version is current at its next step, so new code must replay what older code recorded (see
+tests/replay). A run cannot be bound to its version by its class, because the server refuses that from workers
+without a build id.
 """
 
 from __future__ import annotations
