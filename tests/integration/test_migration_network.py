@@ -371,7 +371,7 @@ async def test_each_request_moves_at_its_own_pace_and_one_that_ends_by_itself_ju
     skeleton: Skeleton,
 ) -> None:
     """Over a link that long caches keep busy for a while, a short one ends before it has moved."""
-    lengths = {1: 700, 2: 130, 3: 700, 4: 700}
+    lengths = {1: 1200, 2: 130, 3: 1200, 4: 1200}
     async with pair_of(skeleton, bytes_per_s=250_000) as pair:
         clients = {number: pair.ask(number, tokens=lengths[number]) for number in (1, 2, 3)}
         for client in clients.values():

@@ -138,8 +138,8 @@ def test_each_host_is_looked_at_once_and_the_best_by_time_fit_and_id_wins(
     model = Model(ModelName("m"), CHECKPOINT, size_bytes=GIB, source_bytes=GIB)
     CountedTiers.looks = 0
     decision = decide(StartRequest(model), FleetSnapshot(taken_at_unix_s=0.0, hosts=fleet))
-    # Nobody gives to others here: each host's cost is worked out once, and the chosen one's written down.
-    assert CountedTiers.looks <= count + 1
+    # Once for who has the checkpoint, once for what a start costs; and the chosen one is written down.
+    assert CountedTiers.looks <= 2 * count + 1
     able = [(overheads[index], free[index], f"host-{index:03}") for index in range(count) if free[index]]
     if able:
         assert isinstance(decision, Place) and decision.host_id == min(able)[2]
