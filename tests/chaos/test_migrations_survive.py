@@ -232,6 +232,8 @@ class Leaving:
 def test_a_migration_to_a_full_host_changes_nothing(platform: Platform, undisturbed: list[Heard]) -> None:
     only_one(platform)
     [source] = instances(platform)
+    # Nobody ends it, or moves it, to make room for a filler.
+    platform.post(f"/admin/v1/models/{MODEL}/scale", {"priority": 1})
     hosts = platform.get("/admin/v1/hosts")["hosts"]
     [other] = [host["host_id"] for host in hosts if host["host_id"] != source["host_id"]]
     free = sum(gpu["instance_id"] is None for host in hosts for gpu in host["gpus"])
@@ -255,6 +257,7 @@ def test_a_migration_to_a_full_host_changes_nothing(platform: Platform, undistur
     platform.wait_for(
         lambda: len(platform.get("/admin/v1/models")["models"]) == 1, what="the fillers to go", deadline_s=90
     )
+    platform.post(f"/admin/v1/models/{MODEL}/scale", {"priority": 0})
     AtRest(platform).wait()
 
 

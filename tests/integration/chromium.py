@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -133,12 +134,15 @@ class Page:
     async def type(self, text: str) -> None:
         await self.send("Input.insertText", text=text)
 
-    async def focus_on(self, condition: str, *, at_most: int = 80) -> None:
+    async def focus_on(self, condition: str, *, at_most: int = 80, within_s: float = 20.0) -> None:
         """Press Tab until the focused element `e` meets the condition, as somebody without a mouse would."""
-        for _ in range(at_most):
-            if await self.run(f"(e => Boolean({condition}))(document.activeElement)"):
-                return
-            await self.press("Tab")
+        end_s = time.monotonic() + within_s
+        while time.monotonic() < end_s:
+            # Once through the page; what is looked for may come with the next figures only.
+            for _ in range(at_most):
+                if await self.run(f"(e => Boolean({condition}))(document.activeElement)"):
+                    return
+                await self.press("Tab")
         raise AssertionError(f"Tab never reaches {condition}")
 
     async def look(self, *, dark: bool = False, width: int = 1280, height: int = 900) -> None:
