@@ -36,6 +36,8 @@ from gpu_worker.engine.state import EngineState
 from gpu_worker.engine.traced_phases import TracedPhases
 
 MAX_TOP_LOGPROBS = 32
+# For so long a refused round is read to its end.
+READ_OUT_S = 5.0
 
 # Any: the context is generic in messages this service never names.
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -117,7 +119,11 @@ class InferenceService(engine_pb2_grpc.InferenceServicer):
     ) -> engine_pb2.SessionReply:
         async with answering(context):
             began_s = time.monotonic()
-            cached = await self._state.ready_engine().receive(self._checked(request_iterator))
+            try:
+                cached = await self._state.ready_engine().receive(self._checked(request_iterator))
+            except FirstlightError:
+                await _read_out(request_iterator)
+                raise
             return engine_pb2.SessionReply(cached_tokens=cached, compute_s=time.monotonic() - began_s)
         raise AssertionError("answered above")
 
@@ -178,6 +184,18 @@ class InferenceService(engine_pb2_grpc.InferenceServicer):
                 yield event
         finally:
             aborting.cancel()
+
+
+async def _read_out(parts: AsyncIterator[engine_pb2.SessionPart]) -> None:
+    """What is left of a round that failed.
+
+    A call that is ended under a writing client reaches it as "Internal error from Core" instead of why: grpcio
+    takes the failed write for the outcome.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READ_OUT_S):
+            async for _ in parts:
+                pass
 
 
 def _engine_request(request: engine_pb2.GenerateRequest) -> EngineRequest:

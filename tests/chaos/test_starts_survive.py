@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from openai import OpenAI, OpenAIError
@@ -63,7 +64,8 @@ def starting_host(platform: Platform, model: str) -> str | None:
 
 @pytest.mark.parametrize("victim", ["control-worker", "host-agent", "temporal server", "store"])
 def test_a_start_survives_the_death_of(victim: str, platform: Platform, tmp_path: Path) -> None:
-    model = f"tiny-{victim.replace(' ', '-')}"
+    # A name of its own each time: one that failed half-way may be looked at twice.
+    model = f"tiny-{victim.replace(' ', '-')}-{uuid4().hex[:6]}"
     # A link so slow that the weights take seconds, however quick this machine is.
     folder = tiny_source(tmp_path / "hf")
     weights_bytes = (folder / "model.safetensors").stat().st_size

@@ -291,6 +291,24 @@ async def test_a_destination_without_room_for_a_session_leaves_the_request_where
         await until_clean(pair)
 
 
+async def test_a_source_in_the_middle_of_writing_hears_why_it_is_refused(skeleton: Skeleton) -> None:
+    """grpcio makes an internal error of a write that fails as the call is ended by its other side."""
+
+    async def long_round() -> AsyncIterator[SessionPart]:
+        async for part in parts_of("s", pair, epoch=1):
+            yield part
+        for number in range(50):
+            yield SessionPart(epoch=1, session_id="s" * 200_000)
+            if number % 3:
+                await asyncio.sleep(0)
+
+    async with pair_of(skeleton) as pair:
+        there = InferenceClient(pair.channels, pair.destination.endpoint)
+        for _ in range(100):
+            with pytest.raises(StaleEpoch):
+                await there.receive_session(long_round(), timeout_s=20)
+
+
 async def parts_of(
     session_id: str, pair: Pair, *, tokens: int = 4, from_token: int = 0, epoch: int | None = None
 ) -> AsyncIterator[SessionPart]:
