@@ -189,8 +189,8 @@ class InferenceService(engine_pb2_grpc.InferenceServicer):
 async def _read_out(parts: AsyncIterator[engine_pb2.SessionPart]) -> None:
     """What is left of a round that failed.
 
-    A call that is ended under a writing client reaches it as "Internal error from Core" instead of why: grpcio
-    takes the failed write for the outcome.
+    A call that is ended under a writing client reaches it as "Internal error from Core" instead of why:
+    grpcio takes the failed write for the outcome.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(READ_OUT_S):
