@@ -60,7 +60,13 @@ class ClusterStarter(Starter):
         self._told_until_s: dict[str, float] = {}
 
     async def plan(
-        self, model: str, *, deadline_s: float | None, may_wait: bool, request_id: str
+        self,
+        model: str,
+        *,
+        deadline_s: float | None,
+        may_wait: bool,
+        request_id: str,
+        waited_s: float | None = None,
     ) -> PlannedStart:
         now_unix_s = time.time()
         self.foretell(model, request_id)
@@ -79,6 +85,7 @@ class ClusterStarter(Starter):
             request_id=request_id,
             now_unix_s=now_unix_s,
             on_chosen=chosen,
+            waited_s=waited_s,
             ask_engines=EngineLoads(self._channels).ask,
         )
         if place is not None and planned.plan is not None:

@@ -49,10 +49,17 @@ class Starter(ABC):
 
     @abstractmethod
     async def plan(
-        self, model: str, *, deadline_s: float | None, may_wait: bool, request_id: str
+        self,
+        model: str,
+        *,
+        deadline_s: float | None,
+        may_wait: bool,
+        request_id: str,
+        waited_s: float | None = None,
     ) -> PlannedStart:
         """Decide, and reserve if the decision is Place or Migrate; the chosen host is told at once, best
-        effort, so that bytes move before anything is written. Raises: Overloaded when it cannot be asked now.
+        effort, so that bytes move before anything is written. Who says for how long it `waited_s` may be put
+        off for GPUs that are about to be free. Raises: Overloaded when it cannot be asked now.
         """
 
     @abstractmethod
@@ -88,6 +95,8 @@ class StartDirector:
         self._backoff_s: dict[str, float] = {}
         # Since when no plan could be made for a model (monotonic), while that is so.
         self._away_since_s: dict[str, float] = {}
+        # Since when a model's start is put off for GPUs that are expected back (monotonic).
+        self._put_off_since_s: dict[str, float] = {}
 
     def demand(self, lane: Lane) -> None:
         """A request begins to wait in `lane`."""
@@ -133,6 +142,7 @@ class StartDirector:
         self._tasks.pop(lane.model, None)
         self._memories.pop(lane.model, None)
         self._away_since_s.pop(lane.model, None)
+        self._put_off_since_s.pop(lane.model, None)
         if task.cancelled():
             return
         if (failure := task.exception()) is not None:
@@ -196,12 +206,13 @@ class StartDirector:
         )
 
     async def _start(self, lane: Lane, need: Need) -> float | None:
-        deadline_s = lane.latest_deadline_s()
+        deadline_s, now_s = lane.latest_deadline_s(), time.monotonic()
         planned = await self._starter.plan(
             lane.model,
-            deadline_s=max(0.0, deadline_s - time.monotonic()),
+            deadline_s=max(0.0, deadline_s - now_s),
             may_wait=need is Need.FIRST,
             request_id=lane.first_request_id,
+            waited_s=now_s - self._put_off_since_s.get(lane.model, now_s),
         )
         self._on_planned(lane.model, planned)
         if planned.plan is None:
@@ -209,9 +220,11 @@ class StartDirector:
         match planned.decision:
             case Place() | Migrate():
                 self._backoff_s.pop(lane.model, None)
+                self._put_off_since_s.pop(lane.model, None)
                 await self._carry_out(lane, planned, deadline_s=deadline_s)
                 return None
             case Wait(instance_id=None):
+                self._put_off_since_s.setdefault(lane.model, now_s)
                 # Whoever holds the GPUs may have nothing to do at any moment, and no notice tells of that.
                 return max(SOONEST_LOOK_S, self._next_backoff(lane.model))
             case Wait(ready_in_s=ready_in_s):

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from firstlight.contracts.loads import EngineLoad
+from firstlight.contracts.loads import IDLE_AFTER_S, EngineLoad
 from firstlight.contracts.migrations import MovingInstance
 from firstlight.database.decision_json import estimate_from_json
 from firstlight.database.edges import edges_from_json, remaining_bytes
@@ -335,11 +335,17 @@ def _remaining(edges: Mapping[Edge, EdgeModel], start: _Row, dram_capacity_bytes
 
 
 def _gpu(row: _Row, within_s: Mapping[str, float]) -> Gpu:
+    free_in_s = _free_in_s(row, within_s)
+    # One that has been idle for long enough is no matter of waiting: a plan may end it now.
+    is_over = (
+        row["state"] == InstanceState.DRAINING or 0 < within_s.get(row["instance_id"], 0) <= IDLE_AFTER_S
+    )
     return Gpu(
         index=row["gpu_index"],
         memory_bytes=row["memory_bytes"],
         instance_id=InstanceId(row["instance_id"]) if row["instance_id"] else None,
-        free_in_s=_free_in_s(row, within_s),
+        free_in_s=free_in_s,
+        is_given_up=free_in_s is not None and is_over,
     )
 
 

@@ -60,6 +60,7 @@ async def plan_start(
     request_id: str,
     now_unix_s: float,
     excluded_hosts: frozenset[HostId] = frozenset(),
+    waited_s: float | None = None,
     on_chosen: OnChosen = lambda chosen, view: None,
     ask_engines: AskEngines = nobody_asks,
 ) -> PlannedStart:
@@ -78,7 +79,9 @@ async def plan_start(
         view = await read_fleet(session, model=model, now_unix_s=now_unix_s, loads=loads)
         if view.wanted.state is ModelState.DELETING:
             raise ModelBeingDeleted(f"model {model!r} is being deleted", model=model)
-        request = StartRequest(view.wanted.model, deadline_s, excluded_hosts, may_wait, may_free)
+        request = StartRequest(
+            view.wanted.model, deadline_s, excluded_hosts, may_wait, may_free, waited_s=waited_s
+        )
         decision = at_maximum(view, may_wait=may_wait) or decide(request, view.snapshot)
         if not isinstance(decision, Place | Migrate):
             decision_id = await write_refusal(session, asked=asked, decision=decision)

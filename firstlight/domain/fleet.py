@@ -51,6 +51,9 @@ class Gpu:
     # Whose it is, if anyone's; `free_in_s` is when that instance is expected to give it back.
     instance_id: InstanceId | None = None
     free_in_s: float | None = None
+    # That instance has nothing left to do and is not to be freed at once: it ends by itself, or may be ended
+    # then, unless it is asked for first.
+    is_given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)

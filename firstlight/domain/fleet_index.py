@@ -41,6 +41,7 @@ class FleetIndex:
         "_by_model",
         "_holders",
         "_idle_by_model",
+        "_returning",
         "_running",
         "_takers",
         "classes",
@@ -60,6 +61,7 @@ class FleetIndex:
         self._by_model: dict[ModelName, list[Running]] | None = None
         self._idle_by_model: dict[ModelName, list[Running]] | None = None
         self._holders: dict[CheckpointId, list[Holder]] = {}
+        self._returning: frozenset[HostId] | None = None
 
     def running_at(self, host_id: HostId) -> Sequence[Running]:
         if self._by_host is None:
@@ -70,6 +72,15 @@ class FleetIndex:
         if self._by_model is None:
             self._by_model = _grouped(self._running, "model.name")
         return self._by_model.get(model, ())
+
+    @property
+    def returning(self) -> frozenset[HostId]:
+        """Hosts some of whose GPUs are given up."""
+        if self._returning is None:
+            self._returning = frozenset(
+                host.host_id for host, _ in self.ready if any(gpu.is_given_up for gpu in host.gpus)
+            )
+        return self._returning
 
     def idle_of(self, model: ModelName) -> Sequence[Running]:
         if self._idle_by_model is None:

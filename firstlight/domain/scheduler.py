@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from firstlight.domain.candidates import candidate_of, candidates_of
 from firstlight.domain.expectations import Expectation, soonest_return
 from firstlight.domain.fleet import FleetSnapshot, StartRequest, StartUnderWay
+from firstlight.domain.fleet_index import index_of
 from firstlight.domain.instance_limit import at_limit
 from firstlight.domain.plan_search import Plan, PlanSearch
 from firstlight.domain.plans import (
@@ -61,9 +62,10 @@ def decide(request: StartRequest, snapshot: FleetSnapshot) -> Decision:
     """Choose the plan with the least cost among those that make the deadline.
 
     A start of the same model under way wins unless a new one would be sooner. GPUs that are expected back are
-    waited for if nothing else can be done, or as long as `waited_s` and what is still to come are less than
-    the best plan that can begin now: so whoever is told to wait loses at most as much again as that plan
-    takes, even if what was expected never comes. What no plan can make in time is rejected at once.
+    waited for if nothing else can be done. Those whose holders have nothing left to do are also waited for,
+    as long as `waited_s` and what is still to come are less than the best plan that can begin now: so whoever
+    is told to wait loses at most as much again as that plan takes, even if nothing comes back. What
+    no plan can make in time is rejected at once.
     Raises: InvalidEstimate for a host whose edges have no meaning.
     """
     if (refusal := at_limit(request, snapshot)) is not None:
@@ -75,7 +77,7 @@ def decide(request: StartRequest, snapshot: FleetSnapshot) -> Decision:
     if under_way is not None and _is_worth_joining(under_way, best, request):
         return _join(under_way, candidates)
     within_s = _patience_s(best, request)
-    expected = soonest_return(request, search.crowded, within_s=within_s) if within_s > 0 else None
+    expected = _expected(request, snapshot, search, within_s, has_choice=best is not None)
     if expected is not None and _makes(expected.total_s, request):
         return _wait(expected, candidates, is_alone=best is None)
     if best is None:
@@ -103,6 +105,15 @@ def _patience_s(best: Plan | None, request: StartRequest) -> float:
     if best is None:
         return float("inf")
     return 0.0 if request.waited_s is None else best.key[0] - request.waited_s - _HAIR_S
+
+
+def _expected(
+    request: StartRequest, snapshot: FleetSnapshot, search: PlanSearch, within_s: float, *, has_choice: bool
+) -> Expectation | None:
+    returning = index_of(snapshot).returning if has_choice else None
+    if within_s <= 0 or (has_choice and not returning):
+        return None
+    return soonest_return(request, search.crowded, within_s=within_s, only_given_up=returning)
 
 
 def _begin(

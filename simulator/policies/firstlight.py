@@ -37,6 +37,8 @@ class Firstlight(Policy):
         self._scaling = ConcurrencyScaling()
         self._memory: dict[str, ScalingMemory] = {}
         self._looks: set[str] = set()
+        # Since when a model's start is put off for GPUs that are expected back.
+        self._put_off_since_s: dict[str, float] = {}
 
     def bind(self, cluster: Cluster) -> None:
         super().bind(cluster)
@@ -52,17 +54,20 @@ class Firstlight(Policy):
         return scaling.change(demand)
 
     def place(self, request: Request) -> bool:
-        deadline_s = None
+        now_s, deadline_s = self.cluster.now_s, None
         if request.first_token_s is None:
-            deadline_s = max(0.0, request.arrival_s + self.cluster.scenario.timeout_s - self.cluster.now_s)
+            deadline_s = max(0.0, request.arrival_s + self.cluster.scenario.timeout_s - now_s)
         model = self._learning.model(request.model)
-        wanted = StartRequest(model, deadline_s=deadline_s, may_wait=False)
+        waited_s = now_s - self._put_off_since_s.get(request.model.name, now_s)
+        wanted = StartRequest(model, deadline_s=deadline_s, may_wait=False, waited_s=waited_s)
         decision = decide(wanted, self._picture.snapshot())
         match decision:
             case Place() | Migrate():
+                self._put_off_since_s.pop(request.model.name, None)
                 self._carry_out(request.model, decision)
                 return True
             case Wait(ready_in_s=ready_in_s):
+                self._put_off_since_s.setdefault(request.model.name, now_s)
                 self._look_later(request.model, ready_in_s or SOONEST_LOOK_S)
         return False
 

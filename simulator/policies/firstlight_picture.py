@@ -68,13 +68,14 @@ class Picture:
     def _gpu(self, host: SimHost, index: int, holder: Instance | None, now_s: float) -> Gpu:
         if holder is None:
             return Gpu(index, host.gpu_memory_bytes)
-        free_in_s = None
+        free_in_s, is_given_up = None, False
         if not holder.heirs:
             if holder.state is InstanceState.DRAINING:
                 free_in_s = self._cluster.scenario.fleet.evict_s
             elif holder.expiry is not None:
                 free_in_s = holder.expiry.at_s - now_s
-        return Gpu(index, host.gpu_memory_bytes, InstanceId(holder.instance_id), free_in_s)
+            is_given_up = holder.state is InstanceState.DRAINING
+        return Gpu(index, host.gpu_memory_bytes, InstanceId(holder.instance_id), free_in_s, is_given_up)
 
     def _running(self, one: Instance, now_s: float) -> Running:
         return Running(

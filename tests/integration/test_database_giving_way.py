@@ -11,9 +11,11 @@ from giving_way_scene import abandon, end, has_load, is_busy, one_host, says, tw
 from sqlalchemy import select
 
 from firstlight.contracts.hosts import EngineRow, FailHostInput, HostReport, MendInput
+from firstlight.contracts.instances import BeginDrainInput, FinishInput
 from firstlight.contracts.starts import AbandonInput, ReplanInput, StartPlan
 from firstlight.database import (
     hosts_repository,
+    instances_repository,
     models_repository,
     starts_repository,
 )
@@ -263,3 +265,45 @@ async def test_a_lost_host_fails_who_was_there_and_leaves_the_start_to_be_planne
     )
     assert again.plan is not None and again.plan.host_id == "host-b"
     assert await holders(database) == {("host-b", 0): new.instance_id}
+
+
+async def test_gpus_about_to_be_free_beside_the_bytes_are_worth_a_wait(database: Database) -> None:
+    """host-a has the bytes and an instance that ends; a start on host-b, which is free, would fetch them."""
+    await add_host(database, "host-a")
+    await add_model(database, "old")
+    await add_model(database, "new", source_bytes=50_000_000_000)
+    old = await running(database, "old")
+    await add_host(database, "host-b")
+    async with database.transaction() as session:
+        await hosts_repository.set_placements(
+            session, host_id="host-a", checkpoint_id="new@abcd1234", ssd=True, dram=None,
+            size_bytes=1_100_000_000, manifest_digest="d" * 64,
+        )  # fmt: skip
+
+    async def decided(waited_s: float | None) -> Wait | Place:
+        planned = await plan(database, "new", ask_engines=says(), waited_s=waited_s)
+        if planned.plan is not None:
+            await abandon(database, planned.plan)
+        assert isinstance(planned.decision, Wait | Place)
+        return planned.decision
+
+    async def on(host: str, waited_s: float | None) -> bool:
+        decision = await decided(waited_s)
+        return isinstance(decision, Place) and decision.host_id == host
+
+    assert await on("host-b", 0.0), "nobody knows when one ends whose load is not known"
+    await has_load(database, old, requests=1, tokens=10)
+    busy = await plan(database, "new", ask_engines=says(), waited_s=0.0, excluded_hosts=frozenset({"host-b"}))
+    assert isinstance(busy.decision, Wait)
+    assert await on("host-b", 0.0), "nobody knows when a busy one ends"
+    async with database.transaction() as session:
+        await instances_repository.begin_drain(session, BeginDrainInput(old.instance_id, old.epoch, "idle"))
+    wait = await decided(0.0)
+    assert isinstance(wait, Wait) and wait.instance_id is None and wait.ready_in_s
+    assert await on("host-b", None), "who does not say how long it has waited never does"
+    assert await on("host-b", 10_000.0), "not for ever"
+    async with database.transaction() as session:
+        await instances_repository.finish_instance(
+            session, FinishInput(old.instance_id, old.epoch, "stopped", "idle")
+        )
+    assert await on("host-a", 1.0)

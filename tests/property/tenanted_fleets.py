@@ -62,7 +62,14 @@ def tenanted_hosts(draw: st.DrawFn, index: int, known: list[Model]) -> tuple[Hos
         host_class=draw(st.sampled_from(CLASSES)),
         state=draw(st.sampled_from([HostState.READY] * 12 + list(HostState))),
         gpus=tuple(
-            Gpu(n, 80 * GIB, owner, draw(st.none() | SECONDS) if owner is not None else None)
+            Gpu(
+                n,
+                80 * GIB,
+                owner,
+                *draw(st.sampled_from([(None, False), (draw(SECONDS), draw(st.booleans()))])),
+            )
+            if owner is not None
+            else Gpu(n, 80 * GIB)
             for n, owner in enumerate(owners)
         ),
         edges={

@@ -102,13 +102,21 @@ class ScriptedStarter(Starter):
         self.answers = list(answers)
         self.begin_errors = begin_errors
         self.plans: list[bool] = []
+        self.waited_s: list[float | None] = []
         self.begun: list[str] = []
         self.given_up: list[str] = []
 
     async def plan(
-        self, model: str, *, deadline_s: float | None, may_wait: bool, request_id: str
+        self,
+        model: str,
+        *,
+        deadline_s: float | None,
+        may_wait: bool,
+        request_id: str,
+        waited_s: float | None = None,
     ) -> PlannedStart:
         number = len(self.plans)
+        self.waited_s.append(waited_s)
         self.plans.append(may_wait)
         await asyncio.sleep(0)
         answer = self.answers[min(number, len(self.answers) - 1)]
@@ -223,6 +231,25 @@ async def test_a_wait_ends_with_any_models_instance_and_not_before() -> None:
     await until(lambda: starter.begun)
     table.apply(notice("i-1", InstanceState.READY, epoch=2))
     await task
+
+
+async def test_the_scheduler_is_told_for_how_long_a_start_was_put_off() -> None:
+    starter = ScriptedStarter(
+        *3 * [Wait("GPUs are expected back", 0.0, None, ())], PLACE, Reject("full", 7, ())
+    )
+    table = direct(starter)
+    (task,) = await asked(table)
+    await until(lambda: starter.begun)
+    told_s = [waited_s for waited_s in starter.waited_s if waited_s is not None]
+    assert told_s[0] == 0.0 < told_s[1] < told_s[2] < told_s[3]
+    table.apply(notice("i-3", InstanceState.READY, epoch=4))
+    await task
+    # The next start is another one.
+    table.apply(notice("i-3", InstanceState.STOPPED, epoch=4))
+    (task,) = await asked(table)
+    with pytest.raises(NoCapacity):
+        await task
+    assert starter.waited_s[4] == 0.0
 
 
 async def test_who_holds_the_gpus_may_have_nothing_to_do_at_any_moment() -> None:

@@ -39,13 +39,15 @@ def model(name: str, *, gpus: int = 1, priority: int = 0, minimum: int = 0) -> M
     )
 
 
-def host(name: str, *owners: str | None, free_in_s: float | None = None, **tiers: Tier) -> Host:
+def host(
+    name: str, *owners: str | None, free_in_s: float | None = None, is_given_up: bool = False, **tiers: Tier
+) -> Host:
     return Host(
         host_id=HostId(name),
         host_class="h",
         state=HostState.READY,
         gpus=tuple(
-            Gpu(index, 80 * GIB, InstanceId(owner) if owner else None, free_in_s if owner else None)
+            Gpu(index, 80 * GIB, InstanceId(owner), free_in_s, is_given_up) if owner else Gpu(index, 80 * GIB)
             for index, owner in enumerate(owners)
         ),
         edges={Edge.SSD_TO_DRAM: EdgeModel(0.0, 1e9), Edge.REMOTE_TO_SSD: EdgeModel(0.0, 1e8)},
@@ -171,12 +173,20 @@ def test_requests_move_to_an_idle_instance_of_their_model_if_there_is_one() -> N
 
 
 def test_gpus_about_to_be_free_are_waited_for_until_the_wait_has_cost_as_much() -> None:
-    snapshot = fleet(host("near", "i-x", free_in_s=1.0, a=Tier.DRAM), host("far", None, a=Tier.SSD))
+    near = host("near", "i-x", free_in_s=1.0, is_given_up=True, a=Tier.DRAM)
+    snapshot = fleet(near, host("far", None, a=Tier.SSD))
     assert isinstance(decide(StartRequest(A), snapshot), Place), "nobody asked to be put off"
     first = decide(StartRequest(A, waited_s=0.0), snapshot)
     assert isinstance(first, Wait) and first.ready_in_s == 1.0 and first.instance_id is None
     assert isinstance(decide(StartRequest(A, waited_s=8.9), snapshot), Wait)
     assert isinstance(decide(StartRequest(A, waited_s=9.1), snapshot), Place)
+
+
+def test_nobody_who_could_begin_now_waits_for_an_instance_that_is_busy() -> None:
+    busy_near = host("near", "i-x", free_in_s=1.0, a=Tier.DRAM)
+    snapshot = fleet(busy_near, host("far", None, a=Tier.SSD))
+    assert isinstance(decide(StartRequest(A, waited_s=0.0), snapshot), Place)
+    assert isinstance(decide(StartRequest(A, waited_s=0.0), fleet(busy_near)), Wait), "there is nothing else"
 
 
 def test_what_no_plan_can_make_is_rejected_at_once_even_if_it_is_under_way() -> None:
