@@ -38,7 +38,7 @@ TEST_PROCESSES ?= 2
 # One that fails is run once more, and named as such at the end: on a machine shared with others, real servers and
 # processes miss a deadline now and then. What is named there twice in a row is a defect of ours, or of the test.
 test: lint docs ## lint, docs, and every test
-	@exec $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --reruns 1 -r fEsR
+	@exec $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --reruns 1 -r fEsR --durations 40
 
 clean: ## Remove .venv, build products and local state
 	rm -rf .venv build .firstlight .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -120,10 +120,12 @@ class _Run(ABC):
             await self._run(record, sink)
 
     async def _run(self, record: ModelRecord, sink: Sink) -> None:
-        services = self._services
+        services, lane = self._services, self._services.table.lane(record.name)
+        # Who cannot even wait hears it before anything is done for it, and before a stream could begin.
+        lane.check_line()
         # Before the prompt is put into tokens, which may take longer than all that follows.
         services.foretell(record.name, self._request_id)
-        signs = SignsOfLife(services.table.lane(record.name), self._clock, services.patience)
+        signs = SignsOfLife(lane, self._clock, services.patience)
         if not self._fields.stream:
             order = await self._order(record)
             await self._generation(order, signs).answer(sink, self._shape(order))

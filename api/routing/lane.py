@@ -125,13 +125,17 @@ class Lane:
         """
         if not self._waiters and (slot := self._place(needs_slot, avoid)) is not None:
             return slot
+        self.check_line()
+        return await self._wait(deadline_s, request_id, needs_slot, avoid)
+
+    def check_line(self) -> None:
+        """Raises: QueueFull, where one more could not even wait."""
         if len(self._waiters) >= self.max_queue:
             raise QueueFull(
                 f"{len(self._waiters)} requests wait for model {self.model!r} already",
                 model=self.model,
                 retry_after_s=5.0,
             )
-        return await self._wait(deadline_s, request_id, needs_slot, avoid)
 
     def follow(self, route: Route) -> Slot:
         """A place where a request has moved to, however full: its cache waits for it there."""

@@ -11,6 +11,7 @@ from rich.status import Status
 
 from firstlight.cli.chat_stream import Finished, Piece, Waiting, stream_chat
 from firstlight.cli.client import ApiClient
+from firstlight.cli.interrupts import hearing_interrupts
 from firstlight.cli.options import ApiKey, ApiUrl, AsJson, ModelArgument
 from firstlight.cli.output import console, print_json, seconds
 from firstlight.domain.errors import FirstlightError
@@ -59,8 +60,12 @@ def ask(
     first_s: float | None = None
     text = ""
     try:
-        with console.status(f"waiting for {model}", spinner="dots") as waiting:
+        with (
+            hearing_interrupts() as check_interrupt,
+            console.status(f"waiting for {model}", spinner="dots") as waiting,
+        ):
             for event in stream_chat(client, model, messages, options):
+                check_interrupt()
                 if isinstance(event, Waiting):
                     _show_phase(waiting, model, event.phase)
                 elif isinstance(event, Piece):

@@ -6,16 +6,13 @@ lists are made when they are first asked for, and shared by all decisions on the
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from firstlight.domain.fleet import FleetSnapshot, Host, Running, Tier
 from firstlight.domain.lifecycle import HostState
 from firstlight.domain.names import CheckpointId, HostId, ModelName
-
-_Key = TypeVar("_Key", bound=Hashable)
 
 
 class Open(NamedTuple):
@@ -39,11 +36,14 @@ class FleetIndex:
     __slots__ = (
         "_by_host",
         "_by_model",
+        "_has_groups",
         "_holders",
-        "_idle_by_model",
+        "_hosts",
+        "_idle",
         "_returning",
         "_running",
         "_takers",
+        "_tiers_of",
         "classes",
         "free_gpus",
         "hosts",
@@ -51,26 +51,27 @@ class FleetIndex:
     )
 
     def __init__(self, snapshot: FleetSnapshot) -> None:
+        self._hosts = snapshot.hosts
         self.hosts = {host.host_id: host for host in snapshot.hosts}
         self._running = snapshot.running
         self.ready = [Open(host, _free(host)) for host in snapshot.hosts if host.state is HostState.READY]
         self.free_gpus = {host.host_id: free for host, free in self.ready}
         self.classes = frozenset(host.host_class for host, _ in self.ready)
         self._takers: dict[CheckpointId, list[Open]] = {}
-        self._by_host: dict[HostId, list[Running]] | None = None
-        self._by_model: dict[ModelName, list[Running]] | None = None
-        self._idle_by_model: dict[ModelName, list[Running]] | None = None
+        self._tiers_of = [host.tiers.get for host in snapshot.hosts]
+        self._by_host: dict[HostId, list[Running]] = {}
+        self._by_model: dict[ModelName, list[Running]] = {}
+        self._has_groups = False
+        self._idle: dict[ModelName, list[Running]] = {}
         self._holders: dict[CheckpointId, list[Holder]] = {}
         self._returning: frozenset[HostId] | None = None
 
     def running_at(self, host_id: HostId) -> Sequence[Running]:
-        if self._by_host is None:
-            self._by_host = _grouped(self._running, "host_id")
+        self._group()
         return self._by_host.get(host_id, ())
 
     def running_of(self, model: ModelName) -> Sequence[Running]:
-        if self._by_model is None:
-            self._by_model = _grouped(self._running, "model.name")
+        self._group()
         return self._by_model.get(model, ())
 
     @property
@@ -83,20 +84,24 @@ class FleetIndex:
         return self._returning
 
     def idle_of(self, model: ModelName) -> Sequence[Running]:
-        if self._idle_by_model is None:
-            idle = (one for one in self._running if one.idle_s is not None)
-            self._idle_by_model = _grouped(idle, "model.name")
-        return self._idle_by_model.get(model, ())
+        """In the order of hosts' ids, then their own."""
+        found = self._idle.get(model)
+        if found is None:
+            found = [one for one in self.running_of(model) if one.idle_s is not None]
+            found.sort(key=_by_place)
+            self._idle[model] = found
+        return found
 
     def holders_of(self, checkpoint_id: CheckpointId) -> Sequence[Holder]:
         """In the snapshot's order, whatever their state."""
         found = self._holders.get(checkpoint_id)
         if found is None:
+            hosts, remote, dram = self._hosts, Tier.REMOTE, Tier.DRAM
             found = self._holders[checkpoint_id] = [
-                Holder(at, host, tier is Tier.DRAM)
-                for at, host in enumerate(self.hosts.values())
-                if (tier := host.tiers.get(checkpoint_id)) is not None
-                if tier is not Tier.REMOTE
+                Holder(at, hosts[at], tier is dram)
+                for at, tier_of in enumerate(self._tiers_of)
+                if (tier := tier_of(checkpoint_id)) is not None
+                if tier is not remote
             ]
         return found
 
@@ -110,6 +115,23 @@ class FleetIndex:
             self._takers[checkpoint_id] = found
         return found
 
+    def _group(self) -> None:
+        if self._has_groups:
+            return
+        by_host, by_model = self._by_host, self._by_model
+        for one in self._running:
+            # Of thousands: a plain look-up is half of what a defaultdict behind a key function takes.
+            here, alike = by_host.get(one.host_id), by_model.get(one.model.name)
+            if here is None:
+                by_host[one.host_id] = [one]
+            else:
+                here.append(one)
+            if alike is None:
+                by_model[one.model.name] = [one]
+            else:
+                alike.append(one)
+        self._has_groups = True
+
 
 def index_of(snapshot: FleetSnapshot) -> FleetIndex:
     """The snapshot's own, made at the first call."""
@@ -121,12 +143,7 @@ def index_of(snapshot: FleetSnapshot) -> FleetIndex:
 
 
 def _free(host: Host) -> int:
-    return sum(gpu.instance_id is None for gpu in host.gpus)
+    return [gpu.instance_id for gpu in host.gpus].count(None)
 
 
-def _grouped(running: Iterable[Running], by: str) -> dict[_Key, list[Running]]:
-    found: dict[_Key, list[Running]] = defaultdict(list)
-    key_of = attrgetter(by)
-    for one in running:
-        found[key_of(one)].append(one)
-    return found
+_by_place = attrgetter("host_id", "instance_id")

@@ -9,10 +9,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from firstlight.domain.destinations import Destinations
+from firstlight.domain.destinations import DESTINATIONS_AT_MOST, Destinations
 from firstlight.domain.estimator import move_key
 from firstlight.domain.fleet import FleetSnapshot, Host, Model, Running, Tier
 from firstlight.domain.fleet_index import index_of
@@ -128,9 +129,22 @@ class WaysOut:
                 yield WayOut(seconds, 0.0, 0, host, None, None, free, model.gpu_count, ssd_bytes)
             for idle in endable:
                 yield WayOut(seconds + self.evict_s, self._price_s(idle), idle.model.size_bytes, host, idle)
+        for idle in self._resting(model):
+            yield WayOut(0.0, 0.0, 0, self._hosts[idle.host_id], None, idle)
+
+    def _resting(self, model: Model) -> Iterator[Running]:
+        """Idle instances of a model that could take requests: on alike hosts no more than can matter.
+
+        A host takes one; a plan has at most DESTINATIONS_AT_MOST victims, and one host is their own.
+        """
+        hosts: dict[str, set[HostId]] = defaultdict(set)
         for idle in self._tenants.idle_of(model.name):
-            if self._destinations.is_open(idle.host_id):
-                yield WayOut(0.0, 0.0, 0, self._hosts[idle.host_id], None, idle)
+            if not self._destinations.is_open(idle.host_id):
+                continue
+            alike = hosts[self._hosts[idle.host_id].host_class]
+            if idle.host_id not in alike and len(alike) <= DESTINATIONS_AT_MOST:
+                alike.add(idle.host_id)
+                yield idle
 
     def _costs_of(self, model: Model) -> StartCosts:
         found = self._costs.get(model.name)

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -68,10 +67,13 @@ def this_turn(shown: bytes) -> bytes:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_an_answer_and_then_everything(installation: Installation, tmp_path: Path) -> None:
+def test_ctrl_c_ends_an_answer_and_then_everything(installation: Installation) -> None:
     with terminal(installation, "up") as up:
         up.until(lambda shown: b"Ctrl-C stops everything" in shown)
-        source = tiny_source(tmp_path / "endless", context=TOKENS + 1000)
+        # One and the same source, should this be run again: a name is deployed from one place.
+        source = installation.state_dir.parent / "endless"
+        if not source.exists():
+            tiny_source(source, context=TOKENS + 1000)
         assert installation.run("deploy", MODEL, str(source), "--wait").returncode == 0
 
         with terminal(installation, "chat", MODEL, "Go on", *ENDLESSLY) as chat:
