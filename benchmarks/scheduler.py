@@ -16,6 +16,7 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -71,8 +72,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def _deciding(report: Report, shapes: Sequence[FleetShape], decisions: int) -> dict[FleetShape, list[float]]:
-    """Milliseconds of each decision, by fleet."""
+    """Milliseconds of each decision, by fleet.
+
+    Decisions on one picture share what the first of them gathers; a row of its own says what that takes.
+    """
     measured = {}
+    firsts = max(10, decisions // 10)
     with Progress(transient=True) as progress:
         for shape in progress.track(shapes, description="deciding"):
             snapshot, zipf = make_fleet(shape, Random(SEED))
@@ -83,6 +88,10 @@ def _deciding(report: Report, shapes: Sequence[FleetShape], decisions: int) -> d
             report.add(f"{shape.name}: decide", measured[shape], unit="ms")
             # On a machine that others use too the clock says more of them than of the scheduler.
             report.add(f"{shape.name}: CPU of it", [cpu_ms for _, cpu_ms in timed], unit="ms")
+            first_ms = [
+                _decision_ms(one, replace(snapshot), Counter())[0] for one in make_requests(zipf, firsts)
+            ]
+            report.add(f"{shape.name}: decide, first on a picture", first_ms, unit="ms")
             report.trials.append({"fleet": shape.name, "decisions": dict(kinds), "ms": measured[shape]})
     return measured
 

@@ -100,18 +100,22 @@ class VictimSearch:
         if rest > 0:
             # The others' share.
             limit_s -= _floor_s(leavings, rest, without=one)
-        ways = [] if leaving.ending is None else [leaving.ending]
+        ways = [
+            way
+            for way in (leaving.ending,)
+            if way is not None
+            if way.seconds <= branch.latest_s and branch.cost_s(way.seconds, way.price_s) <= limit_s
+        ]
         if (
             one.is_movable
             and leaving.moving_price_s <= limit_s
             and branch.cost_s(*self._ways.least_moving(one)) <= limit_s
         ):
-            ways = undominated(ways + self._ways.moving(one), min(needed, len(leavings)))
-        return [
-            way
-            for way in ways
-            if way.seconds <= branch.latest_s and branch.cost_s(way.seconds, way.price_s) <= limit_s
-        ]
+            ways += self._ways.moving(
+                one, latest_s=branch.latest_s, hidden_s=branch.hidden_s, limit_s=limit_s
+            )
+        # Whatever another way dominates costs as much: those left out above dominate none of these.
+        return undominated(ways, min(needed, len(leavings))) if len(ways) > 1 else ways
 
 
 class _Leaving(NamedTuple):
@@ -179,7 +183,7 @@ class _Branch:
     ) -> None:
         self._search = search
         self.needed = needed
-        self._hidden_s = hidden_s
+        self.hidden_s = hidden_s
         self.latest_s = latest_s
         self._bound = _Bound(below_s, float("inf"), float("inf"))
         self._taken: dict[str, int] = {}
@@ -188,7 +192,7 @@ class _Branch:
         self.best: VictimSet | None = None
 
     def cost_s(self, freeing_s: float, price_s: float) -> float:
-        return max(0.0, freeing_s - self._hidden_s) + price_s
+        return max(0.0, freeing_s - self.hidden_s) + price_s
 
     def walk(self, options: Sequence[tuple[Running, list[WayOut]]]) -> None:
         # By position: GPUs that this one and all later ones hold, the least price of one of them, and when
@@ -204,7 +208,10 @@ class _Branch:
 
     def _step(self, at: int, needed: int, freeing_s: float, price_s: float, evicted_bytes: int) -> None:
         if needed <= 0:
-            self._keep(needed, price_s, evicted_bytes)
+            # Victims that share a disk are later than this, never sooner.
+            least_s = round(self.cost_s(freeing_s, price_s), DIGITS)
+            if (least_s, evicted_bytes, -needed) < self._bound:
+                self._keep(needed, price_s, evicted_bytes)
             return
         if self._held[at] < needed:
             return
@@ -268,7 +275,7 @@ class _Branch:
         self.best = VictimSet(
             goings=goings,
             freeing_s=freeing_s,
-            delay_s=max(0.0, freeing_s - self._hidden_s),
+            delay_s=max(0.0, freeing_s - self.hidden_s),
             price_s=price_s,
             evicted_bytes=evicted_bytes,
             spare_gpus=-needed,

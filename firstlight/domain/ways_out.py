@@ -68,15 +68,23 @@ class WaysOut:
             return None
         return WayOut(self.evict_s, self._price_s(one), one.model.size_bytes)
 
-    def moving(self, one: Running) -> list[WayOut]:
-        """One for each room at another host."""
-        name, tokens, own_price_s = one.model.name, one.tokens, moving_price_s(one)
+    def moving(self, one: Running, *, latest_s: float, hidden_s: float, limit_s: float) -> list[WayOut]:
+        """One for each room at another host: those within `latest_s` that cost at most `limit_s`.
+
+        `hidden_s` of a way's seconds cost nothing.
+        """
+        name, own_price_s = one.model.name, moving_price_s(one)
+        move_s = {known: self._move(name, known).seconds(one.tokens) for known in self._destinations.classes}
+        latest_s = min(latest_s, limit_s - own_price_s + hidden_s)
         ways = []
-        for seconds, price_s, evicted_bytes, to, evicted, reused, *gpus in self._rooms_for(one.model):
+        for room in self._rooms_for(one.model):
+            to = room.to
             assert to is not None, "a room is somewhere"
+            seconds, price_s = room.seconds + move_s[to.host_class], room.price_s + own_price_s
+            if seconds > latest_s or max(0.0, seconds - hidden_s) + price_s > limit_s:
+                continue
             if to.host_id != one.host_id:
-                seconds += self._move(name, to.host_class).seconds(tokens)
-                ways.append(WayOut(seconds, price_s + own_price_s, evicted_bytes, to, evicted, reused, *gpus))
+                ways.append(WayOut(seconds, price_s, *room[2:]))
         return ways
 
     def least_moving(self, one: Running) -> tuple[float, float]:
