@@ -10,6 +10,8 @@ or p95 differ by more than a fifth. On a machine that does other work meanwhile 
 from __future__ import annotations
 
 import argparse
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -48,9 +50,16 @@ def main() -> int:
         fleet = RealFleet(platform, models=MODELS, keep_alive_s=KEEP_ALIVE_S, progress=progress)
         fleet.deploy(arguments.source)
         measured = fleet.measure(arguments.rounds, rest_s=arguments.gap)
+        began_unix_s = time.time()
         real_s = fleet.replay(trace)
-    simulated_s = _simulated(measured, trace)
-    report = _report(measured, real_s, simulated_s)
+        starts = fleet.starts(began_unix_s)
+    simulated = _simulated(measured, trace)
+    report = _report(measured, real_s, [request.waited_s for request in simulated])
+    # Where the starts came from, on either side: what differs there no noise explains.
+    real_from = Counter(str(start["tier"]) for start in starts)
+    simulated_from = Counter(str(one.start_tier) for one in simulated if one.start_tier is not None)
+    report.notes.append(f"real starts by tier: {_shares(real_from)}; simulated: {_shares(simulated_from)}")
+    report.trials += [{"starts": starts, "startup_s": real_s}]
     report.print_rows()
     wide_console().print(measured.sentence())
     report.print_reach()
@@ -76,18 +85,25 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _simulated(measured: Measured, trace: Sequence[tuple[float, int]]) -> list[float]:
-    """Start-up latencies of the trace under several draws of the measured noise."""
+def _shares(counted: Counter[str]) -> str:
+    return (
+        ", ".join(f"{tier} {count / counted.total():.0%}" for tier, count in sorted(counted.items()))
+        or "none"
+    )
+
+
+def _simulated(measured: Measured, trace: Sequence[tuple[float, int]]) -> list[Request]:
+    """The requests of the trace, played under several draws of the measured noise."""
     scenario = scenario_of(measured, models=MODELS, keep_alive_s=KEEP_ALIVE_S, duration_s=trace[-1][0] + 1)
     models = models_of(scenario)
-    found = []
+    found: list[Request] = []
     for seed in range(SIMULATED):
         requests = [
             Request(index, models[model], at_s, measured.prompt_tokens, measured.output_tokens)
             for index, (at_s, model) in enumerate(trace)
         ]
         play(scenario, "firstlight", models, requests, seed)
-        found += [request.waited_s for request in requests]
+        found += requests
     return found
 
 

@@ -113,6 +113,12 @@ class RealFleet:
             raise PlatformFailed(f"{len(trace) - len(found)} requests of the trace had no answer")
         return [startup_s(found[index], warm_s) for index in range(len(trace))]
 
+    # Any: JSON objects.
+    def starts(self, since_unix_s: float) -> list[dict[str, Any]]:
+        """What the platform recorded of the starts that were decided since then, the latest first."""
+        rows = self._platform.get("/admin/v1/starts?limit=200")["starts"]
+        return [row for row in rows if row["decided_at_unix_s"] >= since_unix_s]
+
     def _ask(self, name: str) -> tuple[float, float]:
         """Seconds to the first token and to the last of one streamed answer."""
         body = {
