@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from api.background import Background
+from api.embedding_journal import EmbeddingJournal
 from api.engine_client import EngineClient, Health
 from api.journal import Journal
 from api.routing.lane import Lane, Route, Slot
@@ -46,7 +47,7 @@ FirstToken = Callable[[Slot, float, float], None]
 
 @dataclass(frozen=True, slots=True)
 class AtEngine:
-    """Where one choice of a request is now, and since when (monotonic seconds)."""
+    """Where one choice of a request, or all its embeddings, is now, and since when (monotonic seconds)."""
 
     route: Route
     since_s: float
@@ -68,7 +69,7 @@ class Dispatcher:
         self._background = background
         self._on_resume = on_resume
         # What this process asks of engines now; figures for people, nothing is decided by them.
-        self.at_engines: dict[Journal, AtEngine] = {}
+        self.at_engines: dict[Journal | EmbeddingJournal, AtEngine] = {}
 
     async def tokens(
         self,
@@ -102,6 +103,53 @@ class Dispatcher:
             finally:
                 del self.at_engines[journal]
                 lane.give_back(slot)
+
+    async def vectors(
+        self,
+        journal: EmbeddingJournal,
+        lane: Lane,
+        *,
+        deadline_s: float,
+        on_first: Callable[[Slot, float, engine_pb2.EmbedChunk], None],
+    ) -> None:
+        """Until the journal has all its vectors; those that came before an engine failed are kept.
+
+        `on_first(slot, dispatched_s, chunk)` hears of the first of them. Raises: as `tokens`.
+        """
+        refused_by: str | None = None
+        while journal.missing:
+            slot = await lane.take(deadline_s=deadline_s, request_id=journal.request_id, avoid=refused_by)
+            self.at_engines[journal] = AtEngine(slot.route, time.monotonic())
+            try:
+                await self._embed(slot, journal, on_first)
+            except ELSEWHERE as error:
+                refused_by = slot.route.instance_id
+                await self._after_failure(slot, lane, journal, error)
+            finally:
+                del self.at_engines[journal]
+                lane.give_back(slot)
+
+    async def _embed(
+        self,
+        slot: Slot,
+        journal: EmbeddingJournal,
+        on_first: Callable[[Slot, float, engine_pb2.EmbedChunk], None],
+    ) -> None:
+        dispatched_s = time.monotonic()
+        asked = journal.missing
+        stream = self._engines.embed(slot.route, journal.to_request(asked, epoch=slot.route.epoch))
+        try:
+            async for chunk in stream:
+                if not journal.vectors:
+                    on_first(slot, dispatched_s, chunk)
+                journal.vectors[asked[chunk.index]] = chunk.vector
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]  # InferenceClient.embed is a generator
+        if journal.missing:
+            raise EngineGone(
+                f"instance {slot.route.instance_id} ended without all vectors",
+                instance_id=slot.route.instance_id,
+            )
 
     async def _stream(
         self, slot: Slot, journal: Journal, on_first_token: FirstToken
@@ -161,14 +209,17 @@ class Dispatcher:
             )
         return chunk.position == expected
 
-    async def _after_failure(self, slot: Slot, lane: Lane, journal: Journal, error: FirstlightError) -> None:
+    async def _after_failure(
+        self, slot: Slot, lane: Lane, journal: Journal | EmbeddingJournal, error: FirstlightError
+    ) -> None:
         route = slot.route
         journal.resumes += 1
         logger.warning(
-            "request %s: instance %s failed at token %d (%s); resume %d of %d",
+            "request %s: instance %s failed at %s %d (%s); resume %d of %d",
             journal.request_id,
             route.instance_id,
-            len(journal.emitted),
+            "token" if isinstance(journal, Journal) else "vector",
+            journal.given,
             error.message,
             journal.resumes,
             MAX_RESUMES,

@@ -33,6 +33,10 @@ class EngineClient:
         """Tokens behind those of the journal. Closing the iterator cancels the call."""
         return self._client(route.endpoint).generate(journal.to_request(epoch=route.epoch))
 
+    def embed(self, route: Route, request: engine_pb2.EmbedRequest) -> AsyncIterator[engine_pb2.EmbedChunk]:
+        """Vectors, in any order. Closing the iterator cancels the call."""
+        return self._client(route.endpoint).embed(request)
+
     async def health(self, route: Route) -> Health:
         try:
             status = await self._client(route.endpoint).status(timeout_s=2.0)

@@ -43,6 +43,15 @@ class Journal:
     moved_to: engine_pb2.Migrated | None = None
     moves: int = 0
 
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def given(self) -> int:
+        """Tokens that have come."""
+        return len(self.emitted)
+
     def to_request(self, *, epoch: int) -> engine_pb2.GenerateRequest:
         """The call that begins, or goes on behind what was emitted, on an instance of this epoch."""
         chosen = self.sampling

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.platform import Platform
 from tests.integration.api_model import text_files
+from tests.integration.tiny_models import add_pooling, write_tiny_model
 
 
 @contextmanager
@@ -24,6 +26,18 @@ def running_platform(directory: Path, **env: str) -> Iterator[Platform]:
     }
     with Platform(directory / "state", env=settings) as platform:
         yield platform
+
+
+def tiny_embedder(directory: Path) -> Path:
+    """A random Qwen3 that only embeds: by its last token, which its tokenizer's settings append."""
+    files = text_files()
+    vocabulary = Tokenizer.from_str(files["tokenizer.json"].decode()).get_vocab_size()
+    write_tiny_model(directory, "qwen3", has_head=False, vocab_size=vocabulary)
+    add_pooling(directory, "lasttoken", normalizes=True)
+    (directory / "tokenizer.json").write_bytes(files["tokenizer.json"])
+    settings = {**json.loads(files["tokenizer_config.json"]), "add_eos_token": True}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
 
 
 def tiny_source(directory: Path, *, seed: int = 0, context: int = 512) -> Path:

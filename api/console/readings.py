@@ -59,15 +59,15 @@ def look_here(services: Services) -> Sections:
 
 
 def _requests(services: Services) -> Rows:
-    """Every choice that an engine works on for this process; figures only, never what was asked."""
+    """What an engine works on for this process, choice by choice; figures only, never what was asked."""
     to_unix_s = time.time() - time.monotonic()
     return [
         {
             "request_id": journal.request_id,
             "model": at.route.model,
             "instance_id": at.route.instance_id,
-            "prompt_tokens": len(journal.prompt_token_ids),
-            "tokens": len(journal.emitted),
+            "prompt_tokens": journal.prompt_tokens,
+            "tokens": journal.given if journal.max_tokens else 0,
             "max_tokens": journal.max_tokens,
             # To the second: the clocks' difference wavers, and an unchanged section is not sent.
             "since_unix_s": round(to_unix_s + at.since_s),

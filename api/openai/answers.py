@@ -100,6 +100,24 @@ class TextCompletion(Answer):
     usage: Usage
 
 
+class EmbeddingUsage(Answer):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingEntry(Answer):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Embeddings(Answer):
+    object: Literal["list"]
+    data: list[EmbeddingEntry]
+    model: str
+    usage: EmbeddingUsage
+
+
 class ModelEntry(Answer):
     id: str
     object: Literal["model"]

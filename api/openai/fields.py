@@ -145,6 +145,8 @@ class CompletionRequest(GenerationFields):
 
 
 class EmbeddingRequest(Strict):
+    """Texts, or tokens as they are. Numbers are float32, in base64 little-endian."""
+
     model: str
     input: (
         Annotated[str, StringConstraints(min_length=1)]
@@ -153,5 +155,7 @@ class EmbeddingRequest(Strict):
         | Annotated[list[list[TokenId]], Field(min_length=1, max_length=MOST_INPUTS)]
     )
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(default=None, ge=1)
+    dimensions: int | None = Field(
+        default=None, ge=1, description="So many figures of each vector, brought back to length 1."
+    )
     user: str | None = None

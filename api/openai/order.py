@@ -60,6 +60,7 @@ async def order_chat(request: ChatRequest, *, record: ModelRecord, text: ModelTe
     """Raises: InvalidInput, ContextTooLong."""
     if request.top_logprobs and not request.logprobs:
         raise InvalidInput("top_logprobs needs logprobs to be true", param="top_logprobs")
+    require_head(record, text)
     calling = calling_of(request, text)
     grammar = response_grammar(request.response_format) if calling is None else calling.grammar
     messages = template_messages(request.messages)
@@ -95,6 +96,7 @@ async def order_completion(
     request: CompletionRequest, *, record: ModelRecord, text: ModelText, request_id: str
 ) -> Order:
     """Raises: InvalidInput, UnsupportedParameter, ContextTooLong."""
+    require_head(record, text)
     if request.echo and request.logprobs is not None:
         raise UnsupportedParameter("log-probabilities of the prompt are not served", param="echo")
     best = BestOf(given=request.n or 1, of=request.best_of or request.n or 1)
@@ -142,7 +144,7 @@ def _order(
     seed = secrets.randbits(64) if request.seed is None else request.seed
     choices = []
     for prompt_index, (ids, prefix) in enumerate(prompts):
-        _check_ids(ids, text, param=param)
+        check_ids(ids, text, param=param)
         max_tokens = token_budget(len(ids), wanted, limit=limit, param=param)
         for copy in range(count):
             index = prompt_index * count + copy
@@ -169,6 +171,14 @@ def _order(
         calling=calling,
         best=best,
     )
+
+
+def require_head(record: ModelRecord, text: ModelText) -> None:
+    """Raises: UnsupportedParameter for a model that only embeds."""
+    if text.embedding is not None and not text.embedding.generates:
+        raise UnsupportedParameter(
+            f"model {record.name!r} only embeds: ask it at /v1/embeddings", param="model", model=record.name
+        )
 
 
 def context_limit(record: ModelRecord, text: ModelText) -> int | None:
@@ -206,9 +216,10 @@ async def _prompt_ids(prompt: str | list[int], text: ModelText) -> list[int]:
     return text.encode(prompt, add_special_tokens=True)
 
 
-def _check_ids(ids: Sequence[int], text: ModelText, *, param: str) -> None:
+def check_ids(ids: Sequence[int], text: ModelText, *, param: str) -> None:
+    """Raises: InvalidInput."""
     if not ids:
-        raise InvalidInput("the prompt is empty", param=param)
+        raise InvalidInput(f"{'the prompt' if param == 'prompt' else param} is empty", param=param)
     if (largest := max(ids)) >= max(text.vocabulary_size, 1):
         raise InvalidInput(f"token {largest} is not in the model's vocabulary", param=param)
 

@@ -1,4 +1,4 @@
-"""/v1: chat completions, completions, embeddings (refused), models."""
+"""/v1: chat completions, completions, embeddings, models."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from api.auth import Grant
-from api.openai.answers import ChatCompletion, ModelEntries, ModelEntry, TextCompletion
+from api.openai.answers import ChatCompletion, Embeddings, ModelEntries, ModelEntry, TextCompletion
+from api.openai.embedding import EmbeddingRun
 from api.openai.fields import ChatRequest, CompletionRequest, EmbeddingRequest, GenerationFields
 from api.openai.generation import Generation, UsageWish
 from api.openai.inference_span import Operation, inference_span
-from api.openai.order import Order, order_chat, order_completion
+from api.openai.order import Order, order_chat, order_completion, require_head
 from api.openai.parsing import parse_generation
 from api.openai.shapes import ChatChunks, CompletionChunks, Shape
 from api.openai.signs_of_life import SignsOfLife, ending_clearly
@@ -24,7 +25,7 @@ from api.web.exchange import Exchange, Sink
 from api.web.middleware import grant_of
 from firstlight.database.models_repository import ModelRecord
 from firstlight.database.usage_repository import Usage
-from firstlight.domain.errors import InvalidInput, UnsupportedParameter
+from firstlight.domain.errors import InvalidInput
 
 _GENERATION_ERRORS = errors(400, 404, 413, 429, 503)
 
@@ -59,17 +60,14 @@ def openai_routes(services: Services) -> APIRouter:
         response_model=None,
         openapi_extra=body_of(EmbeddingRequest),
         responses={
-            200: {"description": "Not before a model with embeddings is served."},
-            **errors(400, 404, 413, 429, 503),
+            200: {"model": Embeddings},
+            **_GENERATION_ERRORS,
         },
     )
     async def embeddings(request: Request) -> Response:
-        """No model that is served here has embeddings: all generate text. Told as clearly as can be."""
+        """A vector for each input; a model that does not run is started first."""
         wish = parse_generation(EmbeddingRequest, await request.body())
-        record = await services.admission.find(wish.model)
-        raise UnsupportedParameter(
-            f"model {record.name!r} generates text: it has no embeddings", param="model", model=record.name
-        )
+        return Exchange(EmbeddingRun(services, wish, request.state.request_id, grant_of(request.scope)).run)
 
     @router.get("/models", response_model=None, responses={200: {"model": ModelEntries}, **errors()})
     async def models() -> Response:
@@ -121,6 +119,9 @@ class _Run(ABC):
 
     async def _run(self, record: ModelRecord, sink: Sink) -> None:
         services, lane = self._services, self._services.table.lane(record.name)
+        if (known := services.texts.loaded(record.checkpoint_id)) is not None:
+            # Before anything is started that could not answer.
+            require_head(record, known)
         # Who cannot even wait hears it before anything is done for it, and before a stream could begin.
         lane.check_line()
         # Before the prompt is put into tokens, which may take longer than all that follows.

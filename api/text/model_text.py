@@ -13,6 +13,7 @@ from api.text.detokenizer import Detokenizer
 from api.text.limits import context_length_of
 from api.text.token_bytes import byte_level_bytes, fallback_byte
 from api.text.tool_formats import knows_tools, tool_format_of
+from firstlight.domain.embedding import EMBEDDING_FILE, parse_embedding
 from firstlight.domain.errors import InvalidInput, SourceCorrupt
 
 # Beside the weights of a checkpoint; what is not in this list is never read or written here.
@@ -23,6 +24,7 @@ FILES = (
     "chat_template.jinja",
     "config.json",
     "generation_config.json",
+    EMBEDDING_FILE,
 )
 
 
@@ -66,6 +68,9 @@ class ModelText:
         end = special.get("eos_token")
         end_id = None if end is None else self._tokenizer.token_to_id(end)
         self.end_token_ids: tuple[int, ...] = () if end_id is None else (end_id,)
+        # None for a model that only generates.
+        self.embedding = parse_embedding(files[EMBEDDING_FILE]) if EMBEDDING_FILE in files else None
+        self._adds_end = tokenizer_config.get("add_eos_token") is True
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Raises: InvalidInput for text that is not Unicode (half a surrogate pair)."""
@@ -74,6 +79,14 @@ class ModelText:
         except (TypeError, UnicodeEncodeError) as error:
             # A str that the Rust side cannot take: half of a surrogate pair, which JSON lets through.
             raise InvalidInput("the text is not valid Unicode: it has half of a surrogate pair") from error
+        return ids
+
+    def encode_to_embed(self, text: str) -> list[int]:
+        """With the special tokens that its vectors are made with. Raises: InvalidInput, as `encode`."""
+        ids = self.encode(text, add_special_tokens=True)
+        # transformers reads this setting; a tokenizer.json that was written without it knows nothing of it.
+        if self._adds_end and ids[-1:] != list(self.end_token_ids):
+            ids.extend(self.end_token_ids)
         return ids
 
     def encode_chat(

@@ -230,6 +230,10 @@ class InferenceClient:
         """Tokens until the request ends; closing the iterator cancels it and frees its slot."""
         return _stream(self._stub.Generate, request, peer=self._peer, metadata=trace_metadata())
 
+    def embed(self, request: engine_pb2.EmbedRequest) -> AsyncIterator[engine_pb2.EmbedChunk]:
+        """A vector for each input; closing the iterator cancels the rest."""
+        return _stream(self._stub.Embed, request, peer=self._peer, metadata=trace_metadata())
+
     async def status(self, *, timeout_s: float = 5.0) -> engine_pb2.EngineStatusReply:
         return await _answer(
             self._stub.Status(engine_pb2.EngineStatusRequest(), timeout=timeout_s, metadata=call_metadata()),

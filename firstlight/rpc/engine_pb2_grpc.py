@@ -39,6 +39,11 @@ class InferenceStub:
                 request_serializer=firstlight_dot_rpc_dot_engine__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=firstlight_dot_rpc_dot_engine__pb2.GenerateChunk.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_stream(
+                '/firstlight.v1.Inference/Embed',
+                request_serializer=firstlight_dot_rpc_dot_engine__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=firstlight_dot_rpc_dot_engine__pb2.EmbedChunk.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/firstlight.v1.Inference/Status',
                 request_serializer=firstlight_dot_rpc_dot_engine__pb2.EngineStatusRequest.SerializeToString,
@@ -76,6 +81,14 @@ class InferenceServicer:
 
     def Generate(self, request, context):
         """Runs one request; token by token. Cancelling the call frees the slot at the next token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """One vector for each input, as the checkpoint says it is made; each as soon as it is known, in any order.
+        Takes one place however many inputs it has. Cancelling the call frees it at the next pass.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,6 +145,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=firstlight_dot_rpc_dot_engine__pb2.GenerateRequest.FromString,
                     response_serializer=firstlight_dot_rpc_dot_engine__pb2.GenerateChunk.SerializeToString,
+            ),
+            'Embed': grpc.unary_stream_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=firstlight_dot_rpc_dot_engine__pb2.EmbedRequest.FromString,
+                    response_serializer=firstlight_dot_rpc_dot_engine__pb2.EmbedChunk.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -191,6 +209,33 @@ class Inference:
             '/firstlight.v1.Inference/Generate',
             firstlight_dot_rpc_dot_engine__pb2.GenerateRequest.SerializeToString,
             firstlight_dot_rpc_dot_engine__pb2.GenerateChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/firstlight.v1.Inference/Embed',
+            firstlight_dot_rpc_dot_engine__pb2.EmbedRequest.SerializeToString,
+            firstlight_dot_rpc_dot_engine__pb2.EmbedChunk.FromString,
             options,
             channel_credentials,
             insecure,

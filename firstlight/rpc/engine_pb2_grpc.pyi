@@ -33,6 +33,10 @@ class InferenceStub:
     def __new__(cls, channel: _aio.Channel) -> InferenceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_engine_pb2.GenerateRequest, _engine_pb2.GenerateChunk]
     """Runs one request; token by token. Cancelling the call frees the slot at the next token."""
+    Embed: _grpc.UnaryStreamMultiCallable[_engine_pb2.EmbedRequest, _engine_pb2.EmbedChunk]
+    """One vector for each input, as the checkpoint says it is made; each as soon as it is known, in any order.
+    Takes one place however many inputs it has. Cancelling the call frees it at the next pass.
+    """
     Status: _grpc.UnaryUnaryMultiCallable[_engine_pb2.EngineStatusRequest, _engine_pb2.EngineStatusReply]
     WaitIdle: _grpc.UnaryUnaryMultiCallable[_engine_pb2.WaitIdleRequest, _engine_pb2.WaitIdleReply]
     """Completes when the engine has had no request for `idle_s`, or ends with UNAVAILABLE when it dies."""
@@ -55,6 +59,10 @@ class InferenceAsyncStub(InferenceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_engine_pb2.GenerateRequest, _engine_pb2.GenerateChunk]  # type: ignore[assignment]
     """Runs one request; token by token. Cancelling the call frees the slot at the next token."""
+    Embed: _aio.UnaryStreamMultiCallable[_engine_pb2.EmbedRequest, _engine_pb2.EmbedChunk]  # type: ignore[assignment]
+    """One vector for each input, as the checkpoint says it is made; each as soon as it is known, in any order.
+    Takes one place however many inputs it has. Cancelling the call frees it at the next pass.
+    """
     Status: _aio.UnaryUnaryMultiCallable[_engine_pb2.EngineStatusRequest, _engine_pb2.EngineStatusReply]  # type: ignore[assignment]
     WaitIdle: _aio.UnaryUnaryMultiCallable[_engine_pb2.WaitIdleRequest, _engine_pb2.WaitIdleReply]  # type: ignore[assignment]
     """Completes when the engine has had no request for `idle_s`, or ends with UNAVAILABLE when it dies."""
@@ -80,6 +88,16 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_engine_pb2.GenerateChunk], _abc.AsyncIterator[_engine_pb2.GenerateChunk]]:
         """Runs one request; token by token. Cancelling the call frees the slot at the next token."""
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _engine_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_engine_pb2.EmbedChunk], _abc.AsyncIterator[_engine_pb2.EmbedChunk]]:
+        """One vector for each input, as the checkpoint says it is made; each as soon as it is known, in any order.
+        Takes one place however many inputs it has. Cancelling the call frees it at the next pass.
+        """
 
     @_abc_1.abstractmethod
     def Status(

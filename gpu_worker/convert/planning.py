@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig
 
 from firstlight.domain.errors import SourceCorrupt, SourceUnsupported
 from gpu_worker.convert.conversion import aliases_of
@@ -35,7 +35,7 @@ from gpu_worker.convert.stream_plan import (
     merged,
     unchecked,
 )
-from gpu_worker.convert.weights import in_execution_order, load_model, require_complete
+from gpu_worker.convert.weights import has_head, in_execution_order, load_model, require_complete
 from gpu_worker.engine.architectures import require_supported
 from native_loader.dtypes import BITS, dtype_name, torch_dtype
 from native_loader.manifest import (
@@ -130,7 +130,7 @@ def _loaded(
     except _UNREADABLE as failure:
         raise SourceCorrupt(f"the model's configuration cannot be read: {failure}") from failure
     require_supported(config.to_dict())
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    kind = (MODEL_FOR_CAUSAL_LM_MAPPING if has_head(source) else MODEL_MAPPING).get(type(config), None)
     if kind is None:
         raise SourceUnsupported(f"transformers has no causal model for {type(config).__name__}")
     state = {

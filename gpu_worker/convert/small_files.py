@@ -1,4 +1,4 @@
-"""The small files that stand beside the weights: configuration, tokenizer, chat template."""
+"""The small files that stand beside the weights: configuration, pooling, tokenizer, chat template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from firstlight.domain.embedding import EMBEDDING_FILE, Embedding, embedding_json
 from firstlight.domain.errors import SourceCorrupt
+from gpu_worker.convert.sentence_layout import sentence_layout
 from gpu_worker.convert.source import ModelSource
 
 _TOKENIZER_FILES = (
@@ -31,7 +33,7 @@ def small_files(source: ModelSource, model: Any) -> dict[str, bytes]:
 
 def model_files(source: ModelSource, model: Any) -> dict[str, bytes]:
     """Those that a model is built from."""
-    return {"config.json": _config(model), **_generation_config(source, model)}
+    return {"config.json": _config(model), **_generation_config(source, model), **_embedding(source, model)}
 
 
 def tokenizer_files(source: ModelSource) -> dict[str, bytes]:
@@ -55,6 +57,19 @@ def _generation_config(source: ModelSource, model: Any) -> dict[str, bytes]:
     if source.gguf_name is None:
         return {path.name: path.read_bytes()} if path.is_file() else {}
     return {path.name: _encoded(json.loads(model.generation_config.to_json_string()))}
+
+
+def _embedding(source: ModelSource, model: Any) -> dict[str, bytes]:
+    if (layout := sentence_layout(source)) is None:
+        return {}
+    # Of what goes into the layers; not every architecture calls it the same, or gives it its hidden size.
+    size = int(model.get_input_embeddings().embedding_dim)
+    if layout.size not in (None, size):
+        raise SourceCorrupt(f"its pooling makes vectors of {layout.size} figures, the model of {size}")
+    embedding = Embedding(
+        pooling=layout.pooling, normalizes=layout.normalizes, size=size, generates=layout.has_head
+    )
+    return {EMBEDDING_FILE: embedding_json(embedding)}
 
 
 def _save_tokenizer(source: ModelSource, destination: Path) -> bool:

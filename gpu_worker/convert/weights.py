@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.utils.quantization_config import GgufConfig
 
 from firstlight.domain.errors import SourceCorrupt
+from gpu_worker.convert.sentence_layout import sentence_layout
 from gpu_worker.convert.size import estimate_size
 from gpu_worker.convert.source import ModelSource
 from gpu_worker.engine.architectures import require_supported
@@ -37,8 +38,9 @@ def load_model(source: ModelSource, *, dtype: torch.dtype, device: str | None = 
         options["device_map"] = {"": device}
     if source.gguf_name is not None:
         options["quantization_config"] = GgufConfig(dequantize=True)
+    kind = AutoModelForCausalLM if has_head(source) else AutoModel
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = kind.from_pretrained(
             source.directory,
             dtype=dtype,
             use_safetensors=True,
@@ -51,6 +53,12 @@ def load_model(source: ModelSource, *, dtype: torch.dtype, device: str | None = 
         raise SourceCorrupt(f"the weights cannot be read: {failure}") from failure
     require_complete(report)
     return model.eval()
+
+
+def has_head(source: ModelSource) -> bool:
+    """False for a model that only embeds: its source has no weights to write text with."""
+    layout = sentence_layout(source)
+    return layout is None or layout.has_head
 
 
 # Any: transformers' loading report.

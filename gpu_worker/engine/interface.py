@@ -82,6 +82,25 @@ class Moved:
 Event = Token | Finished | Moved
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingRequest:
+    """Vectors that are asked for together: they take one place."""
+
+    request_id: str
+    inputs: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """The vector of one input, float32, little-endian. Times belong to the request, as a Token's."""
+
+    index: int
+    vector: bytes
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    weights_s: float = 0.0
+
+
 DELTA_TOKENS = 16
 MAX_ROUNDS = 8
 HELD_AT_MOST_S = 5.0
@@ -158,6 +177,13 @@ class Engine(ABC):
         """Run one request; closing the stream cancels it and frees its slot at the next token.
 
         Raises: InvalidInput, ContextTooLong, QueueFull, EngineError; the first three before any token.
+        """
+
+    @abstractmethod
+    def embed(self, request: EmbeddingRequest) -> AsyncGenerator[Embedded, None]:
+        """The vector of every input, each once; closing the stream cancels the rest.
+
+        Raises: InvalidInput, ContextTooLong, QueueFull, EngineError; the first three before any vector.
         """
 
     @abstractmethod

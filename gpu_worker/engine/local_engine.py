@@ -10,6 +10,8 @@ from firstlight.domain.errors import FirstlightError, InvalidInput
 from firstlight.rpc.engine_pb2 import SessionPart
 from gpu_worker.engine.constraint import Constraint, Grammars
 from gpu_worker.engine.interface import (
+    Embedded,
+    EmbeddingRequest,
     Engine,
     EngineRequest,
     Event,
@@ -60,6 +62,23 @@ class LocalEngine(Engine):
                 yield event
                 if not isinstance(event, Token):
                     return
+        finally:
+            self._loop.cancel(active)
+
+    async def embed(self, request: EmbeddingRequest) -> AsyncGenerator[Embedded, None]:
+        events: asyncio.Queue[Embedded | FirstlightError] = asyncio.Queue()
+
+        def deliver(event: Embedded | FirstlightError) -> None:
+            if not self._home.is_closed():
+                self._home.call_soon_threadsafe(events.put_nowait, event)
+
+        active = self._loop.submit_embedding(request, deliver)
+        try:
+            for _ in request.inputs:
+                event = await events.get()
+                if isinstance(event, FirstlightError):
+                    raise event
+                yield event
         finally:
             self._loop.cancel(active)
 

@@ -7,13 +7,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from firstlight.domain.errors import EngineError, EngineGone, FirstlightError, InvalidInput, QueueFull
+from gpu_worker.engine.active_embedding import (
+    ActiveEmbedding,
+    DeliverVector,
+    EmbeddingInput,
+    shares_of,
+    validate_embedding,
+)
 from gpu_worker.engine.attention import Span, attending
 from gpu_worker.engine.constraint import Constraint
-from gpu_worker.engine.interface import EngineRequest, Finished, Load, Moved, Token
+from gpu_worker.engine.interface import EmbeddingRequest, EngineRequest, Finished, Load, Moved, Token
 from gpu_worker.engine.kv_cache import KeyValueCache
 from gpu_worker.engine.requests import ActiveRequest, Deliver, Rebuild, validate
 from gpu_worker.engine.sampling import choose, top_logprobs
@@ -21,6 +29,10 @@ from gpu_worker.engine.skeleton import Skeleton
 from gpu_worker.engine.step_plan import CHUNKS_WHILE_LOADING, cut, plan_step
 
 log = logging.getLogger(__name__)
+
+Work = ActiveRequest | ActiveEmbedding | Rebuild
+# What of it one pass holds: all of it, or one input of many.
+Part = ActiveRequest | EmbeddingInput | Rebuild
 
 # What torch raises for one request's sake: out of memory, shapes, numerics.
 _STEP_FAILURES = (RuntimeError, ValueError, IndexError, MemoryError)
@@ -58,8 +70,8 @@ class DecodeLoop:
         self._stood_still_s = stood_still_s
         self._is_loading = is_loading
         self._changed = threading.Condition()
-        self._waiting: deque[ActiveRequest] = deque()
-        self._running: list[ActiveRequest | Rebuild] = []
+        self._waiting: deque[ActiveRequest | ActiveEmbedding] = deque()
+        self._running: list[Work] = []
         # Taken out at a token boundary, until they go on here or elsewhere.
         self._held: list[ActiveRequest] = []
         self._is_closing = False
@@ -81,6 +93,23 @@ class DecodeLoop:
         """
         self.check(request)
         active = ActiveRequest(request, deliver, cache=cache, constraint=constraint)
+        self._enqueue(active)
+        return active
+
+    def submit_embedding(self, request: EmbeddingRequest, deliver: DeliverVector) -> ActiveEmbedding:
+        """Raises: InvalidInput, ContextTooLong, QueueFull, EngineGone."""
+        if (embedding := self._skeleton.embedding) is None:
+            raise InvalidInput(
+                "this model has no embeddings: its checkpoint does not say how they are pooled"
+            )
+        validate_embedding(
+            request, context_length=self._context_length, vocabulary_size=self._skeleton.vocabulary_size
+        )
+        active = ActiveEmbedding(request, embedding, deliver)
+        self._enqueue(active)
+        return active
+
+    def _enqueue(self, active: ActiveRequest | ActiveEmbedding) -> None:
         with self._changed:
             if self._is_closing:
                 raise EngineGone("the engine is shutting down")
@@ -88,13 +117,14 @@ class DecodeLoop:
                 raise QueueFull(f"{len(self._waiting)} requests are waiting already")
             self._waiting.append(active)
             self._changed.notify()
-        return active
 
     def check(self, request: EngineRequest) -> None:
         """Raises: InvalidInput, ContextTooLong."""
+        if not self._skeleton.has_head:
+            raise InvalidInput("this model only embeds: it has no head to generate text with")
         validate(request, context_length=self._context_length, vocabulary_size=self._skeleton.vocabulary_size)
 
-    def cancel(self, active: ActiveRequest | Rebuild) -> None:
+    def cancel(self, active: Work) -> None:
         """Free its slot before the next pass; nothing more is delivered. Fine for what has ended."""
         with self._changed:
             active.is_cancelled = True
@@ -121,10 +151,12 @@ class DecodeLoop:
         return work
 
     def active(self) -> tuple[ActiveRequest, ...]:
-        """All requests that have not ended, those that wait for a slot included."""
+        """All generations that have not ended, those that wait for a slot included."""
         with self._changed:
             found = self._all_active()
-        return tuple(active for active in found if not active.is_cancelled)
+        return tuple(
+            active for active in found if isinstance(active, ActiveRequest) and not active.is_cancelled
+        )
 
     def hold(self, active: ActiveRequest, on_held: Callable[[], None]) -> bool:
         """Take it out at its next token boundary and call `on_held`; False if it has ended by itself.
@@ -198,12 +230,12 @@ class DecodeLoop:
                     return not self._is_closing
                 self._changed.wait()
 
-    def _all_active(self) -> tuple[ActiveRequest, ...]:
-        running = [one for one in self._running if isinstance(one, ActiveRequest)]
+    def _all_active(self) -> tuple[ActiveRequest | ActiveEmbedding, ...]:
+        running = [one for one in self._running if not isinstance(one, Rebuild)]
         return (*running, *self._held, *self._waiting)
 
     def _places_taken(self) -> int:
-        return sum(one.wants_token for one in self._running) + len(self._held)
+        return sum(one.takes_place for one in self._running) + len(self._held)
 
     def _drop_cancelled(self) -> None:
         for one in (*self._running, *self._held, *self._waiting):
@@ -244,10 +276,9 @@ class DecodeLoop:
             elif active.is_full or not active.pending_tokens:
                 self._end(active, Finished("length"))
         chunks = CHUNKS_WHILE_LOADING if self._is_loading() else 1
-        plan = [
-            (self._running[index], tokens)
-            for index, tokens in plan_step(self._running, chunk_tokens=chunks * self._chunk_tokens)
-        ]
+        most_tokens = chunks * self._chunk_tokens
+        parts = [part for active in self._running for part in active.parts(most_tokens)]
+        plan = [(parts[index], tokens) for index, tokens in plan_step(parts, chunk_tokens=most_tokens)]
         if not plan:
             return
         try:
@@ -256,20 +287,23 @@ class DecodeLoop:
             log.warning("a pass of %d requests failed, running them one by one: %s", len(plan), failure)
             self._pass_singly(plan)
 
-    def _pass_singly(self, plan: Sequence[tuple[ActiveRequest | Rebuild, int]]) -> None:
+    def _pass_singly(self, plan: Sequence[tuple[Part, int]]) -> None:
         """Find who made a pass fail; the others go on. Caches count a pass only when all of it succeeded."""
-        for active, tokens in plan:
+        for part, tokens in plan:
+            if part.work.is_ended:
+                continue
             try:
-                self._pass([(active, tokens)])
+                self._pass([(part, tokens)])
             except _STEP_FAILURES as failure:
-                self._end(active, EngineError(f"the model failed on this request: {failure}"))
+                self._end(part.work, EngineError(f"the model failed on this request: {failure}"))
 
-    def _pass(self, plan: Sequence[tuple[ActiveRequest | Rebuild, int]]) -> None:
+    def _pass(self, plan: Sequence[tuple[Part, int]]) -> None:
         token_ids: list[int] = []
         positions: list[int] = []
         rows: list[int] = []
         spans: list[Span] = []
         ready: list[ActiveRequest] = []
+        pooled: list[tuple[EmbeddingInput, Span]] = []
         for active, tokens in plan:
             start = active.cached_tokens
             ahead = 0
@@ -278,13 +312,15 @@ class DecodeLoop:
             for length in cut(start, tokens, chunk_tokens=self._chunk_tokens, prompt_tokens=prompt_tokens):
                 offset = len(token_ids) + ahead
                 spans.append(Span(cache=active.cache, offset=offset, length=length, ahead=ahead))
+                if isinstance(active, EmbeddingInput):
+                    pooled.append((active, spans[-1]))
                 ahead += length
             if tokens == active.pending_tokens and isinstance(active, ActiveRequest):
                 ready.append(active)
                 rows.append(len(token_ids) + tokens - 1)
             token_ids += active.tokens[start : start + tokens]
             positions += range(start, start + tokens)
-        with attending(spans):
+        with attending(spans), self._states(is_wanted=bool(pooled)) as states:
             scores = self._skeleton.logits(
                 *(
                     # Typed, because a pass that only rebuilds has no rows.
@@ -294,8 +330,39 @@ class DecodeLoop:
             ).float()
             # Inside: on a GPU a pass has succeeded only when its result has arrived.
             scores = scores.cpu()
+            shares = shares_of(pooled, states[0]) if pooled else ()
         for active, row in zip(ready, scores, strict=True):
             self._emit(active, row)
+        for (part, span), share in zip(pooled, shares, strict=True):
+            part.pool.add(share, tokens=span.length)
+        for part in dict.fromkeys(part for part, _ in pooled):
+            # Another input of the same request may have ended it.
+            if not part.pending_tokens and not part.work.is_ended:
+                self._give(part)
+
+    def _states(self, *, is_wanted: bool) -> AbstractContextManager[list[torch.Tensor]]:
+        return self._skeleton.keeping_states() if is_wanted else nullcontext([])
+
+    def _give(self, part: EmbeddingInput) -> None:
+        work = part.work
+        try:
+            vector = part.pool.vector()
+        except _STEP_FAILURES as failure:
+            self._end(work, EngineError(f"no vector could be made: {failure}"))
+            return
+        event = work.event(part, vector, stood_still_s=self._stood_still_s())
+        if work.has_ended(part):
+            # Before it is told: who has the last vector holds no place.
+            self._take_away(work)
+        else:
+            self._let_others_first(work)
+        work.deliver(event)
+
+    def _let_others_first(self, work: ActiveEmbedding) -> None:
+        """A list of inputs may be longer than any prompt: who comes behind it waits for one at most."""
+        with self._changed:
+            self._running.remove(work)
+            self._running.append(work)
 
     def _emit(self, active: ActiveRequest, scores: torch.Tensor) -> None:
         try:
@@ -348,16 +415,23 @@ class DecodeLoop:
             weights_s=weights_s if active.is_first else 0.0,
         )
 
-    def _end(self, active: ActiveRequest | Rebuild, event: Finished | Moved | FirstlightError) -> None:
+    def _end(self, active: Work, event: Finished | Moved | FirstlightError) -> None:
+        self._take_away(active)
+        if isinstance(active, ActiveEmbedding):
+            assert isinstance(event, FirstlightError), "vectors are neither finished nor moved"
+            active.deliver(event)
+        else:
+            active.deliver(event)
+
+    def _take_away(self, active: Work) -> None:
         with self._changed:
             self._running = [other for other in self._running if other is not active]
             self._held = [other for other in self._held if other is not active]
             _tell_holder(active)
             self._changed.notify()
-        active.deliver(event)
 
 
-def _tell_holder(active: ActiveRequest | Rebuild, *, has_ended: bool = True) -> None:
+def _tell_holder(active: Work, *, has_ended: bool = True) -> None:
     """Who waits for its next token boundary hears of it; with `has_ended`, that it was the last one."""
     active.is_ended = has_ended
     if isinstance(active, ActiveRequest) and active.on_held is not None:

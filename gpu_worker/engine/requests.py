@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from firstlight.domain.errors import ContextTooLong, FirstlightError, InvalidInput
 from gpu_worker.engine.constraint import Constraint
@@ -24,7 +24,7 @@ class ActiveRequest:
     behind the resumed tokens.
     """
 
-    wants_token = True
+    takes_place = True
 
     def __init__(
         self,
@@ -62,6 +62,15 @@ class ActiveRequest:
     def pending_tokens(self) -> int:
         return len(self.tokens) - self.cache.length
 
+    def parts(self, most_tokens: int) -> tuple[ActiveRequest, ...]:
+        """What of it may be in one pass."""
+        return (self,)
+
+    @property
+    def work(self) -> ActiveRequest:
+        """What ends when this part fails."""
+        return self
+
     @property
     def position(self) -> int:
         """Of the token to be generated next."""
@@ -87,7 +96,7 @@ class ActiveRequest:
 class Rebuild:
     """A cache on its way to cover `tokens`, computed for a request that will come later. Chooses no token."""
 
-    wants_token = False
+    takes_place = False
     is_full = False
     is_complete = False
 
@@ -114,6 +123,15 @@ class Rebuild:
     def pending_tokens(self) -> int:
         return len(self.tokens) - self.cache.length
 
+    def parts(self, most_tokens: int) -> tuple[Rebuild, ...]:
+        """What of it may be in one pass."""
+        return (self,)
+
+    @property
+    def work(self) -> Rebuild:
+        """What ends when this part fails."""
+        return self
+
     def deliver(self, event: Event | FirstlightError) -> None:
         self.on_end(event if isinstance(event, FirstlightError) else None)
 
@@ -135,5 +153,10 @@ def validate(request: EngineRequest, *, context_length: int, vocabulary_size: in
     if len(request.resumed_token_ids) > request.max_tokens:
         raise InvalidInput("more tokens are resumed than the request may have in all")
     named = (*request.prompt_token_ids, *request.resumed_token_ids, *request.sampling.logit_bias)
-    if any(not 0 <= token < vocabulary_size for token in named):
+    require_known(named, vocabulary_size=vocabulary_size)
+
+
+def require_known(token_ids: Iterable[int], *, vocabulary_size: int) -> None:
+    """Raises: InvalidInput."""
+    if any(not 0 <= token < vocabulary_size for token in token_ids):
         raise InvalidInput(f"a token id is outside of the vocabulary of {vocabulary_size}")

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -22,6 +22,8 @@ from gpu_worker.engine.interface import (
     DELTA_TOKENS,
     MAX_ROUNDS,
     Destination,
+    Embedded,
+    EmbeddingRequest,
     EngineRequest,
     Event,
     Load,
@@ -41,6 +43,7 @@ READ_OUT_S = 5.0
 
 # Any: the context is generic in messages this service never names.
 Context = grpc.aio.ServicerContext[Any, Any]
+Answer = TypeVar("Answer")
 
 
 class InferenceService(engine_pb2_grpc.InferenceServicer):
@@ -67,6 +70,21 @@ class InferenceService(engine_pb2_grpc.InferenceServicer):
                         if phases is not None:
                             phases.heard(event)
                         yield _chunk(event)
+        except FirstlightError as error:
+            await abort_with(context, error)
+
+    async def Embed(
+        self, request: engine_pb2.EmbedRequest, context: Context
+    ) -> AsyncIterator[engine_pb2.EmbedChunk]:
+        bind(request_id=request.request_id)
+        try:
+            self._state.check_epoch(request.epoch)
+            engine = self._state.ready_engine()
+            with self._state.request():
+                # Closed explicitly, as in Generate.
+                async with contextlib.aclosing(engine.embed(_embedding_request(request))) as stream:
+                    async for event in self._until_aborted(stream):
+                        yield _vector_chunk(event)
         except FirstlightError as error:
             await abort_with(context, error)
 
@@ -164,7 +182,7 @@ class InferenceService(engine_pb2_grpc.InferenceServicer):
             await self._state.wait_idle(0.0)
             return aborted
 
-    async def _until_aborted(self, stream: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    async def _until_aborted(self, stream: AsyncIterator[Answer]) -> AsyncIterator[Answer]:
         """The stream's events. Raises: InstanceDraining once a drain has run out of patience."""
         aborting = asyncio.ensure_future(self._aborting.wait())
         try:
@@ -214,6 +232,16 @@ def _engine_request(request: engine_pb2.GenerateRequest) -> EngineRequest:
         session_id=request.session_id,
         grammar=request.grammar,
     )
+
+
+def _embedding_request(request: engine_pb2.EmbedRequest) -> EmbeddingRequest:
+    return EmbeddingRequest(
+        request_id=request.request_id, inputs=tuple(tuple(one.token_ids) for one in request.inputs)
+    )
+
+
+def _vector_chunk(event: Embedded) -> engine_pb2.EmbedChunk:
+    return engine_pb2.EmbedChunk(**asdict(event))
 
 
 def _move_order(request: engine_pb2.MigrateOutRequest) -> MoveOrder:

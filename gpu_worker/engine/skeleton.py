@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
+from firstlight.domain.embedding import EMBEDDING_FILE, Embedding, parse_embedding
 from firstlight.domain.errors import AttachFailed, SourceUnsupported
 from gpu_worker.engine import architectures, attention
 from gpu_worker.engine.bound_ahead import BoundAhead
@@ -34,11 +35,22 @@ class _Slot:
 
 
 class Skeleton:
-    """A model whose weights are on the meta device; `bind` makes it whole, once."""
+    """A model whose weights are on the meta device; `bind` makes it whole, once.
+
+    `embedding` is None for one that only generates; one that only embeds has no head.
+    """
 
     # Any: transformers' models are untyped.
-    def __init__(self, model: Any, config: Mapping[str, Any], eos_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        config: Mapping[str, Any],
+        eos_token_ids: frozenset[int],
+        embedding: Embedding | None = None,
+    ) -> None:
         self.model = model
+        self.embedding = embedding
+        self.has_head = embedding is None or embedding.generates
         self.eos_token_ids = eos_token_ids
         self.context_length = architectures.context_length(config)
         self.vocabulary_size = int(model.config.vocab_size)
@@ -84,39 +96,55 @@ class Skeleton:
     def logits(self, token_ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Scores (rows, vocabulary) behind the tokens at `rows` of the flat batch. Call inside `attending`.
 
-        token_ids, positions: (T,) int64; rows: (R,) int64.
+        token_ids, positions: (T,) int64; rows: (R,) int64, none of them for a model without a head.
         """
+        kept = {"logits_to_keep": rows} if self.has_head else {}
         with torch.inference_mode():
             output = self.model(
-                input_ids=token_ids[None],
-                position_ids=positions[None],
-                use_cache=False,
-                logits_to_keep=rows,
+                input_ids=token_ids[None], position_ids=positions[None], use_cache=False, **kept
             )
+        if not self.has_head:
+            return torch.empty((0, self.vocabulary_size))
         scores: torch.Tensor = output.logits[0]
         return scores
+
+    @contextmanager
+    def keeping_states(self) -> Iterator[list[torch.Tensor]]:
+        """(T, hidden) of every pass inside, as they leave the final norm, before any head."""
+        found: list[torch.Tensor] = []
+        body = self.model.base_model
+        # One pass for streams and embeddings alike: a head hands on its scores only, so it is asked below it.
+        hook = body.register_forward_hook(
+            lambda _module, _inputs, out: found.append(out.last_hidden_state[0])
+        )
+        try:
+            yield found
+        finally:
+            hook.remove()
 
 
 def build_skeleton(directory: Path, *, dtype: torch.dtype, device: str = "cpu") -> Skeleton:
     """Read config.json and generation_config.json of `directory` and build the model they describe.
 
-    Raises: AttachFailed when they cannot be read, SourceUnsupported when the engine cannot run it.
+    With embedding.json it embeds, and may have no head.
+    Raises: AttachFailed, SourceCorrupt when they cannot be read, SourceUnsupported when it cannot be run.
     """
     try:
         config = json.loads((directory / "config.json").read_text())
         eos_token_ids = read_eos_token_ids(directory, config)
+        embedding = read_embedding(directory)
     except (OSError, ValueError) as failure:
         raise AttachFailed(f"cannot read the model's configuration: {failure}") from failure
     architectures.require_supported(config)
     try:
         described = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         with _building, _parameters_on_meta(), no_init_weights():
-            model = assemble(described, dtype=dtype)
+            model = assemble(described, dtype=dtype, has_head=embedding is None or embedding.generates)
     except (ValueError, KeyError, TypeError) as failure:
         raise SourceUnsupported(f"config.json describes no model that can be built: {failure}") from failure
     _move_buffers(model, device)
     make_even(model, device)
-    return Skeleton(model, config, eos_token_ids)
+    return Skeleton(model, config, eos_token_ids, embedding)
 
 
 def _move_buffers(model: nn.Module, device: str) -> None:
@@ -128,10 +156,11 @@ def _move_buffers(model: nn.Module, device: str) -> None:
 
 
 # Any: transformers' configurations and models are untyped.
-def assemble(described: Any, *, dtype: torch.dtype) -> Any:
+def assemble(described: Any, *, dtype: torch.dtype, has_head: bool = True) -> Any:
     """The model of a transformers configuration, with our attention, ready to infer."""
     attention.register()
-    return AutoModelForCausalLM.from_config(
+    kind = AutoModelForCausalLM if has_head else AutoModel
+    return kind.from_config(
         described, dtype=dtype, attn_implementation=attention.NAME, trust_remote_code=False
     ).eval()
 
@@ -143,6 +172,12 @@ def read_eos_token_ids(directory: Path, config: Mapping[str, Any]) -> frozenset[
     found = generation.get("eos_token_id", config.get("eos_token_id"))
     listed = found if isinstance(found, list) else [found]
     return frozenset(int(token) for token in listed if token is not None)
+
+
+def read_embedding(directory: Path) -> Embedding | None:
+    """How its states become vectors; None where nothing says so. Raises: OSError, SourceCorrupt."""
+    path = directory / EMBEDDING_FILE
+    return parse_embedding(path.read_bytes()) if path.exists() else None
 
 
 @contextmanager

@@ -109,6 +109,7 @@ def _opened(description: SourceDescription, directory: Path) -> Iterator[list[in
     fds: list[int] = []
     try:
         for file in description.files:
+            (directory / file.name).parent.mkdir(exist_ok=True)
             fds.append(os.open(directory / file.name, flags, 0o644))
             os.ftruncate(fds[-1], file.size_bytes)
         yield fds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,10 +71,11 @@ class Stand:
         async with self.database.transaction() as session:
             await hosts_repository.register_host(session, registration, lease_s=600)
 
-    async def deploy(self, name: str, **changes: object) -> None:
+    async def deploy(self, name: str, *, files: Mapping[str, bytes] | None = None, **changes: object) -> None:
+        """`files` stand beside the usual ones."""
         small = {"size_bytes": 1_000_000, "source_bytes": 1_000_000}
         record = await add_model(self.database, name, **{**small, **changes})
-        self.store.files[record.checkpoint_id] = text_files()
+        self.store.files[record.checkpoint_id] = {**text_files(), **(files or {})}
         await until(lambda: self.services.catalog.known(name))
 
     async def run(self, plan: StartPlan, *, token_at: TokenAt | None = None) -> FakeEngine:
@@ -97,10 +98,17 @@ class Stand:
             )
         return engine
 
-    async def warm(self, name: str, *, token_at: TokenAt | None = None, **changes: object) -> FakeEngine:
+    async def warm(
+        self,
+        name: str,
+        *,
+        token_at: TokenAt | None = None,
+        files: Mapping[str, bytes] | None = None,
+        **changes: object,
+    ) -> FakeEngine:
         """Deploy if need be, run one instance, and wait until the API knows it and its tokenizer."""
         if self.services.catalog.known(name) is None:
-            await self.deploy(name, **changes)
+            await self.deploy(name, files=files, **changes)
         before = len(self.services.routes_of(name))
         plan = await placed(self.database, name, may_wait=before == 0)
         engine = await self.run(plan, token_at=token_at)

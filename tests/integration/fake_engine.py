@@ -7,6 +7,7 @@ the seed, so that a resumed stream goes on exactly as an undisturbed one.
 from __future__ import annotations
 
 import asyncio
+import struct
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,14 @@ def hashed(vocabulary: int) -> TokenAt:
     return token_at
 
 
+VECTOR_SIZE = 4
+
+
+def vector_of(tokens: Sequence[int]) -> bytes:
+    """Anyone can compute it: not of length 1, and another for other tokens."""
+    return struct.pack("<4f", len(tokens), sum(tokens), -tokens[0], 0.5)
+
+
 @dataclass(eq=False)
 class FakeEngine(engine_pb2_grpc.InferenceServicer):
     """One instance. Set `dies_at`, `pause_s` or `failure` to make it misbehave."""
@@ -57,6 +66,7 @@ class FakeEngine(engine_pb2_grpc.InferenceServicer):
     # While set, streams stand still.
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[engine_pb2.GenerateRequest] = field(default_factory=list)
+    embedded: list[engine_pb2.EmbedRequest] = field(default_factory=list)
     running: int = 0
     # What it says of itself while nothing runs.
     idle_s: float = 0.0
@@ -96,6 +106,30 @@ class FakeEngine(engine_pb2_grpc.InferenceServicer):
                     raise self.failure
                 async for chunk in self._tokens(request):
                     yield chunk
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+    # Any: grpc.aio's context is generic in messages that are not looked at.
+    async def Embed(
+        self, request: engine_pb2.EmbedRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[engine_pb2.EmbedChunk]:
+        """Last input first; `dies_at` counts vectors."""
+        self.embedded.append(request)
+        self.running += 1
+        try:
+            async with answering(context):
+                if request.epoch != self.epoch:
+                    raise StaleEpoch(f"epoch {request.epoch} is not {self.epoch}")
+                for count, index in enumerate(reversed(range(len(request.inputs)))):
+                    await self.gate.wait()
+                    if count == self.dies_at:
+                        return
+                    yield engine_pb2.EmbedChunk(
+                        index=index, vector=vector_of(request.inputs[index].token_ids)
+                    )
         except asyncio.CancelledError:
             self.cancelled += 1
             raise

@@ -14,12 +14,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 from openai import OpenAI
 from pydantic import BaseModel
+from tokenizers import Tokenizer
+from transformers import AutoModel
 
 from benchmarks.platform import Platform
 from tests.integration.engine_fixtures import smollm2_gguf
-from tests.platform_fixtures import running_platform, tiny_source
+from tests.platform_fixtures import running_platform, tiny_embedder, tiny_source
 
 REAL = "smollm2"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -206,6 +209,38 @@ def test_a_minimum_of_instances_is_kept_without_any_request(platform: Platform, 
     platform.wait_for(lambda: len(ready() - {first}) == 1, what="a new one", deadline_s=60)
     platform.post("/admin/v1/models/always/scale", {"min_instances": 0})
     platform.wait_for(lambda: not ready(), what="scale to zero", deadline_s=60)
+
+
+def test_a_model_that_embeds_starts_and_gives_its_vectors(
+    platform: Platform, client: OpenAI, tmp_path: Path
+) -> None:
+    source = tiny_embedder(tmp_path / "embedder")
+    assert deploy(platform, "embedder", source.as_uri()).status_code == 201
+    texts = ["The dog", "The quick brown fox jumps over the lazy dog."]
+    answer = client.embeddings.create(model="embedder", input=texts)
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    end = tokenizer.token_to_id("<|end|>")
+    tokens = [[*tokenizer.encode(text).ids, end] for text in texts]
+    model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+    for row, ids in zip(answer.data, tokens, strict=True):
+        with torch.inference_mode():
+            state = model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+        expected = torch.nn.functional.normalize(state, dim=0)
+        torch.testing.assert_close(torch.tensor(row.embedding), expected, rtol=1e-4, atol=1e-5)
+    assert answer.usage.prompt_tokens == sum(map(len, tokens))
+    again = client.embeddings.create(model="embedder", input=tokens[1])
+    assert again.data[0].embedding == answer.data[1].embedding
+    refused = chat(platform, "embedder")
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "model")
+    (start,) = platform.get("/admin/v1/starts?model=embedder")["starts"]
+    assert start["instance_id"] in {row["instance_id"] for row in instances(platform, "embedder")}
+    platform.post("/admin/v1/models/embedder/scale", {"keep_alive_s": 0})
+    live = ("starting", "ready", "draining")
+    platform.wait_for(
+        lambda: not [row for row in instances(platform, "embedder") if row["state"] in live],
+        what="the instance to fall idle and end",
+        deadline_s=60,
+    )
 
 
 def test_a_second_host_fetches_from_the_first_ones_store(platform: Platform, tmp_path: Path) -> None:

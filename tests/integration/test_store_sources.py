@@ -47,16 +47,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (path / "pytorch_model.bin").write_bytes(b"never fetched")
     (path / ".gitattributes").write_text("never fetched")
+    (path / "modules.json").write_text("[]")
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    (path / "1_Pooling" / "README.md").write_text("never fetched")
     return path
 
 
 WANTED = {
     "config.json",
     "tokenizer.json",
+    "modules.json",
+    "1_Pooling/config.json",
     "model.safetensors.index.json",
     "model-00001-of-00002.safetensors",
     "model-00002-of-00002.safetensors",
 }
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 class HubHandler(http.server.SimpleHTTPRequestHandler):
@@ -72,9 +82,12 @@ class HubHandler(http.server.SimpleHTTPRequestHandler):
         if self.path.startswith("/api/models/org/tiny/revision/main"):
             self._json({"id": "org/tiny", "sha": "c0ffee1"})
         elif self.path.startswith("/api/models/org/tiny/tree/c0ffee1"):
-            names = [path for path in self.root.iterdir() if path.is_file()]
+            files = {str(path.relative_to(self.root)): path for path in files_in(self.root)}
             self._json(
-                [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in names]
+                [
+                    {"type": "file", "path": name, "size": path.stat().st_size, "oid": path.name}
+                    for name, path in files.items()
+                ]
                 + [{"type": "directory", "path": "onnx", "oid": "x", "size": 0}]
             )
         else:
@@ -91,9 +104,10 @@ class HubHandler(http.server.SimpleHTTPRequestHandler):
         self.wfile.write(body)
 
     def _file(self, *, send_body: bool) -> None:
-        path = self.root / self.path.rpartition("/")[2]
         prefixes = ("/plain/tiny/", "/org/tiny/resolve/c0ffee1/")
-        if not self.path.startswith(prefixes) or not path.is_file():
+        name = next((self.path.removeprefix(one) for one in prefixes if self.path.startswith(one)), "")
+        path = self.root / name
+        if not path.is_file():
             self.send_response(404)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -137,8 +151,8 @@ def web(folder: Path) -> Iterator[str]:
 def s3(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[str]:
     with store_s3.s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
         client = store_s3.bucket(endpoint)
-        for path in folder.iterdir():
-            client.put(f"llms/tiny/{path.name}", path.read_bytes())
+        for path in files_in(folder):
+            client.put(f"llms/tiny/{path.relative_to(folder)}", path.read_bytes())
         client.put("llms/only-pickle/pytorch_model.bin", b"boo")
         client.put("llms/one.gguf", WEIGHTS)
         yield endpoint
@@ -162,7 +176,8 @@ async def fetched(uri: str, directory: Path) -> SourceDescription:
 
 
 def same_bytes(folder: Path, directory: Path, names: set[str]) -> None:
-    assert {path.name for path in directory.iterdir() if not path.name.startswith(".")} == names
+    found = {str(path.relative_to(directory)) for path in files_in(directory)}
+    assert {name for name in found if not name.startswith(".")} == names
     for name in names:
         assert (directory / name).read_bytes() == (folder / name).read_bytes()
 
@@ -181,6 +196,14 @@ async def test_one_gguf_object(clouds: str, tmp_path: Path) -> None:
     description = await fetched("s3://models/llms/one.gguf", tmp_path)
     assert description.layout is Layout.GGUF and description.source_bytes == len(WEIGHTS)
     assert (tmp_path / "one.gguf").read_bytes() == WEIGHTS
+
+
+async def test_a_folder_of_this_host_has_its_pooling_too(folder: Path) -> None:
+    source = open_source(folder.as_uri())
+    (pooling,) = [file for file in (await source.describe()).files if "/" in file.name]
+    assert pooling.name == "1_Pooling/config.json"
+    read = await source.read_range(pooling, start=0, size_bytes=pooling.size_bytes)
+    assert bytes(read) == (folder / pooling.name).read_bytes()
 
 
 async def test_a_file_source_is_described_in_place_and_changes_with_its_bytes(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
@@ -58,13 +59,34 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_tiny_model(directory: Path, name: str) -> Path:
-    """Save the named random model in a Hugging Face layout."""
+def write_tiny_model(directory: Path, name: str, *, has_head: bool = True, **changes: Any) -> Path:
+    """Save the named random model in a Hugging Face layout. `changes` are made to its configuration."""
     torch.manual_seed(7)
-    config = AutoConfig.for_model(name.split()[0], **CONFIGS[name])
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    config = AutoConfig.for_model(name.split()[0], **{**CONFIGS[name], **changes})
+    kind = AutoModelForCausalLM if has_head else AutoModel
+    model = kind.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(directory)
+    return directory
+
+
+def add_pooling(directory: Path, mode: str, *, normalizes: bool, size: int = 48) -> Path:
+    """Say beside a model, as sentence-transformers does, how it embeds. `mode` is lasttoken, mean_tokens …"""
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalizes else [])]
+    modules = [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": f"{index}_{kind}" if index else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for index, kind in enumerate(kinds)
+    ]
+    modes = ("cls_token", "mean_tokens", "max_tokens", "weightedmean_tokens", "lasttoken")
+    pooling = {"word_embedding_dimension": size} | {f"pooling_mode_{one}": one == mode for one in modes}
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (directory / "modules.json").write_text(json.dumps(modules))
     return directory

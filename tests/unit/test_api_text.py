@@ -11,6 +11,7 @@ from api.text.chat_template import ChatTemplate, template_source
 from api.text.limits import context_length_of
 from api.text.model_text import ModelText
 from firstlight.domain.errors import InvalidInput, SourceCorrupt
+from tests.integration.api_model import text_files
 
 USER = [{"role": "user", "content": "a < b & 'c'"}]
 
@@ -29,6 +30,19 @@ def test_templates_have_the_names_that_hugging_face_gives_them() -> None:
     assert render(source, add_generation_prompt=False, extra={"enable_thinking": False}).endswith("[t]")
     assert len(render("{{ strftime_now('%Y-%m-%d') }}")) == 10
     assert render("{{ {'b': 1, 'a': 'é'} | tojson(indent=1) }}") == '{\n "b": 1,\n "a": "é"\n}'
+
+
+def test_an_end_token_is_appended_once_where_the_settings_say_so() -> None:
+    files = text_files()
+    settings = json.loads(files["tokenizer_config.json"])
+    ending = ModelText(
+        {**files, "tokenizer_config.json": json.dumps({**settings, "add_eos_token": True}).encode()}
+    )
+    plain = ModelText(files).encode_to_embed("The dog")
+    (end,) = ending.end_token_ids
+    assert ending.encode_to_embed("The dog") == [*plain, end]
+    assert ending.encode_to_embed("The dog<|end|>") == [*plain, end]
+    assert ModelText(files).embedding is None
 
 
 def test_trailing_newlines_of_blocks_do_not_reach_the_prompt() -> None:

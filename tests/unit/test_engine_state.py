@@ -11,6 +11,8 @@ from firstlight.domain.errors import EngineGone, StaleEpoch
 from firstlight.rpc.engine_pb2 import SessionPart
 from gpu_worker.engine.control import AttachCommand
 from gpu_worker.engine.interface import (
+    Embedded,
+    EmbeddingRequest,
     Engine,
     EngineRequest,
     Event,
@@ -68,6 +70,9 @@ class NoEngine(Engine):
     max_concurrency = context_length = 1
 
     def start(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
+        raise NotImplementedError
+
+    def embed(self, request: EmbeddingRequest) -> AsyncGenerator[Embedded, None]:
         raise NotImplementedError
 
     async def receive(self, parts: AsyncIterator[SessionPart]) -> int:

@@ -106,7 +106,7 @@ function request_list(requests) {
         { 'data-key': `${one.request_id}-${index}` },
         h('code', null, one.request_id),
         h('span', { class: 'progress', 'aria-hidden': 'true' }, h('span', { class: 'filled', style: { width: `${Math.min(100, (one.tokens / Math.max(1, one.max_tokens)) * 100).toFixed(1)}%` } })),
-        h('span', null, `${one.tokens} of at most ${one.max_tokens} tokens`),
+        h('span', null, one.max_tokens ? `${one.tokens} of at most ${one.max_tokens} tokens` : 'embeddings'),
         h('span', { class: 'quiet' }, `${one.prompt_tokens} in the prompt, here for ${age(now_s() - one.since_unix_s)}`),
         one.moves ? h('span', { class: 'pill', 'data-tone': 'plain' }, count(one.moves, 'move', 'moves')) : null,
         one.resumes ? h('span', { class: 'pill', 'data-tone': 'busy' }, count(one.resumes, 'resume', 'resumes')) : null,

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from firstlight.domain.errors import SourceCorrupt, SourceUnreachable, SourceUnsupported
+from gpu_worker.convert.sentence_layout import MODULES, POOLING
 from gpu_worker.store.sources.description import Source, SourceDescription, SourceFile, described
 from gpu_worker.store.sources.layout import INDEX, choose, refuse_pickle, shards_of_index, sizes_present
 
@@ -40,7 +41,7 @@ class FileSource(Source):
             ) from failure
 
     def _describe_file(self) -> SourceDescription:
-        file = self._stat(self._path)
+        file = self._stat(self._path, self._path.name)
         refuse_pickle(file.name)
         if not file.name.lower().endswith(".gguf"):
             raise SourceUnsupported(
@@ -53,17 +54,19 @@ class FileSource(Source):
 
     def _describe_folder(self) -> SourceDescription:
         names = sorted(entry.name for entry in os.scandir(self._path) if entry.is_file())
+        if MODULES in names and (self._path / POOLING).is_file():
+            names.append(POOLING)
         shards = shards_of_index((self._path / INDEX).read_bytes()) if INDEX in names else None
         layout, wanted = choose(names, shards)
-        files = [self._stat(self._path / name) for name in wanted]
+        files = [self._stat(self._path / name, name) for name in wanted]
         sizes_present(wanted, {file.name: file.size_bytes for file in files})
         return described(self._uri, layout, files)
 
-    def _stat(self, path: Path) -> SourceFile:
+    def _stat(self, path: Path, name: str) -> SourceFile:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise SourceUnsupported(f"{path} is not a regular file", source=self._uri)
-        return SourceFile(path.name, status.st_size, _etag(status))
+        return SourceFile(name, status.st_size, _etag(status))
 
     def _read(self, file: SourceFile, start: int, size_bytes: int) -> memoryview:
         path = self._path / file.name if self._path.is_dir() else self._path

@@ -15,7 +15,7 @@ from obstore.store import HTTPStore
 
 from firstlight.domain.errors import SourceCorrupt, SourceUnreachable, SourceUnsupported
 from gpu_worker.store.sources.description import Source, SourceDescription, SourceFile, described
-from gpu_worker.store.sources.layout import INDEX, choose, shards_of_index, sizes_present
+from gpu_worker.store.sources.layout import INDEX, choose, is_looked_at, shards_of_index, sizes_present
 from gpu_worker.store.sources.objects import RETRY, ObjectReader, client_options, decode_json
 from gpu_worker.store.sources.redaction import redacted
 
@@ -80,7 +80,7 @@ class HubSource(Source):
             f"api/models/{self._repository}/tree/{commit}?recursive=true&expand=false"
         )
         try:
-            files = [row for row in rows if row["type"] == "file" and "/" not in row["path"]]
+            files = [row for row in rows if row["type"] == "file" and is_looked_at(row["path"])]
             return {row["path"]: SourceFile(row["path"], int(row["size"]), str(row["oid"])) for row in files}
         except (KeyError, TypeError, ValueError) as failure:
             raise SourceCorrupt(f"{self._uri}: the hub's listing is malformed", source=self._uri) from failure

@@ -7,6 +7,7 @@ import re
 from collections.abc import Container, Mapping, Sequence
 
 from firstlight.domain.errors import SourceCorrupt, SourceUnsupported
+from gpu_worker.convert.sentence_layout import MODULES, POOLING
 from gpu_worker.store.sources.description import Layout
 from native_loader.manifest import parse_manifest
 
@@ -30,6 +31,7 @@ SMALL_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja",
     "chat_template.json",
+    MODULES,
 )
 _PICKLE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # Of a folder that holds a checkpoint and other things besides, none of it is what the checkpoint needs.
@@ -38,8 +40,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+ -]{0,199}")
 
 
 def safe_name(name: str) -> str:
-    """Let through a name that may become a file name. Raises: SourceCorrupt."""
-    if not _NAME.fullmatch(name):
+    """Let through a name that may become a file's; of those in folders, one. Raises: SourceCorrupt."""
+    if name != POOLING and not _NAME.fullmatch(name):
         raise SourceCorrupt(f"the source names a file {name[:120]!r}, which is not an allowed file name")
     return name
 
@@ -50,6 +52,11 @@ def refuse_pickle(name: str) -> None:
         raise SourceUnsupported(
             f"{name} is a pickle file, which can run code when it is read; convert it to safetensors first"
         )
+
+
+def is_looked_at(path: str) -> bool:
+    """Of a listing of whole trees: what stands at its top, and the one file that stands below."""
+    return "/" not in path or path == POOLING
 
 
 def shards_of_index(text: bytes) -> tuple[str, ...]:
@@ -80,7 +87,7 @@ def files_of_manifest(text: bytes) -> tuple[str, ...]:
 
 
 def choose(names: Sequence[str], shards: Sequence[str] | None) -> tuple[Layout, tuple[str, ...]]:
-    """Pick the files to fetch from the names at the top of a listing.
+    """Pick the files to fetch from the names at the top of a listing, and `POOLING` if it is there.
 
     `shards` are what the listing's index names, or None when it has none.
     Raises: SourceUnsupported, SourceCorrupt.
@@ -96,6 +103,7 @@ def choose(names: Sequence[str], shards: Sequence[str] | None) -> tuple[Layout, 
         if missing:
             raise SourceCorrupt(f"the source lacks {', '.join(missing[:5])}")
         small = [name for name in SMALL_FILES if name in have]
+        small += [POOLING] if MODULES in have and POOLING in have else []
         index = [INDEX] if shards is not None else []
         return Layout.HUGGING_FACE, (*small, *index, *weights)
     return Layout.GGUF, (_only_gguf(have),)

@@ -14,6 +14,7 @@ from obstore import exceptions as failures
 from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
 from firstlight.domain.errors import SourceCorrupt, SourceUnreachable
+from gpu_worker.convert.sentence_layout import MODULES, POOLING
 from gpu_worker.store.sources.description import Source, SourceDescription, SourceFile, described
 from gpu_worker.store.sources.layout import INDEX, choose, safe_name, shards_of_index, sizes_present
 from gpu_worker.store.sources.redaction import redacted
@@ -132,7 +133,19 @@ class BucketSource(Source):
         if not found:
             raise SourceUnreachable(f"{self._uri}: there is nothing at this prefix", source=self._uri)
         # Names nobody asks for (dot files, folders' markers) may be as odd as they like.
-        return {name: SourceFile(name, int(meta["size"]), meta["e_tag"]) for name, meta in found.items()}
+        listed = {name: SourceFile(name, int(meta["size"]), meta["e_tag"]) for name, meta in found.items()}
+        if MODULES in listed:
+            listed |= await self._pooling()
+        return listed
+
+    async def _pooling(self) -> dict[str, SourceFile]:
+        """The one file that stands in a folder, where a listing of the top does not look."""
+        try:
+            return {POOLING: await self._reader.head(POOLING)}
+        except SourceUnreachable as failure:
+            if isinstance(failure.__cause__, FileNotFoundError):
+                return {}
+            raise
 
 
 def open_bucket(*, uri: str, scheme: str, root: str, file_name: str | None) -> BucketSource:

@@ -10,6 +10,7 @@ import asyncio
 from obstore.store import HTTPStore
 
 from firstlight.domain.errors import SourceUnreachable
+from gpu_worker.convert.sentence_layout import MODULES, POOLING
 from gpu_worker.store.sources.description import Source, SourceDescription, SourceFile, described
 from gpu_worker.store.sources.layout import (
     INDEX,
@@ -41,7 +42,8 @@ class WebSource(Source):
         else:
             files = await self._existing((*SMALL_FILES, INDEX, SINGLE, MANIFEST))
             shards = await self._shards(files)
-            files.update(await self._existing((*(shards or ()), *await self._of_checkpoint(files))))
+            pooling = (POOLING,) if MODULES in files else ()
+            files.update(await self._existing((*(shards or ()), *pooling, *await self._of_checkpoint(files))))
         layout, wanted = choose(sorted(files), shards)
         sizes_present(wanted, {name: files[name].size_bytes for name in wanted})
         return described(self._uri, layout, [files[name] for name in wanted])

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from firstlight.domain.embedding import EMBEDDING_FILE
 from gpu_worker.convert.stream_plan import StreamPlan, file_entry, unchecked
 from gpu_worker.store.streaming.partition_files import storage_error
 from native_loader.load_order import chunks_in_order
 from native_loader.manifest import MANIFEST_NAME, Manifest, PartitionEntry, parse_manifest, sealed
+
+# What a model is built from, beside its weights.
+_BUILT_FROM = ("config.json", "generation_config.json", EMBEDDING_FILE)
 
 
 def finished_manifest(
@@ -63,9 +67,7 @@ def offer_folder(plan: StreamPlan, files: Mapping[str, bytes], folder: Path, *, 
     `chunk_bytes` are those of the board that it will watch.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    known = {
-        name: content for name, content in files.items() if name in ("config.json", "generation_config.json")
-    }
+    known = {name: content for name, content in files.items() if name in _BUILT_FROM}
     entries = tuple(file_entry(name, content) for name, content in sorted(known.items()))
     manifest = unchecked(replace(plan.manifest, files=entries, chunk_bytes=chunk_bytes))
     _, text = sealed(manifest)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from firstlight.domain.errors import SourceCorrupt, SourceError
 from gpu_worker.convert.gguf_header import header_end
+from gpu_worker.convert.sentence_layout import MODULES, POOLING
 from gpu_worker.store.sources import Source, SourceDescription, SourceFile
 from native_loader.safetensors_source import LENGTH_BYTES, header_length
 
@@ -19,7 +20,7 @@ FIRST_READ_BYTES = 64 * 2**10
 FIRST_GGUF_READ_BYTES = 2 * 2**20
 PARALLEL_HEADERS = 16
 # Before the plan, what decides about the layout; the rest is needed at the end only.
-NEEDED_FIRST = ("config.json", "generation_config.json", "model.safetensors.index.json")
+NEEDED_FIRST = ("config.json", "generation_config.json", "model.safetensors.index.json", MODULES, POOLING)
 
 
 def weight_files(description: SourceDescription) -> tuple[SourceFile, ...]:
@@ -49,7 +50,12 @@ async def fetch_headers(source: Source, description: SourceDescription, folder: 
 async def fetch_whole(source: Source, file: SourceFile, folder: Path) -> None:
     """One small file, as it is."""
     data = await source.read_range(file, start=0, size_bytes=file.size_bytes)
-    await asyncio.to_thread((folder / file.name).write_bytes, data)
+    await asyncio.to_thread(_write_whole, folder / file.name, data)
+
+
+def _write_whole(path: Path, data: memoryview) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
 
 
 def _header_of(file: SourceFile) -> Callable[[Source, SourceFile, Path], Awaitable[None]]:
