@@ -8,6 +8,7 @@ from functools import cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from api.text.model_text import ModelText
+from firstlight.domain.embedding import EMBEDDING_FILE, Embedding, Pooling, embedding_json
 
 CONTEXT = 512
 TEMPLATE = (
@@ -33,6 +34,12 @@ def text_files() -> dict[str, bytes]:
         "chat_template.jinja": TEMPLATE.encode(),
         "config.json": json.dumps({"max_position_embeddings": CONTEXT}).encode(),
     }
+
+
+def embedding_file(*, size: int, generates: bool = False) -> dict[str, bytes]:
+    """What makes a model of these files one that embeds."""
+    kept = Embedding(pooling=Pooling.MEAN, normalizes=False, size=size, generates=generates)
+    return {EMBEDDING_FILE: embedding_json(kept)}
 
 
 @cache

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import schemathesis
-from api_model import ids_of
+from api_model import embedding_file, ids_of
 from api_stand import Stand, stand
-from fake_engine import scripted
+from fake_engine import VECTOR_SIZE, scripted
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error
@@ -32,7 +32,9 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 async def test_every_operation_answers_as_it_is_documented(database: Database, tmp_path: Path) -> None:
     async with stand(database, tmp_path, api_keys="root", api_key="root") as api:
-        await api.warm("tiny", token_at=scripted(ids_of("The fox.")))
+        # It does everything that any model does.
+        files = embedding_file(size=VECTOR_SIZE, generates=True)
+        await api.warm("tiny", token_at=scripted(ids_of("The fox.")), files=files)
         # Schemathesis waits for answers: by a thread, while this one serves.
         asked, failures = await asyncio.to_thread(examine, api)
     if failures:

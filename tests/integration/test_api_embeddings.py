@@ -12,20 +12,14 @@ from pathlib import Path
 import openai
 import pytest
 import pytest_asyncio
-from api_model import CONTEXT, ids_of
+from api_model import CONTEXT, embedding_file, ids_of
 from api_stand import Stand, stand, until
 from fake_engine import VECTOR_SIZE, FakeEngine, vector_of
 
 from firstlight.database.connection import Database
-from firstlight.domain.embedding import Embedding, Pooling, embedding_json
 
 MODEL = "vectors"
 TEXTS = ["The dog", "a fox", "The quick brown fox"]
-
-
-def embedding_file(*, generates: bool = False) -> dict[str, bytes]:
-    kept = Embedding(pooling=Pooling.MEAN, normalizes=False, size=VECTOR_SIZE, generates=generates)
-    return {"embedding.json": embedding_json(kept)}
 
 
 @pytest_asyncio.fixture
@@ -35,7 +29,7 @@ async def api(database: Database, tmp_path: Path) -> AsyncIterator[Stand]:
 
 
 async def warm(api: Stand, **settings: object) -> FakeEngine:
-    return await api.warm(MODEL, files=embedding_file(), **settings)
+    return await api.warm(MODEL, files=embedding_file(size=VECTOR_SIZE), **settings)
 
 
 def expected(text: str) -> list[float]:
@@ -111,7 +105,7 @@ async def test_a_model_that_only_embeds_refuses_to_write(api: Stand) -> None:
             await attempt
         assert (refused.value.param, refused.value.code) == ("model", "unsupported_parameter")
     assert engine.requests == []
-    both = await api.warm("both", files=embedding_file(generates=True))
+    both = await api.warm("both", files=embedding_file(size=VECTOR_SIZE, generates=True))
     await api.client.completions.create(model="both", prompt="Hello!", max_tokens=1)
     await api.client.embeddings.create(model="both", input="Hello!")
     assert (len(both.requests), len(both.embedded)) == (1, 1)
@@ -139,13 +133,21 @@ async def test_a_client_that_leaves_frees_its_place(api: Stand) -> None:
     await until(lambda: api.services.table.lane(MODEL).running == 0)
 
 
-async def test_a_request_is_counted(api: Stand) -> None:
-    await warm(api)
-    await api.client.embeddings.create(model=MODEL, input=TEXTS)
-    told = (await api.http.get("/metrics")).text
-    used = float(sum(len(ids_of(text)) for text in TEXTS))
+async def test_a_request_counts_for_its_model_and_its_key(database: Database, tmp_path: Path) -> None:
+    async with stand(database, tmp_path, api_keys="root", api_key="root") as api:
+        await warm(api)
+        made = await api.http.post("/admin/v1/keys", json={"name": "someone", "requests_per_minute": 1})
+        headers = {"authorization": f"Bearer {made.json()['key']}"}
+        asked = {"model": MODEL, "input": TEXTS}
+        answers = [await api.http.post("/v1/embeddings", json=asked, headers=headers) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 429]
+        told = (await api.http.get("/metrics")).text
+        answer = await api.http.get("/admin/v1/usage", params={"key_id": made.json()["key_id"]})
+    used = sum(len(ids_of(text)) for text in TEXTS)
+    [row] = [row for row in answer.json()["usage"] if row["model"] == MODEL]
+    assert (row["requests"], row["prompt_tokens"], row["completion_tokens"]) == (1, used, 0)
     for line in (
-        f'vllm:prompt_tokens_total{{model_name="{MODEL}"}} {used}',
+        f'vllm:prompt_tokens_total{{model_name="{MODEL}"}} {float(used)}',
         f'vllm:request_success_total{{finished_reason="stop",model_name="{MODEL}"}} 3.0',
         f'vllm:e2e_request_latency_seconds_count{{model_name="{MODEL}"}} 1.0',
         'firstlight_answers_total{route="/v1/embeddings",status="200"} 1.0',
