@@ -14,6 +14,7 @@ import grpc
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 from transformers import AutoModel
 
@@ -165,6 +166,29 @@ def test_a_plan_of_an_embedder_is_its_conversion(tmp_path: Path, name: str) -> N
     kept = dict(made.files)["embedding.json"]
     assert kept == (tmp_path / "m" / "embedding.json").read_bytes()
     assert json.loads(kept)["generates"] is CASES[name].has_head
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_weights_are_found_with_and_without_the_models_prefix(tmp_path: Path, has_head: bool) -> None:
+    """Qwen3-Embedding calls itself a causal model with a tied head, and names its tensors as a body does."""
+    source = write_tiny_model(tmp_path / "source", "qwen3", tie_word_embeddings=True)
+    add_pooling(source, "lasttoken", normalizes=True)
+    weights = source / "model.safetensors"
+    tensors = load_file(weights)
+    if has_head:
+        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        save_file(tensors, weights, metadata={"format": "pt"})
+    else:
+        config = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps({**config, "architectures": ["Qwen3Model"]}))
+    convert(source, tmp_path / "m", dtype="float32", model="m", revision="r", on_progress=lambda *_: None)
+    state = load_state_dict(tmp_path / "m")
+    assert ("lm_head.weight" in state) is has_head
+    bare, full = "layers.1.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"
+    # The other way round than the source has it.
+    assert torch.equal(*((state[full], tensors[bare]) if has_head else (state[bare], tensors[full])))
+    made = plan(source, dtype="float32", model="m", revision="r")
+    assert filled(made, source) == (tmp_path / "m" / "partition-0.bin").read_bytes()
 
 
 def test_a_pooling_of_another_size_is_corrupt(tmp_path: Path) -> None:
