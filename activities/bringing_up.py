@@ -22,6 +22,8 @@ from activities.arriving import Arrived, Arriving
 from activities.awaiting_gpus import until_gpus_are_ours
 from activities.heartbeat import Heart, Progress
 from activities.patience import until_database_answers
+from activities.standing import Standing
+from activities.telling import Teller
 from firstlight.contracts.starts import BringUpInput, BringUpReceipt, PhaseSeconds, StartPlan
 from firstlight.database.connection import Database
 from firstlight.database.keys_repository import audit
@@ -54,15 +56,24 @@ class BringUp:
     store: StoreClient
     host: HostClient
     database: Database
+    teller: Teller
 
     async def run(self, request: BringUpInput, heart: Heart, earlier: Progress | None) -> BringUpReceipt:
         """`earlier`: what an attempt that died had reached. Raises: FirstlightError."""
+        standing = Standing(request, heart)
+        with self.teller.telling(standing.now):
+            return await self._carry_out(request, heart, earlier, standing)
+
+    async def _carry_out(
+        self, request: BringUpInput, heart: Heart, earlier: Progress | None, standing: Standing
+    ) -> BringUpReceipt:
+        """Raises: FirstlightError."""
         plan = request.plan
         # Best effort and not waited for: attach joins whatever it has prepared.
         hint = asyncio.create_task(self._prepare_engine(plan))
         bytes_ = self._bytes(request, heart)
-        arriving = asyncio.create_task(self._arrive(request, bytes_, heart, earlier))
-        serving = asyncio.create_task(self._serve(request, bytes_))
+        arriving = asyncio.create_task(self._arrive(request, bytes_, heart, earlier, standing))
+        serving = asyncio.create_task(self._serve(request, bytes_, standing))
         try:
             attached = await _cause_first(serving, arriving)
             arrived = await arriving
@@ -89,17 +100,31 @@ class BringUp:
         )
 
     async def _arrive(
-        self, request: BringUpInput, bytes_: Arriving, heart: Heart, earlier: Progress | None
+        self,
+        request: BringUpInput,
+        bytes_: Arriving,
+        heart: Heart,
+        earlier: Progress | None,
+        standing: Standing,
     ) -> Arrived:
         """Raises: FirstlightError."""
         try:
-            return await bytes_.run(earlier)
+            arrived = await bytes_.run(earlier)
         except PoolFull:
             if not request.plan.awaits_gpus:
                 raise
-        # Those that give way hold memory too, until they are gone.
+            arrived = await self._arrive_behind_others(request, heart, earlier, standing)
+        standing.arrived(arrived)
+        return arrived
+
+    async def _arrive_behind_others(
+        self, request: BringUpInput, heart: Heart, earlier: Progress | None, standing: Standing
+    ) -> Arrived:
+        """Those that give way hold memory too, until they are gone. Raises: FirstlightError."""
         began_s = time.monotonic()
+        standing.waits_for_room()
         await until_gpus_are_ours(self.database, request.plan)
+        standing.has_room()
         waited_s = time.monotonic() - began_s
         return replace(await self._bytes(request, heart).run(earlier), waited_s=waited_s)
 
@@ -109,11 +134,13 @@ class BringUp:
                 checkpoint_id=plan.checkpoint.checkpoint_id, instance_id=plan.instance_id
             )
 
-    async def _serve(self, request: BringUpInput, bytes_: Arriving) -> _Attached:
+    async def _serve(self, request: BringUpInput, bytes_: Arriving, standing: Standing) -> _Attached:
         """Attach as soon as the store can answer for the bytes, and let requests in."""
         await bytes_.is_known.wait()
         await until_gpus_are_ours(self.database, request.plan)
+        standing.attaches()
         attached = await self._attach(request.plan)
+        standing.attached()
         await self._publish(request, attached.endpoint)
         return attached
 

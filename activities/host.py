@@ -11,6 +11,7 @@ from activities.errors import answering
 from activities.heartbeat import beating, last_progress
 from activities.moving import move_requests
 from activities.patience import until_database_answers
+from activities.telling import Teller
 from activities.watching import Watch
 from firstlight.contracts.activities import HostActivities
 from firstlight.contracts.hosts import EngineRow, HostReport, InventoryInput, StoredRow
@@ -66,7 +67,8 @@ class GpuHost(HostActivities):
         self._store = StoreClient(channels, store_address)
         self._host = HostClient(channels, host_address)
         self._database = database
-        self._bring_up = BringUp(self._store, self._host, database)
+        self._teller = Teller(database)
+        self._bring_up = BringUp(self._store, self._host, database, self._teller)
         self._watch = Watch(channels, self._host)
 
     @activity.defn(name="download_checkpoint")
@@ -142,7 +144,7 @@ class GpuHost(HostActivities):
     @answering
     async def move_requests(self, request: MoveInput) -> MoveReceipt:
         async with beating("move") as heart:
-            return await move_requests(self._channels, request, heart)
+            return await move_requests(self._channels, request, heart, self._teller)
 
     @activity.defn(name="report_inventory")
     @answering

@@ -19,6 +19,7 @@ from firstlight.database.connection import (
     Notification,
 )
 from firstlight.database.instances_repository import InstanceRecord, list_instances
+from firstlight.database.progress_news import PROGRESS_CHANNEL
 from firstlight.domain.errors import FirstlightError
 
 logger = logging.getLogger(__name__)
@@ -38,35 +39,45 @@ class Feed:
         director: StartDirector,
         on_change: Callable[[], None] = lambda: None,
         on_news: Callable[[], None] = lambda: None,
+        on_progress: Callable[[str], None] = lambda payload: None,
     ) -> None:
-        """`on_change`: a model, or everything, was read anew. `on_news`: whatever was notified."""
+        """`on_change`: a model, or everything, was read anew. `on_news`: whatever was notified.
+
+        `on_progress`: word of a start or a move under way; nothing in Postgres has changed by it.
+        """
         self._database = database
         self._table = table
         self._catalog = catalog
         self._director = director
         self._on_change = on_change
         self._on_news = on_news
+        self._on_progress = on_progress
         self.is_fresh = asyncio.Event()
 
     async def run(self) -> None:
         """Listen for ever."""
-        async for item in self._database.listen(INSTANCE_CHANNEL, MODEL_CHANNEL, FLEET_CHANNEL):
+        channels = (INSTANCE_CHANNEL, MODEL_CHANNEL, FLEET_CHANNEL, PROGRESS_CHANNEL)
+        async for item in self._database.listen(*channels):
             if isinstance(item, Notification):
                 await self._take(item)
             else:
                 await self._refresh_until_done()
 
     async def _take(self, notification: Notification) -> None:
-        self._on_news()
+        if notification.channel != PROGRESS_CHANNEL:
+            self._on_news()
         if notification.channel == FLEET_CHANNEL:
             return
         try:
+            if notification.channel == PROGRESS_CHANNEL:
+                self._on_progress(notification.payload)
+                return
             if notification.channel == INSTANCE_CHANNEL:
                 notice = parse_notice(notification.payload)
                 self._table.apply(notice)
                 return
             name = json.loads(notification.payload)["name"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             # A newer release may notify in another way; the next refresh has the same news.
             logger.warning("notification on %s is not understood: %r", notification.channel, error)
             return

@@ -31,6 +31,7 @@ from api.key_limits import KeyLimits
 from api.metrics import Metrics
 from api.minimum import MinimumKeeper
 from api.openai.signs_of_life import Clock, Patience
+from api.progress_book import ProgressBook
 from api.routing.lane import Lane, Route
 from api.routing.notices import InstanceNotice
 from api.routing.route_table import LIVE, RouteTable
@@ -148,6 +149,7 @@ class Services:
             lambda: {"postgres": self.health.postgres.is_well(), "temporal": self.health.temporal.is_well()}
         )
         self.minimum = MinimumKeeper(catalog=self.catalog, table=self.table, director=self.director)
+        self.progress = ProgressBook()
         self.feed = Feed(
             database=database,
             table=self.table,
@@ -155,6 +157,7 @@ class Services:
             director=self.director,
             on_change=self.minimum.changed,
             on_news=self._heard,
+            on_progress=self.progress.hear,
         )
         self.console = Producer(read=lambda: read_fleet(self), look=lambda: look_here(self))
         # Nothing is left to be done once in this process.

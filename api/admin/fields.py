@@ -178,6 +178,18 @@ class DecisionList(BaseModel):
     decisions: list[DecisionAnswer]
 
 
+class ProgressAnswer(BaseModel):
+    """How far a start is, as its host said within the last seconds."""
+
+    instance_id: str
+    epoch: int
+    phase: str = Field(description="queue, download, load, free, attach or control.")
+    phase_s: float
+    bytes_done: int
+    bytes_total: int = Field(description="0: this phase moves none, or nobody knows how many.")
+    done: dict[str, float] = Field(description="Seconds of the phases that have ended.")
+
+
 class InstanceAnswer(BaseModel):
     instance_id: str
     model: str
@@ -195,6 +207,7 @@ class InstanceAnswer(BaseModel):
     failure_code: str | None
     failure: str | None
     gpu_indices: list[int]
+    progress: ProgressAnswer | None
 
 
 class InstanceList(BaseModel):

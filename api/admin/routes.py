@@ -25,7 +25,7 @@ from api.admin.fields import (
 )
 from api.admin.keys import add_keys, add_records
 from api.admin.migration_routes import add_migrations
-from api.admin.plain import plain
+from api.admin.plain import plain, with_progress
 from api.admin.scaling import scale as change_settings
 from api.admin.warming import warm
 from api.console.stream import add_events
@@ -148,7 +148,8 @@ def _add_fleet(router: APIRouter, services: Services) -> None:
     async def instances(model: str | None = None) -> Response:
         """Instances, ended ones included, newest first."""
         async with services.database.session() as session:
-            return JSONResponse({"instances": plain(await list_instances(session, model=model))})
+            found = await list_instances(session, model=model)
+        return JSONResponse({"instances": [with_progress(one, services.progress) for one in found]})
 
     @router.get(
         "/starts", response_model=None, responses={200: {"model": StartList}, **errors(400, 403, 503)}

@@ -5,7 +5,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from api.console.sections import Rows, host_rows, instance_rows, migration_rows, model_rows, start_rows
+from api.console.sections import (
+    Rows,
+    host_rows,
+    instance_rows,
+    migration_rows,
+    model_rows,
+    progress_rows,
+    start_rows,
+)
 from api.routing.route_table import LIVE
 from firstlight.database.engine_loads_repository import list_loads
 from firstlight.database.hosts_repository import list_hosts
@@ -46,6 +54,10 @@ def look_here(services: Services) -> Sections:
     requests = _requests(services)
     return {
         "models": model_rows(services.catalog.all_records),
+        "progress": {
+            "starts": progress_rows(services.progress.starts()),
+            "migrations": progress_rows(services.progress.moves()),
+        },
         "load": {
             "models": {lane.model: {"running": lane.running, "waiting": lane.waiting} for lane in lanes},
             "requests": requests[:REQUESTS_SHOWN],

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from api.admin.plain import plain
+from api.progress_book import Heard, Word
 from firstlight.contracts.naming import (
     cold_start_id,
     drain_workflow_id,
@@ -79,6 +80,13 @@ def migration_rows(migrations: Iterable[MigrationRecord]) -> Rows:
 
 def model_rows(models: Iterable[ModelRecord]) -> Rows:
     return [_row(model) for model in sorted(models, key=lambda model: model.name)]
+
+
+def progress_rows(heard: Mapping[str, Heard[Word]]) -> dict[str, dict[str, Any]]:
+    """By the id of the instance or of the migration."""
+    return {
+        about: {**_row(one.word), "since_unix_s": round(one.since_unix_s, 3)} for about, one in heard.items()
+    }
 
 
 def _start_id(start: StartRecord) -> str:

@@ -16,6 +16,9 @@ from firstlight.cli.output import bar, console, print_json, seconds, size, table
 
 STATE_STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "failed": "red", "lost": "red"}
 
+# Where a phase's own name says too little.
+PHASE_WORDS = {"queue": "queued", "free": "making room", "control": "finishing"}
+
 
 def register(app: typer.Typer) -> None:
     app.command("ps", epilog="Examples: firstlight ps · firstlight ps --all --json")(instances)
@@ -45,7 +48,7 @@ def instances(
         shown.add_row(
             one["instance_id"],
             one["model"],
-            _state(one["state"]),
+            Text.assemble(_state(one["state"]), _progress(one.get("progress"))),
             one["host_id"] or "-",
             ",".join(str(index) for index in one["gpu_indices"]) or "-",
             seconds(time.time() - one["created_at_unix_s"]),
@@ -84,3 +87,11 @@ def _print_host(host: Mapping[str, Any]) -> None:
 
 def _state(state: str) -> Text:
     return Text(state, style=STATE_STYLES.get(state, "dim"))
+
+
+# Any: JSON; an older server says nothing of it.
+def _progress(told: Mapping[str, Any] | None) -> str:
+    if told is None:
+        return ""
+    moved = f" {size(told['bytes_done'])} of {size(told['bytes_total'])}" if told["bytes_total"] else ""
+    return f" {PHASE_WORDS.get(told['phase'], told['phase'])}{moved}"

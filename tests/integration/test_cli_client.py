@@ -136,6 +136,19 @@ def test_nobody_there_is_one_sentence_with_the_next_step(tmp_path: Path) -> None
     )
 
 
+def test_ps_says_how_far_a_start_is(tmp_path: Path) -> None:
+    told = {"phase": "load", "bytes_done": 310_000_000, "bytes_total": 538_000_000}
+    row = {"model": "tiny", "host_id": "host-a", "gpu_indices": [0], "created_at_unix_s": 0.0}
+    rows = [
+        {**row, "instance_id": "one", "state": "starting", "progress": told},
+        # From a server of an earlier release.
+        {**row, "instance_id": "two", "state": "ready"},
+    ]
+    with serving(200, json.dumps({"instances": rows}).encode()) as url:
+        shown = firstlight("ps", "--api", url, state_dir=tmp_path).stdout
+    assert "starting load 310 MB of 538 MB" in shown
+
+
 @pytest.mark.parametrize("arguments", [["deploy"], ["ps", "--nonsense"], ["scale", "m"], ["nonsense"]])
 def test_wrong_usage_exits_with_2(arguments: list[str], tmp_path: Path) -> None:
     assert firstlight(*arguments, state_dir=tmp_path).returncode == 2

@@ -17,10 +17,13 @@ from chromium import Page, browsing, find_chromium
 from fake_host import FakeHost, working_cluster
 from fleets import placed
 
+from firstlight.contracts.progress import StartProgress
 from firstlight.contracts.starts import AbandonInput
 from firstlight.database.connection import Database
 from firstlight.database.hosts_repository import list_hosts
+from firstlight.database.instances_repository import get_instance
 from firstlight.database.migrations_repository import list_migrations
+from firstlight.database.progress_news import tell_progress
 from firstlight.database.starts_repository import abandon_start
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 
@@ -137,10 +140,18 @@ async def test_a_model_is_deployed_started_watched_and_moved_by_keyboard_alone(
     length = "document.querySelector('#history .track-total ~ .track-total').textContent"
     before = await page.run(length)
     await page.until(f"{length} !== {before!r}")
+    [instance_id] = host.started
+    await tell_of_start(api, instance_id, bytes_done=310_000_000)
+    await page.until(has("#history .fall[data-active] .doing", "loads 310 MB of 538 MB"))
+    # What has ended in its own colour, what goes on striped, what is to come pale: in this order.
+    bars = "[...document.querySelectorAll('#history .track.actual .phase')]"
+    classes = f"{bars}.map(e => e.className + ' ' + e.dataset.phase)"
+    await page.until(f"{classes}.join().includes('phase queue,phase live load,phase rest attach')")
+    assert await page.run(f"{bars}.find(e => e.matches('.live')).offsetWidth > 0")
+    await is_clear(page)
     host.gate.set()
     await page.until(has("#history .fall:not([data-active]) .pill", "ready"))
     await page.until("document.querySelectorAll('#history .track.actual .phase').length")
-    [instance_id] = host.started
     href = await page.run("document.querySelector('#history .fall-link a').href")
     assert href == f"{UI}namespaces/default/workflows/cold-start%2Ftiny%2F{instance_id}"
     await press(page, f"Phases and figures of start-{instance_id}")
@@ -174,6 +185,22 @@ async def test_a_model_is_deployed_started_watched_and_moved_by_keyboard_alone(
     assert (moved.state, moved.destination_host_id) == ("completed", other)
     # All of it came from the server itself: it works where nothing else can be reached.
     assert {urlsplit(url).netloc for url in page.asked} - {""} == {urlsplit(api.url).netloc}
+
+
+async def tell_of_start(api: Stand, instance_id: str, *, bytes_done: int) -> None:
+    """As its host would: it has waited, and loads."""
+    async with api.database.transaction() as session:
+        epoch = (await get_instance(session, instance_id)).epoch
+        word = StartProgress(
+            instance_id=instance_id,
+            epoch=epoch,
+            phase="load",
+            phase_s=0.05,
+            bytes_done=bytes_done,
+            bytes_total=538_000_000,
+            done={"queue": 0.05},
+        )
+        await tell_progress(session, [word])
 
 
 async def test_a_host_is_drained_and_taken_back(api: Stand, host: FakeHost, page: Page) -> None:

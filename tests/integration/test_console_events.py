@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
 from api_stand import Stand, stand, until
+from console_watching import EVENTS, Watching, watching
 from fleets import placed
 
 from api.auth import hash_of
@@ -27,49 +25,11 @@ from firstlight.database.connection import Database
 from firstlight.database.keys_repository import create_key, list_keys, revoke_key
 from firstlight.domain.errors import DatabaseUnavailable, Overloaded
 
-EVENTS = "/admin/v1/events"
-
 
 @pytest_asyncio.fixture
 async def api(database: Database, tmp_path: Path) -> AsyncIterator[Stand]:
     async with stand(database, tmp_path, temporal_ui_url="http://temporal.example/") as made:
         yield made
-
-
-class Watching:
-    """What one viewer knows: the latest value of every section, as the page keeps it."""
-
-    def __init__(self) -> None:
-        self.sections: dict[str, Any] = {}
-        self.counts: dict[str, int] = {}
-        self.is_over = False
-
-    async def read(self, response: httpx.Response) -> None:
-        name = ""
-        async for line in response.aiter_lines():
-            if line.startswith("event: "):
-                name = line.removeprefix("event: ")
-            elif line.startswith("data: "):
-                self.sections[name] = json.loads(line.removeprefix("data: "))
-                self.counts[name] = self.counts.get(name, 0) + 1
-        self.is_over = True
-
-    async def sees(self, condition: Callable[[dict[str, Any]], object]) -> None:
-        await until(lambda: "hosts" in self.sections and condition(self.sections), within_s=20)
-
-
-@asynccontextmanager
-async def watching(api: Stand) -> AsyncIterator[Watching]:
-    seen = Watching()
-    async with api.http.stream("GET", EVENTS, timeout=60) as response:
-        assert response.status_code == 200
-        assert response.headers["content-type"].startswith("text/event-stream")
-        reading = asyncio.create_task(seen.read(response))
-        try:
-            yield seen
-        finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
 
 
 async def test_a_viewer_sees_a_start_from_its_decision_to_its_requests(api: Stand) -> None:

@@ -6,6 +6,8 @@ export const state = {
   instances: [],
   starts: [],
   migrations: [],
+  // What goes on has said of itself lately, by instance and by migration.
+  progress: { starts: {}, migrations: {} },
   models: [],
   load: { models: {}, requests: [], more_requests: 0 },
   health: null,
