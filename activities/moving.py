@@ -19,9 +19,7 @@ from firstlight.rpc.clients import InferenceClient
 from firstlight.rpc.engine_pb2 import MigrateOutRequest, MigrationEvent
 
 
-async def move_requests(
-    channels: Channels, request: MoveInput, heart: Heart, teller: Teller
-) -> MoveReceipt:
+async def move_requests(channels: Channels, request: MoveInput, heart: Heart, teller: Teller) -> MoveReceipt:
     """Raises: EngineGone when the source dies, StaleEpoch, Conflict when another migration moves it."""
     began_s = time.monotonic()
     tally = Tally()
