@@ -97,7 +97,10 @@ class Arriving:
 
     async def _load(self, earlier: Progress | None) -> Arrived:
         heart, began_unix_s = self._heart, time.time()
-        heart.note(phase="load", bytes_total=self._checkpoint.size_bytes)
+        heart.note(phase="load")
+        if not self._fetch:
+            # A download counts its source's bytes, until those of the checkpoint itself come.
+            heart.note(bytes_total=self._checkpoint.size_bytes)
         try:
             async for message in self._store.load(
                 self._checkpoint.checkpoint_id, since_unix_s=self._since_unix_s

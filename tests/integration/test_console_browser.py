@@ -172,6 +172,12 @@ async def test_a_model_is_deployed_started_watched_and_moved_by_keyboard_alone(
     await asking
     await page.until("!document.querySelector('.requests')")
 
+    # A large fleet is many Tabs long: each of its parts can be gone to at once.
+    await press(page, "To starts and migrations")
+    assert await page.run("document.activeElement.id") == "activity-title"
+    await page.press("Tab")
+    assert await page.run("Boolean(document.activeElement.closest('#activity'))")
+
     source = await page.run("document.querySelector('#instances tbody td:nth-child(3)').firstChild.data")
     await press(page, f"Move tiny {instance_id} to another host")
     await page.until("document.activeElement.id === 'field-to'")

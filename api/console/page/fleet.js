@@ -3,7 +3,7 @@
 import { h } from './dom.js';
 import { hosts_section } from './hosts.js';
 import { instances_section } from './instances.js';
-import { empty, section } from './parts.js';
+import { button, empty, section } from './parts.js';
 import { state } from './state.js';
 import { legend, migration_row, start_row } from './waterfall.js';
 
@@ -13,6 +13,7 @@ const ROWS_SHOWN = 10;
 export function fleet_page() {
   return [
     h('h1', { class: 'unseen', 'data-key': 'title' }, 'Fleet'),
+    jumps(),
     glance(),
     h(
       'div',
@@ -21,6 +22,16 @@ export function fleet_page() {
       h('div', { class: 'column-of', 'data-key': 'right' }, instances_section(), activity_section()),
     ),
   ];
+}
+
+/** For the keyboard: a large fleet is a long way from its first host to its last start. */
+function jumps() {
+  const parts = [['hosts', 'Hosts'], ['instances', 'Running instances'], ['activity', 'Starts and migrations']];
+  return h(
+    'nav',
+    { class: 'jumps', 'aria-label': 'Parts of this page', 'data-key': 'jumps' },
+    parts.map(([id, name]) => button('jump', `To ${name.toLowerCase()}`, { 'data-to': id })),
+  );
 }
 
 function glance() {

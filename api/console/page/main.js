@@ -141,6 +141,11 @@ const ACTS = {
   undrain: (data) => attempt(undrain(data.host)),
   start: (data) => attempt(start(data.model)),
   migrate: (data) => ask_migrate(data.instance),
+  jump: (data) => {
+    const title = document.getElementById(`${data.to}-title`);
+    title.focus();
+    title.scrollIntoView();
+  },
 };
 
 function connect() {

@@ -50,7 +50,7 @@ export function section(id, title, aside, ...content) {
   return h(
     'section',
     { 'aria-labelledby': `${id}-title`, 'data-key': id, id },
-    h('div', { class: 'section-head' }, h('h2', { id: `${id}-title` }, title), aside),
+    h('div', { class: 'section-head' }, h('h2', { id: `${id}-title`, tabindex: -1 }, title), aside),
     content,
   );
 }
