@@ -57,6 +57,7 @@ def instance_rows(instances: Iterable[InstanceRecord], loads: Mapping[str, tuple
             "model": one.model,
             "host_id": one.host_id,
             "state": str(one.state),
+            "epoch": one.epoch,
             "gpu_indices": list(one.gpu_indices),
             "max_concurrency": one.max_concurrency,
             "created_at_unix_s": one.created_at_unix_s,

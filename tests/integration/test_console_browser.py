@@ -172,8 +172,9 @@ async def test_a_model_is_deployed_started_watched_and_moved_by_keyboard_alone(
     await asking
     await page.until("!document.querySelector('.requests')")
 
-    # A large fleet is many Tabs long: each of its parts can be gone to at once.
-    await press(page, "To starts and migrations")
+    # A large fleet is many Tabs long: a figure at the top leads to what it counts.
+    await page.focus_on("e.dataset.to === 'activity'")
+    await page.press("Enter")
     assert await page.run("document.activeElement.id") == "activity-title"
     await page.press("Tab")
     assert await page.run("Boolean(document.activeElement.closest('#activity'))")
@@ -252,6 +253,14 @@ async def test_text_that_is_markup_stays_text(api: Stand, page: Page) -> None:
     assert await page.run(has("#history .facts", markup))
     assert await page.run("document.querySelectorAll('main img, main script').length") == 0
     assert await page.run("window.hit") is None
+
+
+async def test_a_start_that_serves_while_its_bytes_come_is_clear(api: Stand, page: Page) -> None:
+    await api.deploy("tiny")
+    await api.run(await placed(api.database, "tiny"))
+    await live(page, api.url)
+    await page.until(has(".fall[data-active] .doing", "serves, loads on"))
+    await is_clear(page)
 
 
 async def test_a_key_is_asked_for_and_kept_in_the_tab_only(

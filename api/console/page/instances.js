@@ -4,6 +4,7 @@ import { h } from './dom.js';
 import { age, count } from './format.js';
 import { button, empty, heads, model_link, pill, section, workflow_link } from './parts.js';
 import { now_s, state } from './state.js';
+import { doing, told_of } from './waterfall.js';
 
 export function instances_section(model) {
   const found = state.instances.filter((one) => !model || one.model === model);
@@ -58,7 +59,7 @@ function body(one) {
       null,
       h('th', { scope: 'row' }, model_link(one.model), h('span', { class: 'quiet id' }, one.instance_id)),
       h('td', null, pill(one.state)),
-      h('td', null, one.host_id, one.gpu_indices.length ? h('span', { class: 'quiet id' }, ` GPU ${one.gpu_indices.join(', ')}`) : null),
+      h('td', { class: 'line' }, one.host_id, one.gpu_indices.length ? h('span', { class: 'quiet id' }, ` GPU ${one.gpu_indices.join(', ')}`) : null),
       h('td', { class: 'line' }, load(one, requests)),
       h('td', { class: 'number' }, age(now_s() - one.created_at_unix_s)),
       h('td', { class: 'line' }, workflow_link(one.workflow_id)),
@@ -75,7 +76,10 @@ function body(one) {
 }
 
 function load(one, requests) {
-  if (one.state === 'starting') return h('span', { class: 'quiet' }, '–');
+  if (one.state === 'starting') {
+    const told = told_of(one.instance_id, one.epoch);
+    return h('span', { class: 'quiet' }, told ? doing(told) : '–');
+  }
   // Hosts' agents see all replicas of the API, a few seconds late; this process sees its own at once.
   const elsewhere = Math.max(0, (one.seen_requests || 0) - requests.length);
   return [

@@ -20,7 +20,7 @@ const MOVES = [
 ];
 // Shorter than this is nothing.
 const LEAST_S = 0.0005;
-export const LEGEND = [...PHASES, ['move', 'move requests']];
+export const LEGEND = [...PHASES, ...MOVES];
 
 // What is being done in a phase, for who reads and does not look at bars.
 const DOING = {
@@ -54,14 +54,21 @@ export function start_phases(start, told = null, elapsed_s = 0) {
 const shown = (rows) => rows.filter((row) => row.running_s !== null || (row.predicted || 0) + (row.actual || 0) >= LEAST_S);
 
 /** What its host said of a start lately, if that was of this very plan. */
-function told_of(instance_id, epoch) {
+export function told_of(instance_id, epoch) {
   const told = state.progress.starts[instance_id];
   return told && (epoch === undefined || told.epoch === epoch) ? told : null;
 }
 
-function doing(told) {
+export function doing(told) {
   const moved = told.bytes_total ? ` ${size(told.bytes_done)} of ${size(told.bytes_total)}` : '';
   return `${DOING[told.phase] || told.phase}${moved}`;
+}
+
+/** Its engine answers with what has come, while the rest still comes. */
+function serving(start, told) {
+  const first_s = start.request_to_first_token_s;
+  const first = first_s ? `first token after ${seconds(first_s)}, ` : '';
+  return `serves, ${first}${told && told.bytes_total ? doing(told) : 'loads on'}`;
 }
 
 export function start_row(start, with_model = true) {
@@ -74,7 +81,7 @@ export function start_row(start, with_model = true) {
     begun_s: start.decided_at_unix_s,
     title: [with_model ? model_link(start.model) : null, with_model ? ' on ' : 'on ', start.host_id || 'no host'],
     note: `from ${start.tier}`,
-    doing: told ? doing(told) : null,
+    doing: elapsed_s === null ? null : start.state === 'ready' ? serving(start, told) : told ? doing(told) : null,
     state: start.state,
     // One that ended well long ago is `stopped` now, which says nothing of its start.
     outcome: start.actual && !start.failure ? 'ready' : start.state,
@@ -82,7 +89,6 @@ export function start_row(start, with_model = true) {
     predicted_s: start.predicted.total_s,
     actual_s: start.actual ? start.actual.total_s : ready_s,
     elapsed_s,
-    so_far: start.state === 'ready' ? 'serves, loads on' : 'so far',
     failure: start.failure,
     facts: start_facts(start),
     workflow_id: start.workflow_id || `cold-start/${start.model}/${start.instance_id}`,
@@ -124,7 +130,6 @@ export function migration_row(one) {
     predicted_s: known_s || null,
     actual_s: is_running ? null : one.start_s + one.move_s,
     elapsed_s,
-    so_far: 'so far',
     failure: one.failure,
     facts: [
       ['Why', one.reason],
@@ -232,7 +237,7 @@ function live_track(one, live, scale_s) {
       }),
       live.rest.map((row) => bar(row, 'predicted', scale_s, 'rest')),
     ),
-    h('span', { class: 'track-total' }, seconds(one.elapsed_s), h('span', { class: is_late ? 'late' : 'quiet' }, is_late ? ' late' : ` ${one.so_far}`)),
+    h('span', { class: 'track-total' }, seconds(one.elapsed_s), h('span', { class: is_late ? 'late' : 'quiet' }, is_late ? ' late' : ' so far')),
   ];
 }
 
