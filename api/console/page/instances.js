@@ -60,7 +60,7 @@ function body(one) {
       h('th', { scope: 'row' }, model_link(one.model), h('span', { class: 'quiet id' }, one.instance_id)),
       h('td', null, pill(one.state)),
       h('td', { class: 'line' }, one.host_id, one.gpu_indices.length ? h('span', { class: 'quiet id' }, ` GPU ${one.gpu_indices.join(', ')}`) : null),
-      h('td', { class: 'line' }, load(one, requests)),
+      h('td', { class: one.state === 'starting' ? null : 'line' }, load(one, requests)),
       h('td', { class: 'number' }, age(now_s() - one.created_at_unix_s)),
       h('td', { class: 'line' }, workflow_link(one.workflow_id)),
       h(
