@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from firstlight.contracts.hosts import EngineRow, FailHostInput, HostReport, MendInput
 from firstlight.contracts.instances import BeginDrainInput, FinishInput
+from firstlight.contracts.progress import StartProgress
 from firstlight.contracts.starts import AbandonInput, PhaseSeconds, RecordStartInput, ReplanInput, StartPlan
 from firstlight.database import (
     hosts_repository,
@@ -22,6 +23,7 @@ from firstlight.database import (
     starts_repository,
 )
 from firstlight.database.connection import Database
+from firstlight.database.progress_news import tell_progress
 from firstlight.domain.errors import Conflict, DatabaseUnavailable, NotFound
 from firstlight.domain.lifecycle import InstanceState
 
@@ -73,6 +75,13 @@ async def publish_one(fleet: Fleet) -> None:
         async with fleet.database.transaction() as session:
             phases = PhaseSeconds(load_s=1.0, attach_s=0.1, total_s=1.1, tier="ssd")
             await starts_repository.record_start(session, RecordStartInput(plan, phases))
+
+
+async def tell(fleet: Fleet) -> None:
+    if (plan := fleet.plan()) is not None:
+        word = StartProgress(instance_id=plan.instance_id, epoch=plan.epoch, phase="load", phase_s=1.0)
+        async with fleet.database.transaction() as session:
+            await tell_progress(session, [word])
 
 
 async def abandon(fleet: Fleet) -> None:
@@ -136,7 +145,7 @@ async def delete(fleet: Fleet) -> None:
 
 WEIGHTS = {
     start: 8, publish_one: 4, replan: 2, abandon: 1, drain: 2, finish: 3, lose_host: 1, register: 3, mend: 1,
-    create: 4, delete: 1,
+    create: 4, delete: 1, tell: 4,
 }  # fmt: skip
 
 
