@@ -89,6 +89,7 @@ export function start_row(start, with_model = true) {
     predicted_s: start.predicted.total_s,
     actual_s: start.actual ? start.actual.total_s : ready_s,
     elapsed_s,
+    serves: start.state === 'ready',
     failure: start.failure,
     facts: start_facts(start),
     workflow_id: start.workflow_id || `cold-start/${start.model}/${start.instance_id}`,
@@ -196,7 +197,8 @@ function live_parts(one) {
   const running = one.phases[at];
   const own_s = Math.max(0, one.elapsed_s - done_s - running.running_s);
   const rest = one.phases
-    .filter((row, index) => index >= at && row.actual === null)
+    // Who serves has its engine already: only the bytes still come.
+    .filter((row, index) => index >= at && row.actual === null && (row === running || !one.serves))
     .map((row) => {
       const spent_s = row === running ? row.running_s : row.id === 'control' ? own_s : 0;
       return { ...row, predicted: Math.max(0, (row.predicted || 0) - spent_s) };
