@@ -36,7 +36,9 @@ def verify(checkpoint: CheckpointPath, as_json: AsJson = False) -> None:
     began = time.monotonic()
     opened = open_checkpoint(checkpoint)
     with progress_of("verifying", is_quiet=as_json) as advance:
-        damages = list(find_damage(opened, on_progress=advance))
+        # Partitions are read side by side, so damage is found in any order.
+        found = find_damage(opened, on_progress=advance)
+        damages = sorted(found, key=lambda damage: (damage.file, damage.offset))
     took_s = time.monotonic() - began
     if as_json:
         report = {"size_bytes": opened.size_bytes, "seconds": took_s, "damage": [asdict(d) for d in damages]}
