@@ -6,8 +6,10 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Coroutine
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 # What a cluster that is starting, or whose network is, answers.
 _AWAY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.UNKNOWN)
 LONGEST_PAUSE_S = 2.0
+CALL_ENDS_WITHIN_S = 2.0
 
 
 async def connect(settings: Settings) -> Client:
@@ -48,9 +51,7 @@ async def connect(settings: Settings) -> Client:
     pause_s = 0.1
     while True:
         try:
-            client = await _connect_once(settings)
-            await ensure_search_attributes(client)
-            return client
+            return await _to_its_end(_connected(settings))
         except RuntimeError as failure:
             # How the SDK says that nobody listens there.
             reason = str(failure)
@@ -74,9 +75,7 @@ async def connect_within(settings: Settings, *, within_s: float) -> Client:
     deadline_s = time.monotonic() + within_s
     while True:
         try:
-            client = await _connect_once(settings)
-            await ensure_search_attributes(client)
-            return client
+            return await _to_its_end(_connected(settings))
         except RuntimeError as failure:
             reason = str(failure)
         except RPCError as failure:
@@ -104,6 +103,28 @@ def _refused(settings: Settings, failure: RPCError) -> InvalidSettings:
         "create it with the cluster's own tools, or mend FIRSTLIGHT_TEMPORAL_NAMESPACE",
         setting="FIRSTLIGHT_TEMPORAL_NAMESPACE",
     )
+
+
+async def _connected(settings: Settings) -> Client:
+    client = await _connect_once(settings)
+    await ensure_search_attributes(client)
+    return client
+
+
+async def _to_its_end(work: Coroutine[Any, Any, Client]) -> Client:
+    """Who is cancelled waits a little for what the SDK is doing.
+
+    Its own threads go on with a call that nobody waits for, and print a crash if Python is gone when it ends.
+    """
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=CALL_ENDS_WITHIN_S)
+        if task.done() and not task.cancelled():
+            # Looked at, so that nobody reports it as lost.
+            task.exception()
+        raise
 
 
 async def _connect_once(settings: Settings) -> Client:
