@@ -27,7 +27,7 @@ FIRST_AFTER_S = 0.5
 AGAIN_AFTER_S = 1.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Ongoing:
     stands: Callable[[], Progress]
     next_s: float

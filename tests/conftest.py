@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-# Before anything loads gRPC: its fork handlers close files of programs that tests begin.
+# Before any test module loads gRPC; see firstlight/__init__.py.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 

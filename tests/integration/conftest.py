@@ -7,9 +7,6 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
-# Before any test module loads gRPC; see firstlight/__init__.py.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-
 import psycopg
 import pytest
 import pytest_asyncio

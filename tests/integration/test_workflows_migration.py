@@ -64,7 +64,7 @@ async def test_the_temporal_ui_tells_its_story(scene: Scene) -> None:
     assert story is not None and "an operator asked" in story
     told = (await handle.query("__temporal_workflow_metadata")).current_details
     cells = [cell.strip() for cell in told.replace("\u00a0", " ").split("|")]
-    assert " ".join(cells).find("1 2 600 9.00 0.200") > 0 and "Longest stand-still **12 ms**" in told
+    assert " 1 2 600 9.00 0.200 " in " ".join(cells) and "Longest stand-still **12 ms**" in told
 
 
 async def test_a_destination_that_does_not_start_costs_the_source_nothing(scene: Scene) -> None:
