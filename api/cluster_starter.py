@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -30,6 +31,8 @@ from firstlight.rpc.engine_loads import EngineLoads
 # A store that was told a moment ago has not forgotten.
 TELL_AGAIN_S = 0.25
 TOLD_AT_MOST = 4096
+# A store answers within a millisecond or two; one that does not holds no engine up.
+ENGINE_HINT_AFTER_S = 0.01
 REHEARSED_WITH = 4
 
 
@@ -114,8 +117,8 @@ class ClusterStarter(Starter):
             self._told.clear()
             self._told_until_s.clear()
         self._told[model], self._told_until_s[model] = target, now_s + TELL_AGAIN_S
-        self._background.start(self._hint_store(target, request_id), name="hint to the store")
-        self._background.start(self._hint_engine(target, request_id), name="hint to the engine")
+        store = self._background.start(self._hint_store(target, request_id), name="hint to the store")
+        self._background.start(self._hint_engine(target, request_id, store), name="hint to the engine")
 
     async def begin(self, planned: PlannedStart) -> None:
         assert planned.plan is not None
@@ -157,7 +160,10 @@ class ClusterStarter(Starter):
 
         await self._tell(target.host_id, prepare)
 
-    async def _hint_engine(self, target: Foreseen, request_id: str) -> None:
+    async def _hint_engine(self, target: Foreseen, request_id: str, store: asyncio.Task[None]) -> None:
+        """After the store's: bytes take longest, and an engine that gets ready would take its core from it."""
+        await asyncio.wait({store}, timeout=ENGINE_HINT_AFTER_S)
+
         async def prepare(host: HostAddresses) -> None:
             await HostClient(self._channels, host.host_address).prepare_engine(
                 checkpoint_id=target.checkpoint_id, instance_id=request_id

@@ -211,11 +211,14 @@ class Services:
         except (FirstlightError, TimeoutError) as error:
             logger.warning("not all is prepared for the first start: %s", error)
 
-    def foretell(self, model: str, request_id: str) -> None:
+    async def foretell(self, model: str, request_id: str) -> None:
         """A request for `model` has come in: if nothing serves or starts, bytes may begin to move."""
         lane = self.table.lane(model)
         if not lane.routes and not lane.starting:
             self.starter.foretell(model, request_id)
+            # The call is made in one turn of the loop and leaves in the next: before this request's own work.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     def _heard(self) -> None:
         self.fleet.changed()

@@ -51,7 +51,7 @@ class EmbeddingRun:
             # Before anything is started that could not answer.
             embedding_of(record, known)
         lane.check_line()
-        services.foretell(record.name, self._request_id)
+        await services.foretell(record.name, self._request_id)
         text = await services.admission.text_of(
             record, deadline_s=self._clock.deadline_s, request_id=self._request_id
         )

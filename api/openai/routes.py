@@ -125,7 +125,7 @@ class _Run(ABC):
         # Who cannot even wait hears it before anything is done for it, and before a stream could begin.
         lane.check_line()
         # Before the prompt is put into tokens, which may take longer than all that follows.
-        services.foretell(record.name, self._request_id)
+        await services.foretell(record.name, self._request_id)
         signs = SignsOfLife(lane, self._clock, services.patience)
         if not self._fields.stream:
             order = await self._order(record)

@@ -37,6 +37,8 @@ class StoreService(StoreServicer):
         async with answering(context):
             parse_checkpoint_id(request.checkpoint_id)
             reply = self._prepare(request)
+            # What was ordered begins now: before the log's line and the answer are written.
+            await asyncio.sleep(0)
             log.info(
                 "prepare checkpoint=%s instance=%s found_in=%s after_s=%.3f",
                 request.checkpoint_id,
