@@ -12,6 +12,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from api.background import Background
+from api.engine_client import EngineClient
 from api.foresight import Foreseen, Foresight, foreseen
 from api.host_directory import HostAddresses, HostDirectory
 from api.starts import Starter
@@ -43,6 +44,7 @@ class ClusterStarter(Starter):
         database: Database,
         temporal: Client,
         channels: Channels,
+        engines: EngineClient,
         hosts: HostDirectory,
         background: Background,
         foresight: Foresight,
@@ -53,6 +55,7 @@ class ClusterStarter(Starter):
         self._database = database
         self._temporal = temporal
         self._channels = channels
+        self._engines = engines
         self._hosts = hosts
         self._background = background
         self._max_plans = max_plans
@@ -161,13 +164,14 @@ class ClusterStarter(Starter):
         await self._tell(target.host_id, prepare)
 
     async def _hint_engine(self, target: Foreseen, request_id: str, store: asyncio.Task[None]) -> None:
-        """After the store's: bytes take longest, and an engine that gets ready would take its core from it."""
+        """After the store's: bytes take longest, and an engine that gets ready would take its core."""
         await asyncio.wait({store}, timeout=ENGINE_HINT_AFTER_S)
 
         async def prepare(host: HostAddresses) -> None:
-            await HostClient(self._channels, host.host_address).prepare_engine(
+            reply = await HostClient(self._channels, host.host_address).prepare_engine(
                 checkpoint_id=target.checkpoint_id, instance_id=request_id
             )
+            await self._engines.meet(reply.endpoints)
 
         await self._tell(target.host_id, prepare)
 

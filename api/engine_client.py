@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterable
 from enum import StrEnum
 
 from api.journal import Journal
@@ -14,6 +15,8 @@ from firstlight.rpc.clients import InferenceClient
 
 # What an engine said before it ended may still be on its way: a hand-over, or a stream's last tokens.
 LAST_WORDS_S = 3.0
+# A connection to an engine that serves nothing of ours by then is closed.
+MET_FOR_S = 60.0
 
 
 class Health(StrEnum):
@@ -28,6 +31,8 @@ class EngineClient:
     def __init__(self, channels: Channels) -> None:
         self._channels = channels
         self._clients: dict[str, InferenceClient] = {}
+        # Engines that may serve, and since when they are expected to (monotonic).
+        self._met: dict[str, float] = {}
 
     def generate(self, route: Route, journal: Journal) -> AsyncIterator[engine_pb2.GenerateChunk]:
         """Tokens behind those of the journal. Closing the iterator cancels the call."""
@@ -49,6 +54,19 @@ class EngineClient:
         """Close the channel to an engine that has ended. Streams that hang on it go on elsewhere."""
         if self._clients.pop(endpoint, None) is not None:
             await self._channels.forget(endpoint, grace_s=LAST_WORDS_S)
+
+    async def meet(self, endpoints: Iterable[str]) -> None:
+        """Connect to engines that may soon serve: a first request need not wait for that."""
+        now_s = time.monotonic()
+        for endpoint, since_s in list(self._met.items()):
+            if now_s - since_s > MET_FOR_S:
+                del self._met[endpoint]
+                if endpoint not in self._clients:
+                    await self._channels.forget(endpoint)
+        for endpoint in endpoints:
+            if endpoint not in self._clients:
+                self._met[endpoint] = now_s
+                self._channels.connect(endpoint)
 
     def _client(self, endpoint: str) -> InferenceClient:
         client = self._clients.get(endpoint)

@@ -109,6 +109,7 @@ class Services:
             database=database,
             temporal=dependencies.temporal,
             channels=self.channels,
+            engines=self.engines,
             hosts=self.hosts,
             background=self.background,
             foresight=self.foresight,

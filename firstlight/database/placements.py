@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, func
+from collections.abc import Sequence
+
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -35,6 +37,22 @@ async def record_checkpoint(
             f"{row.manifest_digest[:16]}…: the source has changed under one revision",
             checkpoint_id=checkpoint_id,
         )
+
+
+async def unwritten_tiers(
+    session: AsyncSession, *, host_id: str, checkpoint_id: str, tiers: Sequence[Tier], size_bytes: int
+) -> list[Tier]:
+    """Those of `tiers` in which the host does not hold the checkpoint, as far as is written. No lock."""
+    written = await session.scalars(
+        select(PlacementRow.tier).where(
+            PlacementRow.host_id == host_id,
+            PlacementRow.checkpoint_id == checkpoint_id,
+            PlacementRow.state == PlacementState.READY,
+            PlacementRow.size_bytes == size_bytes,
+        )
+    )
+    held = set(written)
+    return [tier for tier in tiers if tier not in held]
 
 
 async def write_placement(

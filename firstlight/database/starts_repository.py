@@ -11,7 +11,7 @@ from firstlight.contracts.starts import AbandonInput, StartPlan
 from firstlight.database.current_plan import current_plan
 from firstlight.database.instance_closing import close_instance, lock_instance
 from firstlight.database.locks import lock_placements
-from firstlight.database.placements import record_checkpoint, write_placement
+from firstlight.database.placements import record_checkpoint, unwritten_tiers, write_placement
 from firstlight.database.start_history import list_starts
 from firstlight.database.start_learning import record_first_token, record_start
 from firstlight.database.start_planning import plan_start, replan_start
@@ -61,8 +61,13 @@ async def publish_route(
     await record_checkpoint(
         session, checkpoint_id=row.checkpoint_id, manifest_digest=manifest_digest, size_bytes=size_bytes
     )
-    await lock_placements(session, row.host_id)
-    for tier in tiers:
+    # A client waits for this commit, and mostly the host's mirror has written them already.
+    unwritten = await unwritten_tiers(
+        session, host_id=row.host_id, checkpoint_id=row.checkpoint_id, tiers=tiers, size_bytes=size_bytes
+    )
+    if unwritten:
+        await lock_placements(session, row.host_id)
+    for tier in unwritten:
         await write_placement(
             session, host_id=row.host_id, checkpoint_id=row.checkpoint_id, tier=tier, size_bytes=size_bytes
         )

@@ -58,6 +58,10 @@ class Channels:
             self._open[address] = self._channel(address)
         return self._open[address]
 
+    def connect(self, address: str) -> None:
+        """Begin to connect to `host:port` for a call that is about to come; returns at once."""
+        self.to(address).get_state(try_to_connect=True)
+
     def _channel(self, address: str) -> grpc.aio.Channel:
         own = identity.current()
         if not own.is_known:

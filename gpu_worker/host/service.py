@@ -78,7 +78,9 @@ class HostService(HostServicer):
             if not directory.is_dir():
                 return wire.PrepareEngineReply(accepted=False)
             command = PrepareCommand(checkpoint_id=request.checkpoint_id, checkpoint_dir=str(directory))
-            return wire.PrepareEngineReply(accepted=self._spares.prepare(command))
+            ready = self._spares.prepare(command)
+            endpoints = [spare.handle.endpoint for spare in ready if spare.handle.endpoint]
+            return wire.PrepareEngineReply(accepted=bool(ready), endpoints=endpoints)
 
 
 def _command(request: wire.AttachRequest) -> AttachCommand:

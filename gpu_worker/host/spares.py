@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,13 +98,13 @@ class Spares:
             if spare.is_ready and fresh:
                 self._keep_task(self._prepare(spare, fresh))
 
-    def prepare(self, command: PrepareCommand) -> bool:
-        """A hint: build this one now, in every spare. False when there is none."""
+    def prepare(self, command: PrepareCommand) -> Sequence[Spare]:
+        """A hint: build this one now, in every spare. Returns those, none when there is none."""
         ready = [spare for spare in self._spares if spare.is_ready]
         self._skeletons[command.checkpoint_id] = command
         for spare in ready:
             self._keep_task(self._prepare(spare, [command]))
-        return bool(ready)
+        return ready
 
     def _ready(self, device: str) -> Spare | None:
         for spare in self._spares:

@@ -20,10 +20,11 @@ from firstlight.database.connection import (
     Notification,
     Reconnected,
 )
+from firstlight.database.placements import write_placement
 from firstlight.database.records import InstanceRecord
 from firstlight.domain.errors import CheckpointMismatch, DatabaseUnavailable, StaleEpoch, UnknownInstance
 from firstlight.domain.fleet import Tier
-from firstlight.domain.lifecycle import InstanceState
+from firstlight.domain.lifecycle import InstanceState, PlacementState
 
 
 async def read(database: Database, instance_id: str) -> InstanceRecord:
@@ -49,6 +50,33 @@ async def test_publishing_makes_the_instance_ready_and_records_the_checkpoint(da
         ("tiny@abcd1234", Tier.DRAM),
     }
     assert host.gpus[0].instance_id == start.instance_id and host.ssd_used_bytes == 1_100_000_000
+
+
+@pytest.mark.parametrize("known", ["nothing", "ssd", "both", "another size", "quarantined"])
+async def test_publishing_writes_what_nobody_has_written_of_where_the_bytes_lie(
+    database: Database, known: str
+) -> None:
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    start = await placed(database, "tiny")
+    size, state = (5 if known == "another size" else 1_100_000_000), PlacementState.READY
+    if known == "quarantined":
+        state = PlacementState.QUARANTINED
+    async with database.transaction() as session:
+        for tier in () if known == "nothing" else (Tier.SSD,) if known == "ssd" else (Tier.SSD, Tier.DRAM):
+            await write_placement(
+                session,
+                host_id="host-a",
+                checkpoint_id="tiny@abcd1234",
+                tier=tier,
+                size_bytes=size,
+                state=state,
+            )
+    await publish(database, start)
+    async with database.session() as session:
+        [host] = await hosts_repository.list_hosts(session)
+    found = {(row.tier, row.state, row.size_bytes) for row in host.placements}
+    assert found == {(tier, PlacementState.READY, 1_100_000_000) for tier in (Tier.SSD, Tier.DRAM)}
 
 
 async def test_a_stale_epoch_neither_publishes_nor_ends(database: Database) -> None:

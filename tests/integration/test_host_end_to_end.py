@@ -167,6 +167,15 @@ async def test_from_ssd_to_tokens(host: RunningHost) -> None:
     assert not again.was_running
 
 
+async def test_who_prepares_says_where_it_is_going_to_serve(host: RunningHost) -> None:
+    spare = await host.until_spare()
+    told = await host.host.prepare_engine(checkpoint_id=NAME)
+    assert told.accepted and list(told.endpoints) == [spare.endpoint]
+    assert (await host.attach("i1", 15)).endpoint == spare.endpoint
+    nobody = await host.host.prepare_engine(checkpoint_id="absent@aaaa")
+    assert not nobody.accepted and not nobody.endpoints
+
+
 async def test_attach_brings_what_it_needs_from_ssd(host: RunningHost) -> None:
     await host.store.remove(NAME, only_dram=True) if await in_dram(host) else None
     await host.attach("i1", 21)
