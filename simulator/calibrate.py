@@ -1,10 +1,11 @@
 """The simulator beside a real `firstlight up`: the same short trace on both, start-up latencies side by side.
 
-    python -m simulator.calibrate [--json FILE] [--requests N] [--rounds N] [--source URI] [--state-dir DIR]
+    python -m simulator.calibrate [--json FILE] [--requests N] [--blocks N] [--rounds N] [--source URI]
 
-First a few starts from each tier are measured on the platform, one at a time; what they take is all that the
-simulator is told of this machine. Then the trace runs on the platform, and in the simulator. Exit code 1: p50
-or p95 differ by more than a fifth. On a machine that does other work meanwhile both say little.
+The trace runs on the platform in blocks. Before and after each of them a few starts from each tier are
+measured, one at a time; what they take is all that the simulator is told of the machine, for that block: one
+that others share is another machine after some minutes. Exit code 1: p50 or p95 differ by more than a fifth.
+On a machine that does other work meanwhile both say little.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from rich.progress import Progress
 
 from benchmarks.cold_start import demo_source
 from benchmarks.platform import Platform
 from benchmarks.report import Report, quantile, wide_console
-from simulator.calibration import Measured, scenario_of, trace_of
+from simulator.calibration import Measured, blocks_of, scenario_of, startup_s, trace_of
 from simulator.calibration_platform import RealFleet
 from simulator.entities import Request
 from simulator.running import play
@@ -49,19 +52,20 @@ def main() -> int:
     with Platform(arguments.state_dir.resolve(), env=env) as platform, Progress(transient=True) as progress:
         fleet = RealFleet(platform, models=MODELS, keep_alive_s=KEEP_ALIVE_S, progress=progress)
         fleet.deploy(arguments.source)
-        measured = fleet.measure(arguments.rounds, rest_s=arguments.gap)
         began_unix_s = time.time()
-        real_s = fleet.replay(trace)
-        starts = fleet.starts(began_unix_s)
-    simulated = _simulated(measured, trace)
-    report = _report(measured, real_s, [request.waited_s for request in simulated])
+        played = _play(fleet, trace, arguments)
+        starts = [row for row in fleet.starts(began_unix_s) if _falls_into(row, played)]
+    simulated = [request for block in played for request in _simulated(block.measured, block.trace)]
+    real_s = [one for block in played for one in block.real_s]
+    report = _report(played, real_s, [request.waited_s for request in simulated])
     # Where the starts came from, on either side: what differs there no noise explains.
     real_from = Counter(str(start["tier"]) for start in starts)
     simulated_from = Counter(str(one.start_tier) for one in simulated if one.start_tier is not None)
     report.notes.append(f"real starts by tier: {_shares(real_from)}; simulated: {_shares(simulated_from)}")
     report.trials += [{"starts": starts, "startup_s": real_s}]
     report.print_rows()
-    wide_console().print(measured.sentence())
+    for block in played:
+        wide_console().print(block.measured.sentence())
     report.print_reach()
     if arguments.json:
         report.write(arguments.json)
@@ -71,9 +75,12 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the report there as JSON")
-    parser.add_argument("--requests", type=int, default=40, help="length of the trace (default 40)")
+    parser.add_argument("--requests", type=int, default=60, help="length of the trace (default 60)")
+    parser.add_argument("--blocks", type=int, default=4, help="parts it is played in (default 4)")
     parser.add_argument("--gap", type=float, default=4.0, help="mean seconds between requests (default 4)")
-    parser.add_argument("--rounds", type=int, default=10, help="starts measured from each tier (default 10)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="starts measured from each tier at a time (default 3)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--source", default=demo_source(), help="checkpoint (default: SmolLM2's GGUF)")
     parser.add_argument(
@@ -92,6 +99,38 @@ def _shares(counted: Counter[str]) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A part of the trace on the real platform, and what the machine was like around it."""
+
+    trace: Sequence[tuple[float, int]]
+    measured: Measured
+    real_s: Sequence[float]
+    began_unix_s: float
+    ended_unix_s: float
+
+
+def _play(
+    fleet: RealFleet, trace: Sequence[tuple[float, int]], arguments: argparse.Namespace
+) -> list[Played]:
+    found = []
+    before = fleet.measure(arguments.rounds, rest_s=arguments.gap)
+    for block in blocks_of(trace, arguments.blocks):
+        began_unix_s = time.time()
+        ttft_s = fleet.replay(block)
+        ended_unix_s = time.time()
+        after = fleet.measure(arguments.rounds, rest_s=arguments.gap)
+        measured, before = before.joined(after), after
+        real_s = [startup_s(one, measured.warm_s) for one in ttft_s]
+        found.append(Played(block, measured, real_s, began_unix_s, ended_unix_s))
+    return found
+
+
+# Any: a JSON object.
+def _falls_into(start: dict[str, Any], played: Sequence[Played]) -> bool:
+    return any(one.began_unix_s <= start["decided_at_unix_s"] <= one.ended_unix_s for one in played)
+
+
 def _simulated(measured: Measured, trace: Sequence[tuple[float, int]]) -> list[Request]:
     """The requests of the trace, played under several draws of the measured noise."""
     scenario = scenario_of(measured, models=MODELS, keep_alive_s=KEEP_ALIVE_S, duration_s=trace[-1][0] + 1)
@@ -107,11 +146,14 @@ def _simulated(measured: Measured, trace: Sequence[tuple[float, int]]) -> list[R
     return found
 
 
-def _report(measured: Measured, real_s: Sequence[float], simulated_s: Sequence[float]) -> Report:
+def _report(played: Sequence[Played], real_s: Sequence[float], simulated_s: Sequence[float]) -> Report:
     report = Report("simulator beside a real platform")
-    for tier, rows in (("dram", measured.dram_s), ("ssd", measured.ssd_s)):
-        report.add(f"measured: a start from {tier}", [1e3 * one for one in rows], unit="ms")
-    report.add("measured: a warm request's first token", [1e3 * one for one in measured.warm_s], unit="ms")
+    for what, rows in (
+        ("a start from dram", [one.measured.dram_s for one in played]),
+        ("a start from ssd", [one.measured.ssd_s for one in played]),
+        ("a warm request's first token", [one.measured.warm_s for one in played]),
+    ):
+        report.add(f"measured: {what}", [1e3 * one for some in rows for one in some], unit="ms")
     report.add("start-up latency, real", [1e3 * one for one in real_s], unit="ms")
     report.add("start-up latency, simulated", [1e3 * one for one in simulated_s], unit="ms")
     for share in (0.50, 0.95):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from random import Random
 from statistics import median, pstdev
@@ -52,6 +52,17 @@ class Measured:
         logs = [log(max(1e-4, one / median(rows))) for rows in (self.dram_s, self.ssd_s) for one in rows]
         return min(1.0, pstdev(logs)) if len(logs) > 1 else 0.0
 
+    def joined(self, later: Measured) -> Measured:
+        """Both taken together: what the machine was like between the two."""
+        return replace(
+            later,
+            dram_s=self.dram_s + later.dram_s,
+            ssd_s=self.ssd_s + later.ssd_s,
+            warm_s=self.warm_s + later.warm_s,
+            answer_s=self.answer_s + later.answer_s,
+            attach_s=(self.attach_s + later.attach_s) / 2,
+        )
+
     def sentence(self) -> str:
         return (
             f"told to the simulator: control {self.control_s * 1e3:.0f} ms, "
@@ -68,6 +79,16 @@ def trace_of(count: int, *, models: int, mean_gap_s: float, random: Random) -> t
         at_s += random.expovariate(1.0 / mean_gap_s)
         found.append((at_s, random.randrange(models)))
     return tuple(found)
+
+
+def blocks_of(trace: Sequence[tuple[float, int]], count: int) -> list[tuple[tuple[float, int], ...]]:
+    """The trace in `count` parts of about as many requests, each on a clock of its own."""
+    ends = [round(len(trace) * (part + 1) / count) for part in range(count)]
+    found = []
+    for begin, end in zip([0, *ends], ends, strict=False):
+        since_s = trace[begin - 1][0] if begin else 0.0
+        found.append(tuple((at_s - since_s, model) for at_s, model in trace[begin:end]))
+    return [block for block in found if block]
 
 
 def scenario_of(measured: Measured, *, models: int, keep_alive_s: float, duration_s: float) -> Scenario:

@@ -86,12 +86,9 @@ class RealFleet:
         )
 
     def replay(self, trace: Sequence[tuple[float, int]]) -> list[float]:
-        """Start-up latency of each request of the trace, sent when it is due, from SSDs at first."""
+        """Seconds to the first token of each request of the trace, sent when due; from SSDs at first."""
         self._quiet()
         task = self._progress.add_task("trace", total=len(trace))
-        warm = [self._ask(self._names[0]) for _ in range(WARM_REQUESTS + 1)][1:]
-        warm_s = [ttft_s for ttft_s, _ in warm]
-        self._quiet()
         self._drop_from_dram()
         found: dict[int, float] = {}
 
@@ -111,7 +108,7 @@ class RealFleet:
             thread.join(ANSWER_S)
         if len(found) < len(trace):
             raise PlatformFailed(f"{len(trace) - len(found)} requests of the trace had no answer")
-        return [startup_s(found[index], warm_s) for index in range(len(trace))]
+        return [found[index] for index in range(len(trace))]
 
     # Any: JSON objects.
     def starts(self, since_unix_s: float) -> list[dict[str, Any]]:

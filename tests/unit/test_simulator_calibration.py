@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from random import Random
+from statistics import median
 
 import pytest
 
 from firstlight.domain.fleet import Tier
-from simulator.calibration import Measured, scenario_of, startup_s, trace_of
+from simulator.calibration import Measured, blocks_of, scenario_of, startup_s, trace_of
 from simulator.entities import Request
 from simulator.running import play
 from simulator.workload import models_of
@@ -45,6 +48,24 @@ def test_noise_is_that_of_single_starts_about_their_own_tier() -> None:
     )  # fmt: skip
     # ln 2 above and below the median, and two starts at their medians.
     assert wide.noise == pytest.approx(0.693 / 2**0.5, abs=0.001)
+
+
+def test_a_machine_that_becomes_slower_was_between_the_two() -> None:
+    later = replace(MEASURED, dram_s=(0.4,) * 3, ssd_s=(0.9,) * 3, warm_s=(0.3, 0.3), attach_s=0.16)
+    between = MEASURED.joined(later)
+    assert (median(between.dram_s), median(between.ssd_s)) == pytest.approx((0.30, 0.80))
+    assert (median(between.warm_s), between.attach_s) == pytest.approx((0.2, 0.12))
+    assert (between.size_bytes, between.noise > 0) == (MEASURED.size_bytes, True)
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 60])
+def test_blocks_are_the_trace_with_its_gaps(count: int) -> None:
+    trace = trace_of(50, models=3, mean_gap_s=2.0, random=Random(1))
+    blocks = blocks_of(trace, count)
+    assert len(blocks) == min(count, 50)
+    assert [model for block in blocks for _, model in block] == [model for _, model in trace]
+    gaps = [later - sooner for block in blocks for (sooner, _), (later, _) in pairwise([(0.0, 0), *block])]
+    assert gaps == pytest.approx([later - sooner for (sooner, _), (later, _) in pairwise([(0.0, 0), *trace])])
 
 
 def test_what_the_engine_computes_is_no_start() -> None:
