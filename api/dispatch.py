@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from api.background import Background
@@ -90,19 +90,14 @@ class Dispatcher:
                 slot = lane.follow(_route_of(journal.moved_to, lane.model))
             else:
                 slot = await lane.take(deadline_s=deadline_s, request_id=journal.request_id, avoid=refused_by)
-            self.at_engines[journal] = AtEngine(slot.route, time.monotonic())
-            try:
+            async with self._at_engine(slot, lane, journal):
                 async with aclosing(self._stream(slot, journal, on_first_token)) as stream:
                     async for chunk in stream:
                         yield chunk
                 if journal.moved_to is None:
                     return
-            except ELSEWHERE as error:
+            if journal.moved_to is None:
                 refused_by = slot.route.instance_id
-                await self._after_failure(slot, lane, journal, error)
-            finally:
-                del self.at_engines[journal]
-                lane.give_back(slot)
 
     async def vectors(
         self,
@@ -119,15 +114,26 @@ class Dispatcher:
         refused_by: str | None = None
         while journal.missing:
             slot = await lane.take(deadline_s=deadline_s, request_id=journal.request_id, avoid=refused_by)
-            self.at_engines[journal] = AtEngine(slot.route, time.monotonic())
-            try:
+            async with self._at_engine(slot, lane, journal):
                 await self._embed(slot, journal, on_first)
-            except ELSEWHERE as error:
-                refused_by = slot.route.instance_id
-                await self._after_failure(slot, lane, journal, error)
-            finally:
-                del self.at_engines[journal]
-                lane.give_back(slot)
+            refused_by = slot.route.instance_id
+
+    @asynccontextmanager
+    async def _at_engine(
+        self, slot: Slot, lane: Lane, journal: Journal | EmbeddingJournal
+    ) -> AsyncIterator[None]:
+        """The request is there, until it ends or the engine fails it: then it is to go on elsewhere.
+
+        Raises: what failed it, when that happened too often.
+        """
+        self.at_engines[journal] = AtEngine(slot.route, time.monotonic())
+        try:
+            yield
+        except ELSEWHERE as error:
+            await self._after_failure(slot, lane, journal, error)
+        finally:
+            del self.at_engines[journal]
+            lane.give_back(slot)
 
     async def _embed(
         self,
