@@ -638,7 +638,9 @@ class SessionPart(_message.Message):
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
-    def cache(self) -> Global___CachePart: ...
+    def cache(self) -> _containers.RepeatedCompositeFieldContainer[Global___CachePart]:
+        """as many as make a message of a few megabytes"""
+
     def __init__(
         self,
         *,
@@ -647,11 +649,11 @@ class SessionPart(_message.Message):
         request: Global___GenerateRequest | None = ...,
         from_token: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
-        cache: Global___CachePart | None = ...,
+        cache: _abc.Iterable[Global___CachePart] | None = ...,
         recompute: _builtins.bool = ...,
         prompt_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "epoch", b"epoch", "from_token", b"from_token", "prompt_tokens", b"prompt_tokens", "recompute", b"recompute", "request", b"request", "session_id", b"session_id", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...

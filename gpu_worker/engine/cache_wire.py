@@ -13,14 +13,31 @@ from gpu_worker.engine.kv_cache import KeyValueCache
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # Far below gRPC's limit, and small enough to interleave with tokens of running streams.
-PART_BYTES = 2 * 2**20
+MESSAGE_BYTES = 2 * 2**20
 
 
-def parts_of(cache: KeyValueCache, start: int, end: int) -> Iterator[CachePart]:
-    """Tokens [start, end) of every layer, layer by layer, in parts of at most about PART_BYTES."""
+def messages_of(cache: KeyValueCache, start: int, end: int) -> Iterator[list[CachePart]]:
+    """Tokens [start, end) of every layer, layer by layer: what each of a few messages holds.
+
+    Of at most about MESSAGE_BYTES: a message for each layer of a short request would cost more than its bytes.
+    """
+    message: list[CachePart] = []
+    held_bytes = 0
+    for part in _parts_of(cache, start, end):
+        part_bytes = len(part.keys) + len(part.values)
+        if message and held_bytes + part_bytes > MESSAGE_BYTES:
+            yield message
+            message, held_bytes = [], 0
+        message.append(part)
+        held_bytes += part_bytes
+    if message:
+        yield message
+
+
+def _parts_of(cache: KeyValueCache, start: int, end: int) -> Iterator[CachePart]:
     for layer in cache.layers:
         keys, values = cache.read(layer, start, end)
-        step = max(1, PART_BYTES // max(1, keys[:, :1].nbytes + values[:, :1].nbytes))
+        step = max(1, MESSAGE_BYTES // max(1, keys[:, :1].nbytes + values[:, :1].nbytes))
         for first in range(0, end - start, step):
             some = slice(first, min(first + step, end - start))
             yield _part(layer, start + first, keys[:, some], values[:, some])

@@ -110,11 +110,11 @@ class Move:
         yield head
         if not is_exact:
             return
-        parts = cache_wire.parts_of(self._active.cache, self._sent_cached, cached)
+        messages = cache_wire.messages_of(self._active.cache, self._sent_cached, cached)
         # Copied by a thread: the event loop goes on handing out tokens of running streams.
-        while (part := await asyncio.to_thread(_next, parts)) is not None:
+        while (parts := await asyncio.to_thread(_next, messages)) is not None:
             message = SessionPart(
-                epoch=self._order.destination.epoch, session_id=self._session_id, cache=part
+                epoch=self._order.destination.epoch, session_id=self._session_id, cache=parts
             )
             sent.size_bytes += message.ByteSize()
             yield message
@@ -201,5 +201,5 @@ class _Counter:
         self.size_bytes = 0
 
 
-def _next(parts: Iterator[CachePart]) -> CachePart | None:
-    return next(parts, None)
+def _next(messages: Iterator[list[CachePart]]) -> list[CachePart] | None:
+    return next(messages, None)

@@ -129,12 +129,12 @@ class Sessions:
             session.tokens += part.token_ids
             if len(session.tokens) > self._context_length:
                 raise InvalidInput(f"a session of more tokens than the context of {self._context_length}")
-        if part.HasField("cache"):
-            layer, start = part.cache.layer, part.cache.from_token
+        for some in part.cache:
+            layer, start = some.layer, some.from_token
             if start != reach.get(layer, session.cache.length) or not 0 <= layer < self._layers:
                 raise InvalidInput(f"the cache of layer {layer} from {start} does not follow what is here")
-            cache_wire.fill(session.cache, part.cache, device=self._loop.device)
-            reach[layer] = start + part.cache.tokens
+            cache_wire.fill(session.cache, some, device=self._loop.device)
+            reach[layer] = start + some.tokens
         return part.recompute
 
     def _count(self, session: _Session, reach: dict[int, int]) -> None:
