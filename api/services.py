@@ -229,6 +229,9 @@ class Services:
         self.director.demand(lane)
 
     def _changed(self, notice: InstanceNotice, before: InstanceState | None) -> None:
+        if notice.state is InstanceState.READY and before is not InstanceState.READY and notice.endpoint:
+            # Requests that move there, or start there, find the connection made.
+            self.background.start(self.engines.meet((notice.endpoint,)), name="connect to an engine")
         self.director.changed(notice, before)
         self.ledger.changed(notice)
         self.deletions.changed(notice, before)
