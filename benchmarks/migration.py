@@ -14,7 +14,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,15 +45,15 @@ class Moved:
     length: int
     undisturbed: Heard
     disturbed: Heard
-    moved_at_token: int
+    # When the move was asked for and when its source had ended (monotonic).
+    window: tuple[float, float]
     # Any: the migration as the admin API tells it.
     record: dict[str, Any]
 
     @property
     def pause_s(self) -> float:
-        """The longest gap from the moment the move was asked for: nothing else may have delayed it less."""
-        behind = self.disturbed.at_s[max(0, self.moved_at_token - 1) :]
-        return max(later - sooner for sooner, later in pairwise(behind))
+        """The longest gap while it was on its way."""
+        return max(self.disturbed.gaps_between(*self.window))
 
     @property
     def again_s(self) -> float:
@@ -118,6 +117,10 @@ class Series:
     gaps_ms: list[float]
     # Each stream's longest gap, and its own median gap, seconds.
     longest: list[tuple[float, float]] = field(default_factory=list)
+    # When each migration was asked for and when its source had ended (monotonic).
+    windows: list[tuple[float, float]] = field(default_factory=list)
+    # Of each stream under way in each migration: its longest gap meanwhile, and its own median gap, seconds.
+    pauses: list[tuple[float, float]] = field(default_factory=list)
 
 
 class Bench:
@@ -152,10 +155,12 @@ class Bench:
         stream = self._stream(asked)
         at_token = max(2, asked.max_tokens // 4)
         stream.wait_tokens(at_token)
+        began_s = time.monotonic()
         record = self._migrate()
+        window = (began_s, time.monotonic())
         disturbed = stream.result()
         self._progress.remove_task(task)
-        return Moved(length, undisturbed, disturbed, at_token, record)
+        return Moved(length, undisturbed, disturbed, window, record)
 
     def move_many(self, count: int) -> Series:
         task = self._progress.add_task("migrations in a row", total=count)
@@ -167,7 +172,9 @@ class Bench:
         series = Series([], 0, 0, 0, [])
         running = [self._stream(asked) for asked in kinds]
         for _ in range(count):
+            began_s = time.monotonic()
             series.records.append(self._migrate())
+            series.windows.append((began_s, time.monotonic()))
             for slot, stream in enumerate(running):
                 if stream.heard.finish_reason is not None:
                     self._judge(series, stream, expected[slot])
@@ -189,6 +196,10 @@ class Bench:
         gaps_s = heard.gaps_s()
         series.gaps_ms += [gap * 1e3 for gap in gaps_s]
         series.longest.append((max(gaps_s), median(gaps_s)))
+        for began_s, ended_s in series.windows:
+            meanwhile = heard.gaps_between(began_s, ended_s)
+            if meanwhile:
+                series.pauses.append((max(meanwhile), median(gaps_s)))
 
     def leaks(self) -> dict[str, int]:
         """What is left over when nothing moves: GPUs, pins and sessions beyond those of the one instance."""
@@ -271,6 +282,7 @@ def _summarise(
     for name in ("start_s", "move_s", "pause_s"):
         values = [row[name] * 1e3 for row in series.records]
         report.add(f"in a row: {name.removesuffix('_s')}", values, unit="ms")
+    report.add("in a row: pause the client sees", [pause * 1e3 for pause, _ in series.pauses], unit="ms")
     report.add(
         "in a row: a stream's longest gap", [longest * 1e3 for longest, _ in series.longest], unit="ms"
     )
@@ -284,12 +296,9 @@ def _reach(
     report.require(
         "longest pause, of three median gaps and one prefill", max(pauses), unit="of the bound", at_most=1.0
     )
-    # Every move of the series fell into some stream; those that met none only add to the figure.
-    in_a_row = sorted(longest / (3 * own + prefill_s) for longest, own in series.longest)
+    in_a_row = sorted(pause / (3 * own + prefill_s) for pause, own in series.pauses)
     p99 = in_a_row[min(len(in_a_row) - 1, int(0.99 * len(in_a_row)))]
-    report.require(
-        "streams in a row: longest gap at p99, of the same bound", p99, unit="of the bound", at_most=1.0
-    )
+    report.require("in a row: pause at p99, of the same bound", p99, unit="of the bound", at_most=1.0)
     wasted = sum(one.record["move_s"] for one in moved) / sum(one.again_s for one in moved)
     report.require("moving, of what starting over computes again", wasted, unit="", at_most=0.15)
     changed = sum(not one.disturbed.is_same_as(one.undisturbed) for one in moved) + series.changed

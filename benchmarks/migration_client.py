@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,6 +62,13 @@ class Heard:
         """Times between tokens; several that came together count as one arrival."""
         return [
             later - sooner for sooner, later in zip(self.at_s, self.at_s[1:], strict=False) if later > sooner
+        ]
+
+    def gaps_between(self, began_s: float, ended_s: float) -> list[float]:
+        """Those of which any part fell into this time."""
+        arrivals = sorted(set(self.at_s))
+        return [
+            later - sooner for sooner, later in pairwise(arrivals) if later > began_s and sooner < ended_s
         ]
 
     def median_gap_s(self) -> float:

@@ -19,7 +19,8 @@ MESSAGE_BYTES = 2 * 2**20
 def messages_of(cache: KeyValueCache, start: int, end: int) -> Iterator[list[CachePart]]:
     """Tokens [start, end) of every layer, layer by layer: what each of a few messages holds.
 
-    Of at most about MESSAGE_BYTES: a message for each layer of a short request would cost more than its bytes.
+    At most about MESSAGE_BYTES each: a message for every layer of a short request would cost more than
+    its bytes.
     """
     message: list[CachePart] = []
     held_bytes = 0

@@ -53,6 +53,8 @@ class LocalEngine(Engine):
                 self._home.call_soon_threadsafe(events.put_nowait, event)
 
         constraint = await self._constraint_of(request)
+        if request.session_id:
+            await self._sessions.until_together(request.session_id)
         active = self._loop.submit(request, deliver, cache=self._cache_of(request), constraint=constraint)
         try:
             while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -35,6 +36,8 @@ Work = ActiveRequest | ActiveEmbedding | Rebuild
 Part = ActiveRequest | EmbeddingInput | Rebuild
 
 # What torch raises for one request's sake: out of memory, shapes, numerics.
+# Weights that were read so lately are near; caches and page tables of the machine below forget others.
+WARM_FOR_S = 2.0
 _STEP_FAILURES = (RuntimeError, ValueError, IndexError, MemoryError)
 
 
@@ -76,6 +79,7 @@ class DecodeLoop:
         self._held: list[ActiveRequest] = []
         self._is_closing = False
         self._tokens_generated = 0
+        self._passed_s = -math.inf
         self._thread = threading.Thread(target=self._run, name="decode-loop", daemon=True)
         self._thread.start()
 
@@ -149,6 +153,18 @@ class DecodeLoop:
             self._running.append(work)
             self._changed.notify()
         return work
+
+    def warm(self) -> None:
+        """Compute a token for nobody if none was computed for a while: who comes next finds the weights near.
+
+        The first pass over weights that nobody has touched lately takes up to five times as long.
+        """
+        with self._changed:
+            if self._is_closing or self._running or time.monotonic() - self._passed_s < WARM_FOR_S:
+                return
+            work = Rebuild([0], KeyValueCache(), lambda failure: None, prompt_tokens=1)
+            self._running.append(work)
+            self._changed.notify()
 
     def active(self) -> tuple[ActiveRequest, ...]:
         """All generations that have not ended, those that wait for a slot included."""
@@ -331,6 +347,7 @@ class DecodeLoop:
             # Inside: on a GPU a pass has succeeded only when its result has arrived.
             scores = scores.cpu()
             shares = shares_of(pooled, states[0]) if pooled else ()
+        self._passed_s = time.monotonic()
         for active, row in zip(ready, scores, strict=True):
             self._emit(active, row)
         for (part, span), share in zip(pooled, shares, strict=True):

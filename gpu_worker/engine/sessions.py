@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from firstlight.domain.errors import EngineBusy, FirstlightError, InvalidInput
@@ -21,6 +22,10 @@ from gpu_worker.engine.loop import DecodeLoop
 log = logging.getLogger("engine.sessions")
 
 TIME_TO_LIVE_S = 30.0
+# Requests that were held at one token boundary are handed over within milliseconds of each other.
+TOGETHER_WITHIN_S = 0.015
+# Whose last round is older has stopped moving for now.
+MOVING_WITHIN_S = 0.1
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +47,9 @@ class Sessions:
         self._most = most
         self._layers = loop.layers
         self._sessions: dict[str, _Session] = {}
+        # Sessions whose requests are here, and wait a moment for those that come with them.
+        self._here: set[str] = set()
+        self._are_together = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -55,7 +63,7 @@ class Sessions:
         if first is None or not first.session_id:
             raise InvalidInput("a session begins with its id")
         session = self._session(first.session_id, is_new=first.HasField("request"))
-        session.is_receiving = True
+        session.is_receiving, session.touched_s = True, time.monotonic()
         try:
             await self._extend(session, first, parts)
         except BaseException:
@@ -69,6 +77,31 @@ class Sessions:
             session.touched_s = time.monotonic()
             asyncio.get_running_loop().call_later(TIME_TO_LIVE_S + 1.0, self.expire)
         return session.cache.length
+
+    async def until_together(self, session_id: str) -> None:
+        """Its request is here: wait a moment for those that are moving with it, so that all share a pass.
+
+        The first of them would make the others wait for a pass of its own.
+        """
+        self._here.add(session_id)
+        try:
+            if not self._misses_some():
+                self._are_together.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TOGETHER_WITHIN_S):
+                    await self._are_together.wait()
+        finally:
+            self._here.discard(session_id)
+            if not self._here:
+                self._are_together.clear()
+
+    def _misses_some(self) -> bool:
+        since_s = time.monotonic() - MOVING_WITHIN_S
+        return any(
+            session.touched_s > since_s
+            for session_id, session in self._sessions.items()
+            if session_id not in self._here
+        )
 
     def take(self, session_id: str, tokens: list[int]) -> KeyValueCache | None:
         """The cache for a request that goes on behind `tokens`, to be its own; None if there is none.
@@ -107,6 +140,8 @@ class Sessions:
             if session is None and len(self._sessions) >= self._most:
                 raise EngineBusy(f"{len(self._sessions)} sessions wait here already")
             session = self._sessions[session_id] = _Session()
+            # While the bytes come, and before a client waits for its next token.
+            self._loop.warm()
         return session
 
     async def _extend(self, session: _Session, first: SessionPart, parts: AsyncIterator[SessionPart]) -> None:
