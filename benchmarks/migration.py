@@ -32,8 +32,8 @@ LENGTHS = (64, 128, 256, 512, 1024, 2048)
 QUICK_LENGTHS = (64, 128)
 # What is left to send when a request is handed over; the pause may hold one prefill of so many tokens.
 DELTA_TOKENS = 16
-STREAMS = 3
-STREAM_TOKENS = 64
+# Of the streams that never stop: some end often, some are moved dozens of times and grow long.
+STREAM_TOKENS = (64, 256, 768)
 # Estimates are judged once they have seen this many moves.
 LEARNING = 10
 
@@ -165,8 +165,8 @@ class Bench:
     def move_many(self, count: int) -> Series:
         task = self._progress.add_task("migrations in a row", total=count)
         kinds = [
-            Asked(self._prompts.of_length(24, start=7 * n), STREAM_TOKENS, 0.7 * (n % 2), n)
-            for n in range(STREAMS)
+            Asked(self._prompts.of_length(24, start=7 * n), tokens, 0.7 * (n % 2), n)
+            for n, tokens in enumerate(STREAM_TOKENS)
         ]
         expected = [self._run(asked) for asked in kinds]
         series = Series([], 0, 0, 0, [])
