@@ -141,7 +141,9 @@ async def test_a_running_start_shows_its_phases_and_bytes_and_ends_with_the_figu
             await record_start(session, RecordStartInput(plan=plan, phases=phases))
         await seen.sees(lambda at: at["starts"][0]["actual"])
         assert seen.sections["starts"][0]["actual"]["total_s"] == pytest.approx(phases.total_s)
-        assert [one for one in in_order(seen, about) if one[0] != "control"] == [
+        # Whether anybody looks between the last byte and the end of its load is chance, as after the attach.
+        passing = {("load", 1000), ("control", 0)}
+        assert [one for one in in_order(seen, about) if one not in passing] == [
             ("queue", 0),
             ("load", 0),
             ("load", 400),
