@@ -49,6 +49,7 @@ class _Attached:
     ended_s: float
     own_s: float  # what the supervisor and the engine say they took, this attempt or an earlier one
     stream_s: float  # of it, of bringing what is larger than the pool into the engine's memory
+    was_ahead: bool  # the API had it bound, and sends requests there, before this activity came to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +158,14 @@ class BringUp:
             timeout_s=ATTACH_AT_MOST_S,
         )
         # A repeat is answered at once with the first outcome, whose seconds are in the reply.
+        ended_s = time.monotonic() - reply.age_s
         return _Attached(
             endpoint=reply.endpoint,
-            began_s=began_s,
-            ended_s=time.monotonic(),
+            began_s=min(began_s, ended_s - reply.total_s) if reply.was_ahead else began_s,
+            ended_s=ended_s if reply.was_ahead else time.monotonic(),
             own_s=reply.total_s,
             stream_s=reply.stream_s,
+            was_ahead=reply.was_ahead,
         )
 
     async def _publish(self, request: BringUpInput, endpoint: str) -> None:
@@ -277,5 +280,15 @@ def _phases(request: BringUpInput, arrived: Arrived, attached: _Attached) -> Pha
     )
     # Two machines' clocks: a start never takes less than what was measured on one of them.
     parts_s = measured.queue_s + measured.download_s + measured.load_s + measured.free_s + measured.attach_s
-    total_s = max(time.time() - request.plan.decided_at_unix_s, parts_s)
+    total_s = max(_served_at_unix_s(arrived, attached) - request.plan.decided_at_unix_s, parts_s)
     return replace(measured, control_s=total_s - parts_s, total_s=total_s)
+
+
+def _served_at_unix_s(arrived: Arrived, attached: _Attached) -> float:
+    """When requests could be answered: now, as the route is published; before, where the API was ahead."""
+    now_unix_s = time.time()
+    if not attached.was_ahead:
+        return now_unix_s
+    bound_unix_s = now_unix_s - (time.monotonic() - attached.ended_s)
+    there_unix_s = arrived.moving_at_unix_s + arrived.load_s if arrived.bytes_moved else 0.0
+    return min(now_unix_s, max(bound_unix_s, there_unix_s))

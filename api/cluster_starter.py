@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from temporalio.client import Client
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -15,9 +16,10 @@ from api.background import Background
 from api.engine_client import EngineClient
 from api.foresight import Foreseen, Foresight, foreseen
 from api.host_directory import HostAddresses, HostDirectory
+from api.routing.lane import Route
 from api.starts import Starter
-from firstlight.contracts.starting import start_cold_start
-from firstlight.contracts.starts import AbandonInput, ColdStartInput
+from firstlight.contracts.starting import is_fetched, start_cold_start
+from firstlight.contracts.starts import AbandonInput, ColdStartInput, StartPlan
 from firstlight.database.connection import Database
 from firstlight.database.fleet_view import FleetView
 from firstlight.database.moves_called_off import call_off_moves
@@ -35,6 +37,17 @@ TOLD_AT_MOST = 4096
 # A store answers within a millisecond or two; one that does not holds no engine up.
 ENGINE_HINT_AFTER_S = 0.01
 REHEARSED_WITH = 4
+# So long the API waits for an engine that it has bound ahead; after that the workflow's word counts.
+BOUND_AHEAD_WITHIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What was hinted last about a model, and the call that tells its store."""
+
+    target: Foreseen
+    until_s: float
+    store: asyncio.Task[None]
 
 
 class ClusterStarter(Starter):
@@ -50,8 +63,12 @@ class ClusterStarter(Starter):
         foresight: Foresight,
         max_plans: int,
         is_eager: bool = False,
+        on_bound: Callable[[Route], None] = lambda route: None,
     ) -> None:
-        """`is_eager`: a control worker runs on the same Temporal client, which saves a hop."""
+        """`is_eager`: a control worker runs on the same Temporal client, which saves a hop.
+
+        `on_bound` hears of engines that are bound ahead of their workflow.
+        """
         self._database = database
         self._temporal = temporal
         self._channels = channels
@@ -60,10 +77,10 @@ class ClusterStarter(Starter):
         self._background = background
         self._max_plans = max_plans
         self._is_eager = is_eager
+        self._on_bound = on_bound
         self._foresight = foresight
         # The last hint about each model, not repeated at once.
-        self._told: dict[str, Foreseen] = {}
-        self._told_until_s: dict[str, float] = {}
+        self._told: dict[str, _Told] = {}
 
     async def plan(
         self,
@@ -114,17 +131,22 @@ class ClusterStarter(Starter):
     def _hint(self, target: Foreseen, model: str, request_id: str) -> None:
         """Before anything is written: bytes may move while Postgres reads, decides and commits."""
         now_s = time.monotonic()
-        if self._told.get(model) == target and now_s < self._told_until_s.get(model, 0.0):
+        told = self._told.get(model)
+        if told is not None and told.target == target and now_s < told.until_s:
             return
         if len(self._told) >= TOLD_AT_MOST:
             self._told.clear()
-            self._told_until_s.clear()
-        self._told[model], self._told_until_s[model] = target, now_s + TELL_AGAIN_S
         store = self._background.start(self._hint_store(target, request_id), name="hint to the store")
+        self._told[model] = _Told(target, now_s + TELL_AGAIN_S, store)
         self._background.start(self._hint_engine(target, request_id, store), name="hint to the engine")
 
     async def begin(self, planned: PlannedStart) -> None:
         assert planned.plan is not None
+        if _may_be_bound_ahead(planned.plan):
+            self._background.start(self._bind_ahead(planned.plan), name="bind an engine ahead")
+            # Sent before the workflow's start takes the core.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
         request = ColdStartInput(
             plan=planned.plan,
             max_plans=self._max_plans,
@@ -139,6 +161,41 @@ class ClusterStarter(Starter):
             # RuntimeError is what the client raises when the connection itself cannot be made.
             raise Overloaded(f"Temporal does not answer: {error}", retry_after_s=5.0) from error
 
+    async def _bind_ahead(self, plan: StartPlan) -> None:
+        """What the workflow's activity will ask the host for, asked now; the activity joins it.
+
+        The plan is committed and the epoch guards its GPUs, so this is the plan's own engine. Nobody is told
+        of it but those who wait here. Best effort: what fails, the activity does anew.
+        """
+        if (told := self._told.get(plan.model)) is not None:
+            # A store that knows nothing of the bytes yet refuses to pin them.
+            await asyncio.wait({told.store}, timeout=BOUND_AHEAD_WITHIN_S)
+
+        async def attach(host: HostAddresses) -> None:
+            reply = await HostClient(self._channels, host.host_address).attach(
+                instance_id=plan.instance_id,
+                epoch=plan.epoch,
+                model=plan.model,
+                checkpoint_id=plan.checkpoint.checkpoint_id,
+                gpu_indices=plan.gpu_indices,
+                max_concurrency=plan.max_concurrency,
+                context_length=plan.context_length,
+                is_ahead=True,
+                timeout_s=BOUND_AHEAD_WITHIN_S,
+            )
+            self._on_bound(
+                Route(
+                    instance_id=plan.instance_id,
+                    model=plan.model,
+                    host_id=plan.host_id,
+                    endpoint=reply.endpoint,
+                    epoch=plan.epoch,
+                    max_concurrency=max(1, plan.max_concurrency),
+                )
+            )
+
+        await self._tell(plan.host_id, attach)
+
     async def give_up(self, planned: PlannedStart, failure: str) -> None:
         assert planned.plan is not None
         request = AbandonInput(plan=planned.plan, failure_code="start_failed", failure=failure)
@@ -148,6 +205,15 @@ class ClusterStarter(Starter):
         async with self._database.transaction() as session:
             await abandon_start(session, request)
             await call_off_moves(session, request.plan, failure=request.failure)
+        plan = request.plan
+
+        async def stop(host: HostAddresses) -> None:
+            await HostClient(self._channels, host.host_address).stop(
+                instance_id=plan.instance_id, epoch=plan.epoch, drain_timeout_s=0.0, reason=request.failure
+            )
+
+        if _may_be_bound_ahead(plan):
+            await self._tell(plan.host_id, stop)
 
     async def _hint_store(self, target: Foreseen, request_id: str) -> None:
         async def prepare(host: HostAddresses) -> None:
@@ -185,3 +251,8 @@ class ClusterStarter(Starter):
             self._hosts.forget(host)
             if (moved := await self._hosts.of(host_id)) is not None and moved != host:
                 await tell(moved)
+
+
+def _may_be_bound_ahead(plan: StartPlan) -> bool:
+    """Its GPUs are its own already, and its bytes on the host: what comes from afar has no folder yet."""
+    return not plan.awaits_gpus and not is_fetched(plan)

@@ -115,6 +115,7 @@ class Services:
             foresight=self.foresight,
             max_plans=settings.max_plans,
             is_eager=dependencies.is_eager,
+            on_bound=self.table.open_ahead,
         )
         scaling = scaling_policy(
             settings.scaling_policy,

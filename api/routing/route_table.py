@@ -52,12 +52,23 @@ class RouteTable:
         if known is not None and notice.epoch < known[2]:
             return
         before = None if known is None else known[1]
+        if notice.state is InstanceState.STARTING and known == (notice.model, notice.state, notice.epoch):
+            # A repeat; its engine may serve already, ahead of the database.
+            return
         if notice.state in LIVE:
             self._known[notice.instance_id] = (notice.model, notice.state, notice.epoch)
         else:
             self._known.pop(notice.instance_id, None)
         self._move(notice)
         self.on_change(notice, before)
+
+    def open_ahead(self, route: Route) -> None:
+        """The engine of a start begun here is bound: who waits goes there before its route is published.
+
+        The database's word counts: nothing is opened once it has said another one.
+        """
+        if self._known.get(route.instance_id) == (route.model, InstanceState.STARTING, route.epoch):
+            self.lane(route.model).open(route)
 
     def refresh(self, notices: Iterable[InstanceNotice]) -> None:
         """Replace all that is known by what the database holds now (live instances only)."""

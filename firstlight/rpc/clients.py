@@ -170,6 +170,7 @@ class HostClient:
         gpu_indices: Sequence[int],
         max_concurrency: int,
         context_length: int = 0,
+        is_ahead: bool = False,
         timeout_s: float = 60.0,
     ) -> host_pb2.AttachReply:
         request = host_pb2.AttachRequest(
@@ -180,6 +181,7 @@ class HostClient:
             gpu_indices=list(gpu_indices),
             max_concurrency=max_concurrency,
             context_length=context_length,
+            is_ahead=is_ahead,
         )
         return await _answer(
             self._stub.Attach(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer

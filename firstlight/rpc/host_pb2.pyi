@@ -29,6 +29,7 @@ class AttachRequest(_message.Message):
     GPU_INDICES_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENCY_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    IS_AHEAD_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     epoch: _builtins.int
     model: _builtins.str
@@ -36,6 +37,8 @@ class AttachRequest(_message.Message):
     max_concurrency: _builtins.int
     context_length: _builtins.int
     """0: the model's own"""
+    is_ahead: _builtins.bool
+    """by the API, ahead of the workflow"""
     @_builtins.property
     def gpu_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -48,10 +51,11 @@ class AttachRequest(_message.Message):
         gpu_indices: _abc.Iterable[_builtins.int] | None = ...,
         max_concurrency: _builtins.int = ...,
         context_length: _builtins.int = ...,
+        is_ahead: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "context_length", b"context_length", "epoch", b"epoch", "gpu_indices", b"gpu_indices", "instance_id", b"instance_id", "max_concurrency", b"max_concurrency", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "context_length", b"context_length", "epoch", b"epoch", "gpu_indices", b"gpu_indices", "instance_id", b"instance_id", "is_ahead", b"is_ahead", "max_concurrency", b"max_concurrency", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -70,6 +74,8 @@ class AttachReply(_message.Message):
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     PARAMETER_BYTES_FIELD_NUMBER: _builtins.int
     STREAM_S_FIELD_NUMBER: _builtins.int
+    AGE_S_FIELD_NUMBER: _builtins.int
+    WAS_AHEAD_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
     """host:port of the engine's Inference service"""
     wait_spare_s: _builtins.float
@@ -84,6 +90,10 @@ class AttachReply(_message.Message):
     parameter_bytes: _builtins.int
     stream_s: _builtins.float
     """brought a checkpoint larger than the pool into the engine's own memory"""
+    age_s: _builtins.float
+    """since the engine was bound"""
+    was_ahead: _builtins.bool
+    """who asked first did so ahead of the workflow"""
     def __init__(
         self,
         *,
@@ -96,10 +106,12 @@ class AttachReply(_message.Message):
         context_length: _builtins.int = ...,
         parameter_bytes: _builtins.int = ...,
         stream_s: _builtins.float = ...,
+        age_s: _builtins.float = ...,
+        was_ahead: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_s", b"bind_s", "context_length", b"context_length", "endpoint", b"endpoint", "map_s", b"map_s", "parameter_bytes", b"parameter_bytes", "skeleton_s", b"skeleton_s", "stream_s", b"stream_s", "total_s", b"total_s", "wait_spare_s", b"wait_spare_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "bind_s", b"bind_s", "context_length", b"context_length", "endpoint", b"endpoint", "map_s", b"map_s", "parameter_bytes", b"parameter_bytes", "skeleton_s", b"skeleton_s", "stream_s", b"stream_s", "total_s", b"total_s", "wait_spare_s", b"wait_spare_s", "was_ahead", b"was_ahead"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -62,6 +62,7 @@ class HostServicer:
     def Attach(self, request, context):
         """Bind a spare engine to a checkpoint that is resident in DRAM. Idempotent per (instance_id, epoch):
         a repeat joins or returns the first outcome; a lower epoch than seen for the GPUs is FAILED_PRECONDITION.
+        The API asks for it as soon as its decision is committed, the workflow's activity when it comes to it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

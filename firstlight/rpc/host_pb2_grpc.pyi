@@ -34,6 +34,7 @@ class HostStub:
     Attach: _grpc.UnaryUnaryMultiCallable[_host_pb2.AttachRequest, _host_pb2.AttachReply]
     """Bind a spare engine to a checkpoint that is resident in DRAM. Idempotent per (instance_id, epoch):
     a repeat joins or returns the first outcome; a lower epoch than seen for the GPUs is FAILED_PRECONDITION.
+    The API asks for it as soon as its decision is committed, the workflow's activity when it comes to it.
     """
     Stop: _grpc.UnaryUnaryMultiCallable[_host_pb2.StopRequest, _host_pb2.StopReply]
     """End an engine and free its GPUs. Idempotent; a lower epoch than the engine's is refused."""
@@ -47,6 +48,7 @@ class HostAsyncStub(HostStub):
     Attach: _aio.UnaryUnaryMultiCallable[_host_pb2.AttachRequest, _host_pb2.AttachReply]  # type: ignore[assignment]
     """Bind a spare engine to a checkpoint that is resident in DRAM. Idempotent per (instance_id, epoch):
     a repeat joins or returns the first outcome; a lower epoch than seen for the GPUs is FAILED_PRECONDITION.
+    The API asks for it as soon as its decision is committed, the workflow's activity when it comes to it.
     """
     Stop: _aio.UnaryUnaryMultiCallable[_host_pb2.StopRequest, _host_pb2.StopReply]  # type: ignore[assignment]
     """End an engine and free its GPUs. Idempotent; a lower epoch than the engine's is refused."""
@@ -63,6 +65,7 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_host_pb2.AttachReply, _abc.Awaitable[_host_pb2.AttachReply]]:
         """Bind a spare engine to a checkpoint that is resident in DRAM. Idempotent per (instance_id, epoch):
         a repeat joins or returns the first outcome; a lower epoch than seen for the GPUs is FAILED_PRECONDITION.
+        The API asks for it as soon as its decision is committed, the workflow's activity when it comes to it.
         """
 
     @_abc_1.abstractmethod

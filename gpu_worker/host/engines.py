@@ -48,14 +48,18 @@ class AttachOutcome:
     attached: Attached
     wait_spare_s: float
     total_s: float
+    ended_s: float  # monotonic
+    was_ahead: bool
 
 
 class BoundEngine:
     """One instance on this host."""
 
-    def __init__(self, command: AttachCommand, gpu_indices: tuple[int, ...]) -> None:
+    def __init__(self, command: AttachCommand, gpu_indices: tuple[int, ...], *, is_ahead: bool) -> None:
         self.command = command
         self.gpu_indices = gpu_indices
+        # Asked for by the API before the workflow came to it.
+        self.is_ahead = is_ahead
         self.state = EngineState.ATTACHING
         self.handle: EngineHandle | None = None
         self.attaching: asyncio.Task[AttachOutcome] | None = None
@@ -83,7 +87,9 @@ class Engines:
         exited, self._exited = tuple(self._exited), []
         return exited
 
-    async def attach(self, command: AttachCommand, gpu_indices: tuple[int, ...]) -> AttachOutcome:
+    async def attach(
+        self, command: AttachCommand, gpu_indices: tuple[int, ...], *, is_ahead: bool = False
+    ) -> AttachOutcome:
         """Bind a spare. A caller that gives up does not stop it: its repeat joins.
 
         Raises: InvalidInput, StaleEpoch, Conflict, UnknownCheckpoint, AttachFailed, EngineGone, Cancelled.
@@ -91,7 +97,7 @@ class Engines:
         self._check(gpu_indices)
         known = self._bound.get(command.instance_id)
         if known is None or known.command.epoch < command.epoch:
-            known = self._begin(command, gpu_indices)
+            known = self._begin(command, gpu_indices, is_ahead=is_ahead)
         elif known.command.epoch > command.epoch:
             raise StaleEpoch(
                 f"instance {command.instance_id} runs under epoch {known.command.epoch}, not {command.epoch}",
@@ -134,7 +140,7 @@ class Engines:
         if wrong := [index for index in gpu_indices if not 0 <= index < self._gpu_count]:
             raise InvalidInput(f"this host has GPUs 0 to {self._gpu_count - 1}, not {wrong}")
 
-    def _begin(self, command: AttachCommand, gpu_indices: tuple[int, ...]) -> BoundEngine:
+    def _begin(self, command: AttachCommand, gpu_indices: tuple[int, ...], *, is_ahead: bool) -> BoundEngine:
         self._fences.check(gpu_indices, command.epoch)
         holders = [one for one in self.bound if set(one.gpu_indices) & set(gpu_indices)]
         for holder in holders:
@@ -143,7 +149,7 @@ class Engines:
         self._fences.raise_to(gpu_indices, command.epoch)
         earlier = self._bound.get(command.instance_id)
         replaced = {id(one): one for one in [*holders, *([earlier] if earlier else [])]}
-        engine = BoundEngine(command, gpu_indices)
+        engine = BoundEngine(command, gpu_indices, is_ahead=is_ahead)
         loop = asyncio.get_running_loop()
         engine.attaching = loop.create_task(self._attach(engine, list(replaced.values())))
         engine.attaching.add_done_callback(lambda task: self._settle(engine, task))
@@ -170,7 +176,8 @@ class Engines:
                 continue
             finally:
                 spare.settled.set()
-            return AttachOutcome(attached, wait_spare_s, time.monotonic() - began)
+            ended = time.monotonic()
+            return AttachOutcome(attached, wait_spare_s, ended - began, ended, engine.is_ahead)
         raise AssertionError("the loop returns or raises")
 
     async def _spare(self, engine: BoundEngine) -> Spare:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ class HostService(HostServicer):
 
     async def Attach(self, request: wire.AttachRequest, context: Context) -> wire.AttachReply:
         async with answering(context):
-            outcome = await self._engines.attach(_command(request), tuple(request.gpu_indices))
+            outcome = await self._engines.attach(
+                _command(request), tuple(request.gpu_indices), is_ahead=request.is_ahead
+            )
             return _attach_reply(outcome)
 
     async def Stop(self, request: wire.StopRequest, context: Context) -> wire.StopReply:
@@ -109,6 +112,8 @@ def _attach_reply(outcome: AttachOutcome) -> wire.AttachReply:
         context_length=attached.context_length,
         parameter_bytes=attached.parameter_bytes,
         stream_s=attached.stream_s,
+        age_s=time.monotonic() - outcome.ended_s,
+        was_ahead=outcome.was_ahead,
     )
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -75,6 +76,49 @@ def test_a_start_survives_the_death_of(victim: str, platform: Platform, tmp_path
         _kill_midway(platform, model, victim)
 
 
+@pytest.mark.parametrize("sleeper", ["control-worker", "temporal server", "host-agent"])
+def test_a_start_from_dram_answers_before_its_workflow_gets_anywhere(
+    sleeper: str, platform: Platform, tmp_path: Path
+) -> None:
+    model = f"tiny-{sleeper.replace(' ', '-')}-{uuid4().hex[:6]}"
+    source = tiny_source(tmp_path / "hf").as_uri()
+    platform.post("/admin/v1/models", {"name": model, "source": source, "keep_alive_s": 0.1})
+    first = Request(platform, model)
+    first.start()
+    first.join(ANSWER_WITHIN_S)
+    assert first.failure is None, f"{first.failure}\n{platform.log_end()}"
+    platform.wait_for(lambda: _states(platform, model) == {"stopped"}, what="the end of it", deadline_s=60)
+    platform.post(f"/admin/v1/models/{model}/scale", {"keep_alive_s": 600})
+    with _asleep(processes_named(platform, _words(sleeper))):
+        request = Request(platform, model)
+        request.start()
+        request.join(30)
+        assert request.tokens == 4, f"{request.failure}\n{platform.log_end()}"
+        assert _states(platform, model) == {"stopped", "starting"}, "its workflow stands still"
+    platform.wait_for(lambda: "ready" in _states(platform, model), what="the route", deadline_s=60)
+    again = Request(platform, model)
+    again.start()
+    again.join(ANSWER_WITHIN_S)
+    assert again.tokens == 4
+    _nothing_left_behind(platform, model)
+
+
+def _states(platform: Platform, model: str) -> set[str]:
+    return {row["state"] for row in platform.get(f"/admin/v1/instances?model={model}")["instances"]}
+
+
+@contextmanager
+def _asleep(pids: list[int]) -> Iterator[None]:
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
 def _kill_midway(platform: Platform, model: str, victim: str) -> None:
     request = Request(platform, model)
     request.start()
@@ -92,14 +136,17 @@ def _kill_midway(platform: Platform, model: str, victim: str) -> None:
     _nothing_left_behind(platform, model)
 
 
-def _kill(platform: Platform, victim: str, host: str) -> list[int]:
-    words = {
+def _words(process: str) -> str:
+    return {
         "control-worker": "serve control-worker",
         "host-agent": "serve host-agent",
         "temporal server": "server start-dev",
         "store": "gpu_worker.store",
-    }[victim]
-    pids = processes_named(platform, words)
+    }[process]
+
+
+def _kill(platform: Platform, victim: str, host: str) -> list[int]:
+    pids = processes_named(platform, _words(victim))
     assert pids, (
         f"no process of {victim} among {[command_line(p) for p in descendants(platform.launcher_pid)]}"
     )

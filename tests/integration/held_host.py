@@ -39,6 +39,8 @@ class HeldHost(StoreServicer, HostServicer):
         self.full_pools = 0
         self.loads = 0
         self.is_loading = asyncio.Event()
+        # The API had the engine bound so long before.
+        self.bound_ahead_s = 0.0
 
     async def Download(self, request: Any, context: Any) -> AsyncIterator[store_pb2.DownloadProgress]:
         async with answering(context):
@@ -87,7 +89,12 @@ class HeldHost(StoreServicer, HostServicer):
 
     async def Attach(self, request: Any, context: Any) -> host_pb2.AttachReply:
         self.attached.set()
-        return host_pb2.AttachReply(endpoint="127.0.0.1:4000", total_s=0.001)
+        return host_pb2.AttachReply(
+            endpoint="127.0.0.1:4000",
+            total_s=0.001,
+            age_s=self.bound_ahead_s,
+            was_ahead=self.bound_ahead_s > 0,
+        )
 
     async def PrepareEngine(self, request: Any, context: Any) -> host_pb2.PrepareEngineReply:
         return host_pb2.PrepareEngineReply(accepted=True)

@@ -11,6 +11,7 @@ import pytest
 from firstlight.contracts.starts import BringUpReceipt, StartPlan
 from firstlight.database import instances_repository
 from firstlight.database.connection import Database
+from firstlight.database.instance_closing import lock_instance
 from firstlight.database.keys_repository import list_audit
 from firstlight.database.records import InstanceRecord
 from firstlight.domain.errors import ChecksumMismatch, SourceUnreachable, StaleEpoch
@@ -54,6 +55,28 @@ async def test_routed_while_bytes_come_and_done_when_they_are_there(database: Da
     assert phases.total_s == pytest.approx(parts_s)
     assert phases.load_s > 0 and phases.attach_s == 0, "the load hid the attach"
     assert held.stopped == []
+
+
+@pytest.mark.parametrize("bound_ahead_s", [0.0, 0.05])
+async def test_a_start_has_taken_until_it_could_serve(database: Database, bound_ahead_s: float) -> None:
+    """Through an engine that the API had bound, requests go before the route is written."""
+    held = HeldHost()
+    held.bytes_may_end.set()
+    held.bound_ahead_s = bound_ahead_s
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    plan = await placed(database, "tiny")
+    async with database.transaction() as session:
+        await lock_instance(session, plan.instance_id)
+        async with bringing_up(database, held, plan) as running:
+            await held.attached.wait()
+            await asyncio.sleep(0.5)
+            assert not running.done()
+            await session.commit()
+            phases = (await running).phases
+    parts_s = phases.queue_s + phases.load_s + phases.free_s + phases.attach_s + phases.control_s
+    assert phases.total_s == pytest.approx(parts_s)
+    assert (phases.total_s < 0.5) == bool(bound_ahead_s)
 
 
 async def test_bytes_that_fail_take_the_route_back_and_end_the_engine(database: Database) -> None:

@@ -109,6 +109,15 @@ async def test_a_repeat_gets_the_first_outcome_even_when_the_first_caller_left(h
         await host.attach("i1", 1, checkpoint="other@aaaa")
 
 
+async def test_an_attach_remembers_that_it_was_asked_for_ahead(host: Host) -> None:
+    await host.attach("i1", 1)
+    command = AttachCommand(instance_id="i2", epoch=2, model="m", checkpoint_id="m@aaaa", max_concurrency=4)
+    first = await host.engines.attach(command, (1,), is_ahead=True)
+    repeat = await host.engines.attach(command, (1,))
+    assert repeat == first and repeat.was_ahead
+    assert not (await host.attach("i1", 1)).was_ahead
+
+
 async def test_a_lower_epoch_is_refused_for_good(host: Host) -> None:
     await host.attach("i5", 5)
     with pytest.raises(StaleEpoch):

@@ -214,3 +214,35 @@ def test_a_refresh_forgets_what_the_database_does_not_hold() -> None:
     assert ("gone", InstanceState.STOPPED) in heard
     assert {row.instance_id for row in table.lane("m").routes} == {"kept", "new"}
     assert table.live_instances("m") == 2
+
+
+def test_an_engine_bound_ahead_serves_until_the_database_says_otherwise() -> None:
+    table = RouteTable(max_queue=10)
+    lane = table.lane("m")
+    table.open_ahead(route("i", epoch=7))
+    assert lane.routes == (), "of a start that nobody has heard of"
+    table.apply(notice(InstanceState.STARTING, epoch=7))
+    table.open_ahead(route("i", epoch=6))
+    assert lane.routes == (), "of a plan that was replaced"
+    table.open_ahead(route("i", epoch=7))
+    assert lane.routes == (route("i", epoch=7),) and not lane.starting
+    table.apply(notice(InstanceState.STARTING, epoch=7))
+    table.refresh([notice(InstanceState.STARTING, epoch=7)])
+    assert len(lane.routes) == 1, "a repeat is no news"
+    table.apply(notice(InstanceState.READY, epoch=7))
+    assert len(lane.routes) == 1
+    table.apply(notice(InstanceState.STARTING, epoch=7))
+    assert lane.routes == () and lane.starting, "its route was taken back"
+    table.open_ahead(route("i", epoch=7))
+    table.apply(notice(InstanceState.FAILED, epoch=7))
+    assert lane.routes == () and not lane.starting
+    table.open_ahead(route("i", epoch=7))
+    assert lane.routes == (), "it has ended"
+
+
+def test_a_new_plan_closes_what_the_old_one_had_bound() -> None:
+    table = RouteTable(max_queue=10)
+    table.apply(notice(InstanceState.STARTING, epoch=7))
+    table.open_ahead(route("i", epoch=7))
+    table.apply(notice(InstanceState.STARTING, epoch=8))
+    assert table.lane("m").routes == () and set(table.lane("m").starting) == {"i"}
