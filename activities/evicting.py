@@ -1,20 +1,32 @@
-"""evict_instance: an idle instance ends because somebody needs its GPU; one that is busy again stays."""
+"""evict_instance: an idle instance ends because somebody needs its GPU; one that is busy again stays.
+
+A start waits for that GPU, so nothing here waits for the instance's own workflow: that is told first, what it
+would do is done, and it finds it done. Where the host does not answer, the workflow sees to it as to any end.
+"""
 
 from __future__ import annotations
+
+import logging
 
 from temporalio.client import Client
 
 from firstlight.contracts.freeing import EvictInput
-from firstlight.contracts.instances import BeginDrainInput, StopSignal
+from firstlight.contracts.instances import BeginDrainInput, FinishInput, StopSignal
 from firstlight.contracts.migrations import MovingInstance
 from firstlight.contracts.starting import stop_instance
 from firstlight.database.connection import Database
-from firstlight.database.instances_repository import begin_drain, serve_again
-from firstlight.domain.errors import Conflict, StaleEpoch
+from firstlight.database.hosts_repository import host_address
+from firstlight.database.instances_repository import begin_drain, finish_instance, serve_again
+from firstlight.domain.errors import Conflict, FirstlightError, StaleEpoch
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.rpc.channels import Channels
+from firstlight.rpc.clients import HostClient
 from firstlight.rpc.idle_engines import IdleEngines
 
+log = logging.getLogger("evict")
+
+# An idle engine ends in a moment; one that got a request all the same drains under its workflow's eyes.
+ENDS_WITHIN_S = 5.0
 ENDED = (InstanceState.STOPPED, InstanceState.FAILED)
 
 
@@ -42,7 +54,30 @@ async def evict(database: Database, client: Client, channels: Channels, request:
         if is_ours:
             raise Conflict(f"instance {request.instance_id} has something to do again")
     stop = StopSignal(reason=request.reason, drain_timeout_s=request.drain_timeout_s)
+    # First: an engine that ends unannounced is a failure to whoever watches it.
     await stop_instance(client, model=request.model, instance_id=request.instance_id, request=stop)
+    await _end_now(database, channels, request)
+
+
+async def _end_now(database: Database, channels: Channels, request: EvictInput) -> None:
+    async with database.session() as session:
+        address = await host_address(session, request.host_id)
+    if address is None:
+        return
+    try:
+        await HostClient(channels, address).stop(
+            instance_id=request.instance_id,
+            epoch=request.epoch,
+            drain_timeout_s=request.drain_timeout_s,
+            reason=request.reason,
+            timeout_s=ENDS_WITHIN_S,
+        )
+    except FirstlightError as failure:
+        log.info("instance=%s is left to its workflow: %s", request.instance_id, failure.message)
+        return
+    order = FinishInput(request.instance_id, request.epoch, InstanceState.STOPPED, request.reason)
+    async with database.transaction() as session:
+        await finish_instance(session, order)
 
 
 async def _is_idle(channels: Channels, request: EvictInput) -> bool:

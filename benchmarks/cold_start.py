@@ -62,7 +62,7 @@ def main() -> int:
     env = {"FIRSTLIGHT_HOST_IDS": "host-a", "FIRSTLIGHT_LOG_LEVEL": "WARNING"}
     with Platform(state_dir, env=env) as platform, Progress(transient=True) as progress:
         _deploy(platform, arguments.source, progress)
-        warm_pairs = _warm(platform, 20 if arguments.quick else 100, progress)
+        warm_pairs = _warm(platform, 20 if arguments.quick else 200, progress)
         cold = _cold(platform, rounds, progress)
         first = _first_starts(platform, 3 if arguments.quick else 10, progress)
         checkpoint = _checkpoint_directory(platform, state_dir)

@@ -37,6 +37,8 @@ from workflows.story import Story
 
 # Histories from before bring_up could follow a download do one after the other.
 SIDE_BY_SIDE = "bring-up-beside-download"
+# Those from before this was told apart brought up once more what had been called off.
+CALLED_OFF = "called-off-is-no-failure"
 # This host's copy is bad or gone: fetching it again mends that.
 FETCH_AGAIN = codes_of(
     errors.ChecksumMismatch, errors.UnknownCheckpoint, errors.CheckpointMissing, errors.ManifestInvalid
@@ -178,6 +180,9 @@ class ColdStart:
             try:
                 return await bringing
             except ActivityError as failure:
+                # A store's "cancelled" is a download's bad minute, Temporal's is ours.
+                if is_cancelled_exception(failure) and workflow.patched(CALLED_OFF):
+                    raise
                 if error_of(failure).code not in FETCHING_FAILED:
                     raise
                 self._story.tell(f"not while it was fetched ({error_of(failure).code}): once it is there")

@@ -119,6 +119,15 @@ async def renew_lease(session: AsyncSession, *, host_id: str, registration: int,
     return renewed.scalar_one_or_none() is not None
 
 
+async def host_address(session: AsyncSession, host_id: str) -> str | None:
+    """Where the host's supervisor answers; None where it is not expected to."""
+    answers = HostRow.state != HostState.LOST
+    found: str | None = await session.scalar(
+        select(HostRow.host_address).where(HostRow.host_id == host_id, answers)
+    )
+    return found
+
+
 async def lease_remaining_s(session: AsyncSession, *, host_id: str, registration: int) -> float | None:
     """Seconds by the database's clock, negative once expired; None: superseded, lost or unknown."""
     remaining = await session.scalar(

@@ -38,9 +38,16 @@ class Order:
     block: int | None = None
 
 
-@cache
 def order_of(inputs: int, dtype: torch.dtype) -> Order | None:
-    """How this machine's library sums `inputs` products; None if no number of rows comes out like another."""
+    """How this machine's library sums `inputs` products; None if no number of rows comes out like another.
+
+    It parts rows among its threads, so what it said holds for as many as it had then.
+    """
+    return _order_of(inputs, dtype, torch.get_num_threads())
+
+
+@cache
+def _order_of(inputs: int, dtype: torch.dtype, threads: int) -> Order | None:
     generator = torch.Generator().manual_seed(inputs)
     rows = torch.randn(_MOST_ROWS, inputs, generator=generator).to(dtype)
     weights = torch.randn(_OUTPUTS, inputs, generator=generator).to(dtype)

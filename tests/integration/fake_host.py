@@ -31,13 +31,15 @@ from firstlight.launcher.temporal_client import ensure_search_attributes
 
 @dataclass(eq=False)
 class FakeHost(HostActivities):
-    """One host. `gate` holds starts back; `failure` fails them for good, `download_failure` the downloads.
+    """One host. `gate` holds starts back, `end_gate` ends; `failure` fails starts, `download_failure`
+    the downloads, for good.
 
     `moves` are the receipts of the next migrations; without one, nothing was there to move.
     """
 
     stand: Stand
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    end_gate: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None
     download_failure: str | None = None
     moves: list[migrations.MoveReceipt] = field(default_factory=list)
@@ -78,6 +80,8 @@ class FakeHost(HostActivities):
     @activity.defn(name="stop_instance")
     async def stop_instance(self, request: instances.StopInstanceInput) -> starts.Nothing:
         self.stopped.append(request.instance_id)
+        async with beating("drain"):
+            await self.end_gate.wait()
         return starts.Nothing()
 
     @activity.defn(name="move_requests")
@@ -107,6 +111,7 @@ async def working_cluster(stand: Stand, address: str, *host_ids: str) -> AsyncIt
     await ensure_search_attributes(client)
     host = FakeHost(stand)
     host.gate.set()
+    host.end_gate.set()
     activities = [
         host.download_checkpoint,
         host.bring_up,

@@ -9,16 +9,22 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from api_stand import Stand, stand, until
+from api_stand import Stand, connected, stand, until
 from fake_host import FakeHost, working_cluster
+from held_host import HeldHost
+from sqlalchemy import update
 
 from firstlight.contracts.loads import EngineLoad
+from firstlight.contracts.naming import instance_workflow_id
 from firstlight.database.connection import Database
 from firstlight.database.engine_loads_repository import write_loads
 from firstlight.database.instances_repository import list_instances
 from firstlight.database.starts_repository import list_starts
+from firstlight.database.tables import HostRow
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
+from firstlight.rpc.host_pb2_grpc import add_HostServicer_to_server
+from firstlight.rpc.server import bind, new_server
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 
@@ -87,6 +93,32 @@ async def test_an_idle_instance_is_ended_for_whoever_asks(api: Stand, host: Fake
     assert ended.end_reason is not None and "made room for second" in ended.end_reason
     decision = await api.http.get(f"/admin/v1/decisions/{latest.decision_id}")
     assert decision.json()["kind"] == "migrate"
+
+
+async def test_its_gpu_is_free_as_soon_as_its_engine_has_ended(api: Stand, host: FakeHost) -> None:
+    """The instance's own workflow finds that out in its own time."""
+    await api.deploy("first", keep_alive_s=600.0)
+    await api.deploy("second", keep_alive_s=600.0)
+    await ask(api, "first")
+    host.end_gate.clear()
+    held, server = HeldHost(), new_server()
+    add_HostServicer_to_server(held, server)
+    address = bind(server, bind_address="127.0.0.1", port=0)
+    await server.start()
+    async with api.database.transaction() as session:
+        await session.execute(update(HostRow).values(host_address=address))
+    async with idling(api) as first:
+        await ask(api, "second")
+    assert held.stopped == [first]
+    host.end_gate.set()
+    workflow = (await connected(api.services.settings.temporal_address)).get_workflow_handle(
+        instance_workflow_id(first)
+    )
+    await workflow.result()
+    async with api.database.session() as session:
+        [ended] = await list_instances(session, states=[InstanceState.STOPPED, InstanceState.FAILED])
+    assert (ended.instance_id, ended.state) == (first, InstanceState.STOPPED)
+    await server.stop(grace=0)
 
 
 async def test_one_that_gets_busy_as_it_is_to_end_costs_nobody_an_answer(api: Stand, host: FakeHost) -> None:

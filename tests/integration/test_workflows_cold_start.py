@@ -327,6 +327,24 @@ async def test_a_start_cancelled_while_it_downloads_leaves_the_download_to_other
     await here.client.get_workflow_handle(download).result()
 
 
+async def test_a_start_cancelled_between_its_download_and_its_engine_is_not_tried_again(here: World) -> None:
+    host = here.host()
+    host.script.then("bring_up", for_ever, for_ever)
+    plan = here.plan(tier="remote")
+    handle = await here.start(plan)
+    download = naming.download_id(plan.checkpoint.checkpoint_id, plan.host_id)
+    await eventually(lambda: host.script.requests("download_checkpoint"))
+    await here.client.get_workflow_handle(download).result()
+    await eventually(lambda: host.script.requests("bring_up"))
+    await cancel_start(here.client, model=plan.model, instance_id=plan.instance_id)
+    async with asyncio.timeout(20):
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+    assert (await handle.describe()).status is WorkflowExecutionStatus.CANCELED
+    assert len(host.script.requests("bring_up")) == 1
+    assert [request.outcome for request in here.control.script.requests("abandon_start")] == ["stopped"]
+
+
 async def test_a_second_cancellation_does_not_interrupt_the_undoing(here: World) -> None:
     host = here.host()
     undoing, may_end = asyncio.Event(), asyncio.Event()
