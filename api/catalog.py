@@ -43,6 +43,10 @@ class Catalog:
         record = self._records.get(name)
         return None if record is None else record.max_instances
 
+    def min_instances_of(self, name: str) -> int:
+        record = self._records.get(name)
+        return 0 if record is None else record.min_instances
+
     async def find(self, name: str) -> ModelRecord:
         """The model in service under this name. Raises: UnknownModel, DatabaseUnavailable."""
         record = self._records.get(name)

@@ -124,7 +124,9 @@ class Services:
             in_at=settings.scale_in_at,
             in_after_s=settings.scale_in_after_s,
         )
-        self.scale_in = ScaleIn(table=self.table, scaling=scaling)
+        self.scale_in = ScaleIn(
+            table=self.table, scaling=scaling, min_instances_of=self.catalog.min_instances_of
+        )
         self.arrivals = ArrivalRecorder(database)
         self.director = StartDirector(
             scaling=scaling,

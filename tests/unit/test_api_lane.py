@@ -85,6 +85,21 @@ async def test_instances_that_are_too_many_fall_idle_after_a_while_and_not_befor
     assert lane.gathered_on is None
 
 
+def test_instances_that_the_minimum_keeps_are_all_used() -> None:
+    table = RouteTable(max_queue=10)
+    policy = ConcurrencyScaling(target=2.0, target_in=0.6, in_after_s=1.0)
+    scale_in = ScaleIn(table=table, scaling=policy, min_instances_of={"m": 2}.__getitem__)
+    lane = table.lane("m")
+    for epoch in (1, 2, 3):
+        lane.open(route(f"i{epoch}", epoch=epoch, places=4))
+    for second in range(20):
+        scale_in.look(now_s=float(second))
+    assert lane.gathered_on == 2
+    lane.close("i3")
+    scale_in.look(now_s=21.0)
+    assert lane.gathered_on == 2
+
+
 async def test_who_waits_longest_is_served_first() -> None:
     lane = lane_of()
     lane.open(route("one", places=1))
