@@ -77,7 +77,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the report there as JSON")
     parser.add_argument("--requests", type=int, default=60, help="length of the trace (default 60)")
     parser.add_argument("--blocks", type=int, default=4, help="parts it is played in (default 4)")
-    parser.add_argument("--gap", type=float, default=4.0, help="mean seconds between requests (default 4)")
+    parser.add_argument("--gap", type=float, default=6.0, help="mean seconds between requests (default 6)")
     parser.add_argument(
         "--rounds", type=int, default=3, help="starts measured from each tier at a time (default 3)"
     )
