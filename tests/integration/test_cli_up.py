@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 import pytest
 
@@ -58,6 +62,21 @@ def test_up_serves_restarts_its_parts_and_stops_without_a_trace(installation: In
     left = [process for process in set(everything) if is_running(process)]
     assert left == []
     assert read_run(installation.state_dir) is None
+
+
+@pytest.mark.slow
+def test_a_program_reads_where_everything_is_and_what_was_stopped(installation: Installation) -> None:
+    command = [sys.executable, "-m", "firstlight.cli", "up", "--json", "--hosts", "host-a"]
+    with subprocess.Popen(command, env=installation.env, stdout=PIPE, stderr=DEVNULL, text=True) as launcher:
+        assert launcher.stdout is not None
+        # The object's lines, up to its closing brace.
+        found = json.loads("".join([*iter(launcher.stdout.readline, "}\n"), "}"]))
+        assert found["api_url"] == f"http://127.0.0.1:{installation.env['FIRSTLIGHT_API_PORT']}"
+        assert found["temporal_ui_url"] == installation.record().temporal_ui_url
+        assert installation.json("down") == {"outcome": "stopped"}
+        assert launcher.wait(60) == 0
+        assert launcher.stdout.read() == ""
+    assert installation.json("down") == {"outcome": "nothing runs here"}
 
 
 @pytest.mark.slow
