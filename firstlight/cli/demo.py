@@ -26,13 +26,13 @@ PROMPT = "What is the capital of France, and what is it known for?"
 NEXT_STEPS = """
 [bold]Ask it with curl[/]
   curl {url}/v1/chat/completions -H 'content-type: application/json'{header} \\
-    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}], "max_tokens": 64}}'
 
 [bold]or with the openai client[/]
   from openai import OpenAI
   client = OpenAI(base_url="{url}/v1", api_key="{key}")
   messages = [{{"role": "user", "content": "Hello!"}}]
-  answer = client.chat.completions.create(model="{model}", messages=messages)
+  answer = client.chat.completions.create(model="{model}", messages=messages, max_tokens=64)
   print(answer.choices[0].message.content)
 
 [bold]See what happens[/]
