@@ -39,7 +39,9 @@ def print_timeline(start: Mapping[str, Any]) -> None:
     if phase_rows(start):
         console.print(timeline_table(start))
     if failure := start.get("failure"):
-        console.print(f"  [red]{failure}[/]", soft_wrap=True)
+        # An instance that came up and ended later is no failed start.
+        told = f"[dim]ended since: {failure}[/]" if _came_up(start) else f"[red]{failure}[/]"
+        console.print(f"  {told}", soft_wrap=True)
     console.print()
 
 
@@ -61,15 +63,20 @@ def timeline_table(start: Mapping[str, Any]) -> Table:
     return shown
 
 
+def _came_up(start: Mapping[str, Any]) -> bool:
+    return start.get("ready_at_unix_s") is not None
+
+
 def _headline(start: Mapping[str, Any]) -> Text:
-    style = {"ready": "green", "failed": "red"}.get(start["state"], "yellow")
+    state = "ready" if start["state"] == "failed" and _came_up(start) else str(start["state"])
+    style = {"ready": "green", "failed": "red"}.get(state, "yellow")
     tier = start.get("tier")
     return Text.assemble(
         (str(start["model"]), "bold"),
         f" on {start['host_id'] or 'no host'}",
         f", from {tier}" if tier else "",
         "  ",
-        (str(start["state"]), style),
+        (state, style),
     )
 
 

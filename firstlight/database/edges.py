@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from firstlight.domain.estimator import PRIORS
-from firstlight.domain.fleet import Edge, EdgeModel, Tier
+from firstlight.domain.fleet import PRIORS, Edge, EdgeModel, Tier
 
 
 # Any: a JSON document this module has written.

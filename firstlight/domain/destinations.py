@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from firstlight.domain.fleet import Host, Model, Running
-from firstlight.domain.fleet_index import FleetIndex, Open
+from firstlight.domain.fleet_index import FleetIndex
+from firstlight.domain.host_columns import Open
 from firstlight.domain.names import HostId
 from firstlight.domain.obstacles import obstacle
 from firstlight.domain.tenants import Tenants
@@ -41,12 +42,14 @@ class Destinations:
         """Whether some host may have so many GPUs free."""
         return self._most_free >= gpu_count
 
-    def near(self, model: Model) -> list[Destination]:
-        """Those with the checkpoint in DRAM or on SSD, and room: GPUs that are free, or that would be.
+    def near(self, model: Model, classes: Collection[str]) -> list[Destination]:
+        """Those of `classes` with the checkpoint in DRAM or on SSD, and room: free GPUs, or that would be.
 
         If there are more than DESTINATIONS_AT_MOST, free ones come first, then DRAM, then the order of hosts.
         """
         needed, holders = model.gpu_count, self._holders_of(model)
+        if len(classes) < len(self.classes):
+            holders = [one for one in holders if one.host.host_class in classes]
         found: list[Destination] = []
         for host, free in holders:
             if free < needed:

@@ -9,23 +9,17 @@ the memory that the bytes are in already: a binding, not a copy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 
 from firstlight.domain.errors import InvalidEstimate
-from firstlight.domain.fleet import Edge, EdgeModel, FleetSnapshot, Host, Model, Tier
+from firstlight.domain.fleet import PRIORS, Edge, EdgeModel, FleetSnapshot, Host, Model, Tier
 from firstlight.domain.fleet_index import index_of
 from firstlight.domain.lifecycle import HostState
 from firstlight.domain.names import HostId
 
-# Sane before anything was measured: a slow link, a small NVMe, pageable copies.
-PRIORS: Mapping[Edge, EdgeModel] = {
-    Edge.REMOTE_TO_SSD: EdgeModel(overhead_s=4.0, bandwidth_bytes_per_s=100e6),
-    # Ten-gigabit Ethernet, and a connection.
-    Edge.PEER_TO_DRAM: EdgeModel(overhead_s=0.02, bandwidth_bytes_per_s=1.0e9),
-    Edge.SSD_TO_DRAM: EdgeModel(overhead_s=0.01, bandwidth_bytes_per_s=1.5e9),
-    Edge.DRAM_TO_GPU: EdgeModel(overhead_s=0.0, bandwidth_bytes_per_s=10e9),
-}
 PRIOR_ATTACH_S = 0.08
 PRIOR_CONTROL_S = 0.05
 # Each candidate host is looked at with each of these.
@@ -138,19 +132,24 @@ def givers_of(model: Model, snapshot: FleetSnapshot) -> tuple[Host, ...]:
 
     Which is best hardly depends on who takes: memory before disk, then the shortest queue of its uplink.
     """
-    givers = [
-        host
-        for _, host, _ in index_of(snapshot).holders_of(model.checkpoint_id)
-        if host.peer_endpoint and host.state is not HostState.LOST
+    able = [
+        one
+        for one in index_of(snapshot).holders_of(model.checkpoint_id)
+        if one.host.peer_endpoint and one.host.state is not HostState.LOST
     ]
+    best: list[Host] = []
+    # A popular checkpoint is on most disks of a fleet: those are looked at only if memories do not suffice.
+    for is_in_dram, edge in ((True, Edge.PEER_TO_DRAM), (False, Edge.SSD_TO_DRAM)):
+        if len(best) < GIVERS_AT_MOST:
+            alike = [one.host for one in able if one.is_in_dram is is_in_dram]
+            alike.sort(key=attrgetter("host_id"))
+            best += sorted(alike, key=partial(_giving_s, model, edge))
+    return tuple(best[:GIVERS_AT_MOST])
 
-    def wait_s(host: Host) -> tuple[bool, float, str]:
-        is_on_disk = host.tiers[model.checkpoint_id] is not Tier.DRAM
-        edge = edge_of(host, Edge.SSD_TO_DRAM if is_on_disk else Edge.PEER_TO_DRAM)
-        queued_s = (host.uplink_queued_bytes + model.size_bytes) / edge.bandwidth_bytes_per_s
-        return is_on_disk, queued_s, host.host_id
 
-    return tuple(sorted(givers, key=wait_s)[:GIVERS_AT_MOST])
+def _giving_s(model: Model, edge: Edge, host: Host) -> float:
+    """When a giver would be done, as far as that depends on it alone."""
+    return (host.uplink_queued_bytes + model.size_bytes) / edge_of(host, edge).bandwidth_bytes_per_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from firstlight.domain.fleet import Host, StartRequest
@@ -20,7 +20,7 @@ class Expectation(NamedTuple):
 
 def soonest_return(
     request: StartRequest,
-    crowded: Sequence[Crowded],
+    crowded: Iterable[Crowded],
     *,
     within_s: float,
     only_given_up: Collection[HostId] | None,

@@ -29,6 +29,9 @@ class Tier(StrEnum):
 class Edge(StrEnum):
     """One step of a checkpoint towards the GPU. What comes from a peer is ready for DRAM as it is."""
 
+    # An enumeration hashes by a call into Python; a decision looks edges up thousands of times.
+    __hash__ = str.__hash__
+
     REMOTE_TO_SSD = "remote_to_ssd"
     PEER_TO_DRAM = "peer_to_dram"
     SSD_TO_DRAM = "ssd_to_dram"
@@ -42,6 +45,16 @@ class EdgeModel:
     overhead_s: float
     bandwidth_bytes_per_s: float
     observations: int = 0
+
+
+# Sane before anything was measured: a slow link, a small NVMe, pageable copies.
+PRIORS: Mapping[Edge, EdgeModel] = {
+    Edge.REMOTE_TO_SSD: EdgeModel(overhead_s=4.0, bandwidth_bytes_per_s=100e6),
+    # Ten-gigabit Ethernet, and a connection.
+    Edge.PEER_TO_DRAM: EdgeModel(overhead_s=0.02, bandwidth_bytes_per_s=1.0e9),
+    Edge.SSD_TO_DRAM: EdgeModel(overhead_s=0.01, bandwidth_bytes_per_s=1.5e9),
+    Edge.DRAM_TO_GPU: EdgeModel(overhead_s=0.0, bandwidth_bytes_per_s=10e9),
+}
 
 
 @dataclass(frozen=True, slots=True)

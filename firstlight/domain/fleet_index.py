@@ -6,20 +6,16 @@ lists are made when they are first asked for, and shared by all decisions on the
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
 from firstlight.domain.fleet import FleetSnapshot, Host, Running, Tier
+from firstlight.domain.host_columns import HostColumns, Open
 from firstlight.domain.lifecycle import HostState
 from firstlight.domain.names import CheckpointId, HostId, ModelName
-
-
-class Open(NamedTuple):
-    """A host that takes starts, and how many of its GPUs are free."""
-
-    host: Host
-    free: int
 
 
 class Holder(NamedTuple):
@@ -36,7 +32,7 @@ class FleetIndex:
     __slots__ = (
         "_by_host",
         "_by_model",
-        "_has_groups",
+        "_columns",
         "_holders",
         "_hosts",
         "_idle",
@@ -59,19 +55,33 @@ class FleetIndex:
         self.classes = frozenset(host.host_class for host, _ in self.ready)
         self._takers: dict[CheckpointId, list[Open]] = {}
         self._tiers_of = [host.tiers.get for host in snapshot.hosts]
-        self._by_host: dict[HostId, list[Running]] = {}
-        self._by_model: dict[ModelName, list[Running]] = {}
-        self._has_groups = False
+        self._by_host: dict[HostId, list[Running]] | None = None
+        self._by_model: defaultdict[ModelName, list[Running]] | None = None
         self._idle: dict[ModelName, list[Running]] = {}
         self._holders: dict[CheckpointId, list[Holder]] = {}
         self._returning: frozenset[HostId] | None = None
+        self._columns: HostColumns | None = None
+
+    @property
+    def columns(self) -> HostColumns:
+        """A row for each of `ready`, in that order."""
+        if self._columns is None:
+            self._columns = HostColumns(self.ready)
+        return self._columns
 
     def running_at(self, host_id: HostId) -> Sequence[Running]:
-        self._group()
+        if self._by_host is None:
+            self._by_host = {}
+            # Those of one host mostly stand together.
+            for host, alike in groupby(self._running, attrgetter("host_id")):
+                self._by_host.setdefault(host, []).extend(alike)
         return self._by_host.get(host_id, ())
 
     def running_of(self, model: ModelName) -> Sequence[Running]:
-        self._group()
+        if self._by_model is None:
+            self._by_model = defaultdict(list)
+            for one in self._running:
+                self._by_model[one.model.name].append(one)
         return self._by_model.get(model, ())
 
     @property
@@ -79,7 +89,7 @@ class FleetIndex:
         """Hosts some of whose GPUs are given up."""
         if self._returning is None:
             self._returning = frozenset(
-                host.host_id for host, _ in self.ready if any(gpu.is_given_up for gpu in host.gpus)
+                host.host_id for host, _ in self.ready if True in [gpu.is_given_up for gpu in host.gpus]
             )
         return self._returning
 
@@ -114,23 +124,6 @@ class FleetIndex:
             found = [Open(host, self.free_gpus[host.host_id]) for _, host, _ in able]
             self._takers[checkpoint_id] = found
         return found
-
-    def _group(self) -> None:
-        if self._has_groups:
-            return
-        by_host, by_model = self._by_host, self._by_model
-        for one in self._running:
-            # Of thousands: a plain look-up is half of what a defaultdict behind a key function takes.
-            here, alike = by_host.get(one.host_id), by_model.get(one.model.name)
-            if here is None:
-                by_host[one.host_id] = [one]
-            else:
-                here.append(one)
-            if alike is None:
-                by_model[one.model.name] = [one]
-            else:
-                alike.append(one)
-        self._has_groups = True
 
 
 def index_of(snapshot: FleetSnapshot) -> FleetIndex:

@@ -7,12 +7,18 @@ until that alone is no better than the best plan known: no set of victims makes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple
+
+import numpy as np
 
 from firstlight.domain.estimator import givers_of
 from firstlight.domain.fleet import FleetSnapshot, Host, StartRequest
-from firstlight.domain.fleet_index import Open, index_of
+from firstlight.domain.fleet_costs import FleetCosts, exceeds
+from firstlight.domain.fleet_index import index_of
+from firstlight.domain.host_columns import Flags, HostColumns, Integers
 from firstlight.domain.names import HostId
 from firstlight.domain.obstacles import obstacle
 from firstlight.domain.start_costs import StartCosts
@@ -22,7 +28,7 @@ from firstlight.domain.ways_out import WaysOut
 
 _NEVER = float("inf")
 # Hosts whose tenants are looked at. Those left out take at least as long, before any of theirs has gone.
-HOSTS_AT_MOST = 16
+HOSTS_AT_MOST = 8
 
 
 class Plan(NamedTuple):
@@ -35,7 +41,7 @@ class Plan(NamedTuple):
 
 
 # A host that could take the start if more of its GPUs were free: seconds of that start, GPUs still missing,
-# id, host. A plain tuple, for there are as many as hosts and they are sorted.
+# id, host.
 Crowded = tuple[float, int, HostId, Host]
 
 
@@ -48,14 +54,29 @@ class PlanSearch:
         self._victims: VictimSearch | None = None
         self._tenants: Tenants | None = None
         self.givers = givers_of(request.model, snapshot)
-        self._costs = StartCosts(request.model, snapshot, self.givers)
-        # Every host that may take a start of anything, with how many of its GPUs are free.
-        self._ready: Sequence[Open] = _ready(request, snapshot)
-        self.crowded: list[Crowded] = []
+        self._costs = StartCosts(request.model, snapshot)
+        index = index_of(snapshot)
+        self._columns = index.columns
+        self._total_s = FleetCosts(request.model, snapshot, index, self.givers).total_s()
+        able = _able(request, self._columns)
+        has_free = self._columns.free_gpus >= request.model.gpu_count
+        self._is_free = able & has_free
+        self._is_crowded = able & ~has_free
+        self._order: Integers | None = None
         self.can_free = request.may_free and bool(snapshot.running)
         self.searched: dict[HostId, VictimSet | None] = {}
-        self._free: Plan | None = None
-        self._look_at_hosts()
+        self._free = self._best_free()
+
+    def crowded(self) -> Iterator[Crowded]:
+        """Hosts that could take the start if more of their GPUs were free, the soonest first."""
+        columns, needed = self._columns, self._request.model.gpu_count
+        if self._order is None:
+            rows = np.flatnonzero(self._is_crowded)
+            keys = (columns.place[rows], -columns.free_gpus[rows], self._total_s[rows])
+            self._order = rows[np.lexsort(keys)]
+        for row in self._order:
+            host = columns.hosts[row]
+            yield float(self._total_s[row]), needed - int(columns.free_gpus[row]), host.host_id, host
 
     def best(self, *, deadline_s: float | None) -> Plan | None:
         """The cheapest plan ready within `deadline_s`; None if there is none."""
@@ -63,7 +84,7 @@ class PlanSearch:
         best = self._free if self._free is not None and self._free.total_s <= latest_s else None
         if not self.can_free:
             return best
-        for crowded in self.crowded[:HOSTS_AT_MOST]:
+        for crowded in islice(self.crowded(), HOSTS_AT_MOST):
             total_s = crowded[0]
             if total_s > latest_s or (best is not None and _cannot_beat(total_s, best)):
                 break
@@ -72,26 +93,25 @@ class PlanSearch:
                 best = found
         return best
 
-    def _look_at_hosts(self) -> None:
-        model = self._request.model
-        needed, cost_of = model.gpu_count, self._costs.total_s
-        least_s, size_bytes = _NEVER, model.size_bytes
-        for host, free in self._ready:
-            if len(host.gpus) < needed:
-                continue
-            is_tight = 0 < host.dram_capacity_bytes < size_bytes or 0 < host.ssd_capacity_bytes < size_bytes
-            if is_tight and obstacle(model, host) is not None:
-                continue
-            total_s = cost_of(host)
-            if free < needed:
-                self.crowded.append((total_s, needed - free, host.host_id, host))
-            elif total_s <= least_s:
-                key = (round(total_s, DIGITS), 0, free - needed, host.host_id)
-                if self._free is None or key < self._free.key:
-                    self._free = Plan(key, host, total_s)
-                    # What rounds to the same is as good.
-                    least_s = total_s + 10**-DIGITS
-        self.crowded.sort()
+    def _best_free(self) -> Plan | None:
+        """The best start that frees nobody's GPUs."""
+        rows = np.flatnonzero(self._is_free)
+        if not len(rows):
+            return None
+        seconds = self._total_s[rows]
+        # What rounds to the same is as good.
+        rows = rows[seconds <= seconds.min() + 10**-DIGITS]
+        columns, needed = self._columns, self._request.model.gpu_count
+        plans = (
+            Plan((round(total_s, DIGITS), 0, free - needed, host.host_id), host, total_s)
+            for total_s, free, host in zip(
+                self._total_s[rows].tolist(),
+                columns.free_gpus[rows].tolist(),
+                (columns.hosts[row] for row in rows),
+                strict=True,
+            )
+        )
+        return min(plans, key=attrgetter("key"))
 
     def _with_victims(self, crowded: Crowded, *, latest_s: float, best: Plan | None) -> Plan | None:
         total_s, needed_gpus, host_id, host = crowded
@@ -118,13 +138,25 @@ class PlanSearch:
     def _tools(self) -> tuple[Tenants, VictimSearch]:
         if self._tenants is None or self._victims is None:
             self._tenants = Tenants(index_of(self._snapshot), self._request.model)
-            self._victims = VictimSearch(WaysOut(self._snapshot, self._tenants, self._request.excluded_hosts))
+            # Each of a plan's victims gives up at least one GPU.
+            most_gone, excluded = self._request.model.gpu_count, self._request.excluded_hosts
+            ways = WaysOut(self._snapshot, self._tenants, excluded, most_gone=most_gone)
+            self._victims = VictimSearch(ways)
         return self._tenants, self._victims
 
 
-def _ready(request: StartRequest, snapshot: FleetSnapshot) -> Sequence[Open]:
-    known, excluded = index_of(snapshot).ready, request.excluded_hosts
-    return [one for one in known if one.host.host_id not in excluded] if excluded else known
+def _able(request: StartRequest, columns: HostColumns) -> Flags:
+    """Hosts that could take the start were all their GPUs free."""
+    model, excluded = request.model, request.excluded_hosts
+    able = columns.gpus >= model.gpu_count
+    is_tight = exceeds(model.size_bytes, columns.dram_capacity_bytes)
+    is_tight |= exceeds(model.size_bytes, columns.ssd_capacity_bytes)
+    for row in np.flatnonzero(is_tight):
+        able[row] &= obstacle(model, columns.hosts[row]) is None
+    for host_id in excluded:
+        if host_id in columns.rows:
+            able[columns.rows[host_id]] = False
+    return able
 
 
 def _cannot_beat(total_s: float, best: Plan) -> bool:

@@ -113,7 +113,7 @@ def _expected(
     returning = index_of(snapshot).returning if has_choice else None
     if within_s <= 0 or (has_choice and not returning):
         return None
-    return soonest_return(request, search.crowded, within_s=within_s, only_given_up=returning)
+    return soonest_return(request, search.crowded(), within_s=within_s, only_given_up=returning)
 
 
 def _begin(

@@ -1,13 +1,10 @@
-"""The estimator's total for one model on many hosts: the same figures, without an explanation of each.
+"""The estimator's total for one model on some hosts: the same figures, without an explanation of each.
 
-`estimate_start` writes down every way the bytes could come. Over a thousand hosts that is most of what a
-decision would take; here only the seconds are computed, and what hosts have in common once. A property test
-holds the two equal.
+`estimate_start` writes down every way the bytes could come; here only the seconds are computed, and what
+hosts have in common once. Property tests hold the two equal. For all hosts at once see `fleet_costs`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from firstlight.domain.errors import InvalidEstimate
 from firstlight.domain.estimator import (
@@ -21,32 +18,29 @@ from firstlight.domain.estimator import (
 from firstlight.domain.fleet import Edge, EdgeModel, FleetSnapshot, Host, Model, Tier
 
 _SSD_TO_DRAM = Edge.SSD_TO_DRAM
-_PEER_TO_DRAM = Edge.PEER_TO_DRAM
 _REMOTE_TO_SSD = Edge.REMOTE_TO_SSD
 _DRAM = Tier.DRAM
 _SSD = Tier.SSD
 
 
 class StartCosts:
-    """Costs of starting `model`; `givers` are the hosts it may be fetched from, as in `estimate_start`."""
+    """Costs of starting `model`. What a host lacks comes from the source, as if no host gave it to others."""
 
     __slots__ = (
         "_bytes",
         "_checkpoint_id",
         "_control_s",
         "_fetched_bytes",
-        "_givers",
         "_learned_beside_s",
         "_learned_s",
         "_model",
     )
 
-    def __init__(self, model: Model, snapshot: FleetSnapshot, givers: Sequence[Host] = ()) -> None:
+    def __init__(self, model: Model, snapshot: FleetSnapshot) -> None:
         self._model = model
         self._checkpoint_id = model.checkpoint_id
         self._bytes = model.size_bytes
         self._fetched_bytes = fetched_bytes(model)
-        self._givers = _best_givers(model, givers) if givers else []
         self._control_s = (snapshot.control_s, snapshot.control_beside_bytes_s)
         # Learned seconds to attach by host class, from DRAM and beside a load; None: nothing was learned yet.
         self._learned_s: dict[str, float | None] = {}
@@ -67,7 +61,7 @@ class StartCosts:
         attach_s, copy_s = learned_s, 0.0
         if attach_s is None:
             attach_s, copy_s = PRIOR_ATTACH_S, copy_seconds(self._model, host)
-        way_s = self._from_ssd_s(host, copy_s) if tier is _SSD else self._from_afar_s(host, copy_s)
+        way_s = self._from_ssd_s(host, copy_s) if tier is _SSD else self._from_source_s(host, copy_s)
         return way_s + attach_s + self._control_s[1]
 
     def from_dram_s(self, host: Host) -> float:
@@ -101,40 +95,12 @@ class StartCosts:
         queued_s, moving_s = _crossing(host, _SSD_TO_DRAM, self._bytes)
         return queued_s + max(moving_s, copy_s)
 
-    def _from_afar_s(self, host: Host, copy_s: float) -> float:
-        """The soonest of the source and all givers, with what of the copy each of them does not hide."""
-        # Written out, not called: this is where a decision among a thousand hosts spends its time.
-        edge = host.edges.get(_REMOTE_TO_SSD) or _meaningful(host, _REMOTE_TO_SSD)
-        bandwidth = edge.bandwidth_bytes_per_s
-        if not bandwidth > 0 or edge.overhead_s < 0:
-            _meaningful(host, _REMOTE_TO_SSD)
-        queued_bytes = host.queued_bytes
-        moving_s = edge.overhead_s + self._fetched_bytes / bandwidth if self._fetched_bytes else 0.0
-        queued_s = queued_bytes.get(_REMOTE_TO_SSD, 0) / bandwidth
+    def _from_source_s(self, host: Host, copy_s: float) -> float:
+        queued_s, moving_s = _crossing(host, _REMOTE_TO_SSD, self._fetched_bytes)
         load_queued_s, load_s = 0.0, 0.0
         if 0 < host.dram_capacity_bytes < self._bytes:
             load_queued_s, load_s = _crossing(host, _SSD_TO_DRAM, self._bytes)
-            moving_s += load_s
-        soonest_s = queued_s + (moving_s if moving_s > copy_s else copy_s)
-        if self._givers:
-            edge = host.edges.get(_PEER_TO_DRAM) or _meaningful(host, _PEER_TO_DRAM)
-            own_bandwidth = edge.bandwidth_bytes_per_s
-            if not own_bandwidth > 0 or edge.overhead_s < 0:
-                _meaningful(host, _PEER_TO_DRAM)
-            own_queued_bytes = queued_bytes.get(_PEER_TO_DRAM, 0)
-            overhead_s = load_s + (edge.overhead_s if self._bytes else 0.0)
-            for bandwidth, waiting_bytes in self._givers:
-                if own_bandwidth < bandwidth:
-                    bandwidth = own_bandwidth
-                if own_queued_bytes > waiting_bytes:
-                    waiting_bytes = own_queued_bytes
-                way_s = self._bytes / bandwidth + overhead_s
-                if way_s < copy_s:
-                    way_s = copy_s
-                way_s += waiting_bytes / bandwidth
-                if way_s < soonest_s:
-                    soonest_s = way_s
-        return soonest_s + load_queued_s
+        return queued_s + max(moving_s + load_s, copy_s) + load_queued_s
 
 
 def _crossing(host: Host, edge: Edge, size_bytes: int) -> tuple[float, float]:
@@ -153,24 +119,3 @@ def _meaningful(host: Host, edge: Edge) -> EdgeModel:
     if not model.bandwidth_bytes_per_s > 0 or model.overhead_s < 0:
         raise InvalidEstimate(f"{edge} of {host.host_id} has no meaning: {model}")
     return model
-
-
-def _best_givers(model: Model, givers: Sequence[Host]) -> list[tuple[float, int]]:
-    """Bandwidth of each giver's disk (infinite: it gives from DRAM) and bytes that wait for its uplink.
-
-    One that is no better than another in either is left out: nobody would fetch from it.
-    """
-    best: list[tuple[float, int]] = []
-    for bandwidth, queued_bytes in sorted(
-        ((_bandwidth_of_giver(model, host), host.uplink_queued_bytes) for host in givers),
-        key=lambda giver: (-giver[0], giver[1]),
-    ):
-        if not best or queued_bytes < best[-1][1]:
-            best.append((bandwidth, queued_bytes))
-    return best
-
-
-def _bandwidth_of_giver(model: Model, host: Host) -> float:
-    if host.tiers[model.checkpoint_id] is _DRAM:
-        return float("inf")
-    return edge_of(host, _SSD_TO_DRAM).bandwidth_bytes_per_s

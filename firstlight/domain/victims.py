@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from firstlight.domain.estimator import PRIORS
-from firstlight.domain.fleet import Edge, Host, Running
+from firstlight.domain.fleet import PRIORS, Edge, Host, Running
 from firstlight.domain.ways_out import WayOut, WaysOut, moving_price_s, undominated
 
 # A tenth of a millisecond is far below what an estimate can know.
@@ -22,7 +21,7 @@ DIGITS = 4
 _HAIR_S = 10**-DIGITS
 _NEVER = float("inf")
 # Branches of one decision. Fleets of four hosts have been seen to take 72.
-BRANCHES_AT_MOST = 1000
+BRANCHES_AT_MOST = 300
 
 
 class Going(NamedTuple):

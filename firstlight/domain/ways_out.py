@@ -9,11 +9,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from firstlight.domain.destinations import DESTINATIONS_AT_MOST, Destinations
+from firstlight.domain.destinations import Destinations
 from firstlight.domain.estimator import move_key
 from firstlight.domain.fleet import FleetSnapshot, Host, Model, Running, Tier
 from firstlight.domain.fleet_index import index_of
@@ -24,6 +24,7 @@ from firstlight.domain.tenants import Tenants
 
 SOON_S = 60.0
 MOVE_PRICE_S = 0.05
+_NEVER = float("inf")
 
 
 class WayOut(NamedTuple):
@@ -50,7 +51,11 @@ class WayOut(NamedTuple):
 class WaysOut:
     """Ways of every tenant of a snapshot, computed when asked for and then kept."""
 
-    def __init__(self, snapshot: FleetSnapshot, tenants: Tenants, excluded: frozenset[HostId]) -> None:
+    def __init__(
+        self, snapshot: FleetSnapshot, tenants: Tenants, excluded: frozenset[HostId], *, most_gone: int
+    ) -> None:
+        """A plan has at most `most_gone` victims; `excluded` are hosts that take nothing."""
+        self._most_gone = most_gone
         self.evict_s = snapshot.evict_s
         self._snapshot = snapshot
         self._tenants = tenants
@@ -81,9 +86,8 @@ class WaysOut:
             to = room.to
             assert to is not None, "a room is somewhere"
             seconds, price_s = room.seconds + move_s[to.host_class], room.price_s + own_price_s
-            if seconds > latest_s or max(0.0, seconds - hidden_s) + price_s > limit_s:
-                continue
-            if to.host_id != one.host_id:
+            late_s = seconds - hidden_s if seconds > hidden_s else 0.0
+            if seconds <= latest_s and late_s + price_s <= limit_s and to.host_id != one.host_id:
                 ways.append(WayOut(seconds, price_s, *room[2:]))
         return ways
 
@@ -129,30 +133,52 @@ class WaysOut:
 
     def _find_rooms(self, model: Model) -> Iterator[WayOut]:
         """Where an instance of this model could go; without its requests, which differ by victim."""
+        resting = self._resting(model)
+        for idle, host in resting:
+            yield WayOut(0.0, 0.0, 0, host, None, idle)
+        # Nothing beats those. The other victims, and the one host that is their own, leave one of them.
+        alike = Counter(host.host_class for _, host in resting)
+        open_classes = frozenset(
+            known for known in self._destinations.classes if alike[known] <= self._most_gone
+        )
+        if not open_classes:
+            return
         costs = self._costs_of(model)
-        for host, free, endable in self._destinations.near(model):
+        for host, free, endable in self._destinations.near(model, open_classes):
             seconds = costs.total_s(host)
             if not endable:
                 ssd_bytes = 0 if host.tiers[model.checkpoint_id] is Tier.DRAM else model.size_bytes
                 yield WayOut(seconds, 0.0, 0, host, None, None, free, model.gpu_count, ssd_bytes)
-            for idle in endable:
-                yield WayOut(seconds + self.evict_s, self._price_s(idle), idle.model.size_bytes, host, idle)
-        for idle in self._resting(model):
-            yield WayOut(0.0, 0.0, 0, self._hosts[idle.host_id], None, idle)
+            elif len(endable) == 1:
+                yield self._in_place_of(endable[0], seconds, host)
+            else:
+                # At one place the cheapest do: whoever costs more bytes as well is never better.
+                least_bytes = _NEVER
+                for way in sorted((self._in_place_of(idle, seconds, host) for idle in endable), key=_cheap):
+                    if way.evicted_bytes < least_bytes:
+                        least_bytes = way.evicted_bytes
+                        yield way
 
-    def _resting(self, model: Model) -> Iterator[Running]:
+    def _in_place_of(self, idle: Running, seconds: float, host: Host) -> WayOut:
+        return WayOut(seconds + self.evict_s, self._price_s(idle), idle.model.size_bytes, host, idle)
+
+    def _resting(self, model: Model) -> list[tuple[Running, Host]]:
         """Idle instances of a model that could take requests: on alike hosts no more than can matter.
 
-        A host takes one; a plan has at most DESTINATIONS_AT_MOST victims, and one host is their own.
+        A host takes one; a plan has at most `most_gone` victims, and one host is their own.
         """
-        hosts: dict[str, set[HostId]] = defaultdict(set)
+        found: list[tuple[Running, Host]] = []
+        taken: set[HostId] = set()
+        alike: Counter[str] = Counter()
         for idle in self._tenants.idle_of(model.name):
-            if not self._destinations.is_open(idle.host_id):
+            if idle.host_id in taken or not self._destinations.is_open(idle.host_id):
                 continue
-            alike = hosts[self._hosts[idle.host_id].host_class]
-            if idle.host_id not in alike and len(alike) <= DESTINATIONS_AT_MOST:
-                alike.add(idle.host_id)
-                yield idle
+            host = self._hosts[idle.host_id]
+            if alike[host.host_class] <= self._most_gone:
+                alike[host.host_class] += 1
+                taken.add(idle.host_id)
+                found.append((idle, host))
+        return found
 
     def _costs_of(self, model: Model) -> StartCosts:
         found = self._costs.get(model.name)
@@ -185,6 +211,11 @@ def undominated(ways: Iterable[WayOut], count: int) -> list[WayOut]:
         else:
             kept.append(way)
     return kept
+
+
+def _cheap(way: WayOut) -> tuple[float, int, str]:
+    assert way.evicted is not None
+    return way.price_s, way.evicted_bytes, way.evicted.instance_id
 
 
 def _order(way: WayOut) -> tuple[float, float, int, str, str]:

@@ -24,8 +24,7 @@ from firstlight.database.connection import Database
 from firstlight.database.keys_repository import list_audit
 from firstlight.database.records import GpuDescription, HostRecord, HostRegistration
 from firstlight.domain.errors import UnknownCheckpoint, UnknownHost
-from firstlight.domain.estimator import PRIORS
-from firstlight.domain.fleet import Edge, Tier
+from firstlight.domain.fleet import PRIORS, Edge, Tier
 from firstlight.domain.lifecycle import HostState, InstanceState, PlacementState
 
 CHECKPOINT = "tiny@abcd1234"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.domain.errors import InvalidEstimate
-from firstlight.domain.estimator import PRIORS, transfer_seconds
-from firstlight.domain.fleet import Edge, EdgeModel
+from firstlight.domain.estimator import transfer_seconds
+from firstlight.domain.fleet import PRIORS, Edge, EdgeModel
 from firstlight.domain.learning import TransferObservation, fit_edge, learned_overhead_s, learned_seconds
 
 PRIOR = PRIORS[Edge.SSD_TO_DRAM]

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from firstlight.domain.estimator import estimate_start, givers_of
 from firstlight.domain.fleet import FleetSnapshot, StartRequest
+from firstlight.domain.fleet_costs import FleetCosts
+from firstlight.domain.fleet_index import index_of
 from firstlight.domain.scheduler import Migrate, Place, Reject, VictimAction, Wait, decide
 from firstlight.domain.start_costs import StartCosts
 from tests.property.plan_brute_force import all_plans, could_take, read_plan, total_of
@@ -97,10 +99,14 @@ def test_waiting_for_gpus_is_bounded_by_what_it_saves(problem: Problem) -> None:
 def test_quick_costs_are_the_estimators(problem: Problem) -> None:
     request, snapshot = problem
     givers = givers_of(request.model, snapshot)
-    costs = StartCosts(request.model, snapshot, givers)
-    for host in snapshot.hosts:
+    index = index_of(snapshot)
+    columns = FleetCosts(request.model, snapshot, index, givers).total_s().tolist()
+    alone = StartCosts(request.model, snapshot)
+    for (host, _), seconds in zip(index.ready, columns, strict=True):
         estimate = estimate_start(request.model, host, snapshot, givers=givers)
-        assert abs(costs.total_s(host) - estimate.total_s) <= 1e-9 * max(1.0, estimate.total_s)
+        assert abs(seconds - estimate.total_s) <= 1e-9 * max(1.0, estimate.total_s)
+        from_source = estimate_start(request.model, host, snapshot)
+        assert abs(alone.total_s(host) - from_source.total_s) <= 1e-9 * max(1.0, from_source.total_s)
 
 
 @given(tenanted_problems())

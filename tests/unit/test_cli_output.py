@@ -10,7 +10,7 @@ from rich.console import Console
 
 from firstlight.cli.deploy import as_uri
 from firstlight.cli.output import bar, seconds, size
-from firstlight.cli.timeline import phase_rows, timeline_table
+from firstlight.cli.timeline import phase_rows, print_timeline, timeline_table
 
 START = {
     "model": "m",
@@ -69,6 +69,19 @@ def test_a_timeline_shows_predicted_beside_actual() -> None:
     assert download.split()[:5] == ["download", "30.0", "s", "20.0", "s"]
     ready = next(line for line in lines if "ready" in line)
     assert ready.split() == ["ready", "30.6", "s", "20.6", "s"]
+
+
+@pytest.mark.parametrize(("ready_at_unix_s", "headline"), [(1.0, "ready"), (None, "failed")])
+def test_an_instance_that_ended_later_is_no_failed_start(
+    ready_at_unix_s: float | None, headline: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_timeline(
+        {**START, "state": "failed", "failure": "the engine ended", "ready_at_unix_s": ready_at_unix_s}
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[-1] == headline
+    told = next(line for line in lines if "the engine ended" in line)
+    assert ("ended since" in told) == (ready_at_unix_s is not None)
 
 
 def test_a_start_that_failed_before_any_phase_has_no_rows() -> None:
