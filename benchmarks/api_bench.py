@@ -130,7 +130,7 @@ class Bench:
 
     # Any: JSON rows.
     def _ready(self, model: str) -> list[Any]:
-        rows = self._platform.get("/admin/v1/instances")["instances"]
+        rows = self._platform.get("/admin/v1/instances?ended=0")["instances"]
         return [row for row in rows if row["model"] == model and row["state"] == "ready"]
 
 

@@ -163,7 +163,7 @@ def _content(line: str) -> str:
 
 # Any: JSON rows.
 def _live(platform: Platform) -> list[Any]:
-    rows = platform.get("/admin/v1/instances")["instances"]
+    rows = platform.get("/admin/v1/instances?ended=0")["instances"]
     return [
         row for row in rows if row["model"] == MODEL and row["state"] in ("starting", "ready", "draining")
     ]

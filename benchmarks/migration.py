@@ -230,7 +230,7 @@ class Bench:
         return self._stream(asked).result()
 
     def _live(self) -> list[dict[str, Any]]:
-        rows = self._platform.get(f"/admin/v1/instances?model={MODEL}")["instances"]
+        rows = self._platform.get(f"/admin/v1/instances?model={MODEL}&ended=0")["instances"]
         return [row for row in rows if row["state"] in ("starting", "ready", "draining")]
 
     def _serving(self) -> dict[str, Any]:

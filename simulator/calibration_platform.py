@@ -164,7 +164,7 @@ class RealFleet:
         self._platform.wait_for(self._is_quiet, what="all instances to end", deadline_s=60.0)
 
     def _is_quiet(self) -> bool:
-        rows = self._platform.get("/admin/v1/instances")["instances"]
+        rows = self._platform.get("/admin/v1/instances?ended=0")["instances"]
         if any(row["state"] in ("starting", "ready", "draining") for row in rows):
             return False
         hosts = self._platform.get("/admin/v1/hosts")["hosts"]

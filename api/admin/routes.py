@@ -34,11 +34,12 @@ from api.services import Services
 from api.web.documentation import body_of, errors
 from firstlight.database.decisions_repository import get_decision, list_decisions
 from firstlight.database.hosts_repository import list_hosts
-from firstlight.database.instances_repository import list_instances
+from firstlight.database.instances_repository import list_live_and_ended
 from firstlight.database.models_repository import get_model, list_models
 from firstlight.database.starts_repository import list_starts
 
 Limit = Annotated[int, Query(ge=1, le=200)]
+Ended = Annotated[int, Query(ge=0, le=1000)]
 
 
 def admin_routes(services: Services) -> APIRouter:
@@ -143,12 +144,12 @@ def _add_fleet(router: APIRouter, services: Services) -> None:
             return JSONResponse({"hosts": plain(await list_hosts(session))})
 
     @router.get(
-        "/instances", response_model=None, responses={200: {"model": InstanceList}, **errors(403, 503)}
+        "/instances", response_model=None, responses={200: {"model": InstanceList}, **errors(400, 403, 503)}
     )
-    async def instances(model: str | None = None) -> Response:
-        """Instances, ended ones included, newest first."""
+    async def instances(model: str | None = None, ended: Ended = 50) -> Response:
+        """All instances that live and the latest `ended` of those that have ended, newest first."""
         async with services.database.session() as session:
-            found = await list_instances(session, model=model)
+            found = await list_live_and_ended(session, model=model, ended=ended)
         return JSONResponse({"instances": [with_progress(one, services.progress) for one in found]})
 
     @router.get(

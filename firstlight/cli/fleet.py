@@ -16,6 +16,8 @@ from firstlight.cli.output import bar, console, print_json, seconds, size, table
 
 STATE_STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "failed": "red", "lost": "red"}
 
+# Of the instances that have ended, as many as the API tells at most.
+ENDED = 1000
 # Where a phase's own name says too little.
 PHASE_WORDS = {"queue": "queued", "free": "making room", "control": "finishing"}
 
@@ -26,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 
 def instances(
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Ended instances too.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help=f"The latest {ENDED} that have ended too.")
+    ] = False,
     model: Annotated[str | None, typer.Option("--model", help="Only this model's.")] = None,
     api: ApiUrl = None,
     key: ApiKey = None,
@@ -34,9 +38,8 @@ def instances(
 ) -> None:
     """List the instances that run."""
     with ApiClient(api, key) as client:
-        found = client.get("/admin/v1/instances", model=model)["instances"]
-    if not everything:
-        found = [one for one in found if one["state"] not in ("stopped", "failed")]
+        ended = ENDED if everything else 0
+        found = client.get("/admin/v1/instances", model=model, ended=ended)["instances"]
     if as_json:
         print_json(found)
         return

@@ -33,7 +33,7 @@ def status(api: ApiUrl = None, key: ApiKey = None, as_json: AsJson = False) -> N
 def _gather(client: ApiClient) -> dict[str, object]:
     found: dict[str, object] = {"api": client.url, "ready": _is_ready(client)}
     hosts = client.get("/admin/v1/hosts")["hosts"]
-    instances = client.get("/admin/v1/instances")["instances"]
+    instances = client.get("/admin/v1/instances", ended=0)["instances"]
     found["hosts"] = sum(host["state"] == "ready" for host in hosts)
     found["models"] = len(client.get("/admin/v1/models")["models"])
     found["instances"] = sum(one["state"] == "ready" for one in instances)

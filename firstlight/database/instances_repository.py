@@ -42,6 +42,16 @@ async def list_instances(
     return await read_instances(session, conditions)
 
 
+async def list_live_and_ended(
+    session: AsyncSession, *, model: str | None = None, ended: int
+) -> list[InstanceRecord]:
+    """All that live and the latest `ended` that have ended, newest first. Those pile up for years."""
+    of_model = [InstanceRow.model == model] if model is not None else []
+    live = await read_instances(session, [InstanceRow.is_live, *of_model])
+    past = await read_instances(session, [~InstanceRow.is_live, *of_model], at_most=ended) if ended else []
+    return sorted([*live, *past], key=lambda one: (one.created_at_unix_s, one.epoch), reverse=True)
+
+
 async def get_instance(session: AsyncSession, instance_id: str) -> InstanceRecord:
     """Raises: UnknownInstance."""
     found = await read_instances(session, [InstanceRow.instance_id == instance_id])
@@ -51,9 +61,12 @@ async def get_instance(session: AsyncSession, instance_id: str) -> InstanceRecor
 
 
 async def read_instances(
-    session: AsyncSession, conditions: Iterable[ColumnExpressionArgument[bool]]
+    session: AsyncSession,
+    conditions: Iterable[ColumnExpressionArgument[bool]],
+    *,
+    at_most: int | None = None,
 ) -> list[InstanceRecord]:
-    """Records of the rows that meet all conditions, newest first."""
+    """Records of the rows that meet all conditions, newest first; the first `at_most` of them."""
     held = (
         select(func.array_agg(aggregate_order_by(ReservationRow.gpu_index, ReservationRow.gpu_index)))
         .where(ReservationRow.instance_id == InstanceRow.instance_id)
@@ -63,6 +76,7 @@ async def read_instances(
         select(InstanceRow, held)
         .where(*conditions)
         .order_by(InstanceRow.created_at.desc(), InstanceRow.epoch.desc())
+        .limit(at_most)
         .execution_options(populate_existing=True)
     )
     return [_record(row, gpu_indices or []) for row, gpu_indices in rows]

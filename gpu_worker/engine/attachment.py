@@ -43,6 +43,8 @@ from native_loader import Checkpoint, ProgressBoard
 
 log = logging.getLogger("engine.attach")
 
+# A start is asked at once by whom it was made for. An engine that is not has the time to look at its weights.
+UNASKED_AFTER_S = 0.05
 _MOST_PREPARED = 4
 
 
@@ -219,6 +221,12 @@ class Attacher:
         )
         # What else was prepared will never be bound here.
         self._prepared.clear()
+        self._home.call_later(UNASKED_AFTER_S, self._warm, loop)
+
+    def _warm(self, loop: DecodeLoop) -> None:
+        """Whoever comes later, with a stream from elsewhere perhaps, finds the weights near."""
+        if self._gate is None or not self._gate.is_loading:
+            loop.warm()
 
     def _lose_weights(self, why: EngineGone) -> None:
         """From the decode loop's thread."""

@@ -160,7 +160,12 @@ class DecodeLoop:
         The first pass over weights that nobody has touched lately takes up to five times as long.
         """
         with self._changed:
-            if self._is_closing or self._running or time.monotonic() - self._passed_s < WARM_FOR_S:
+            if (
+                self._is_closing
+                or self._running
+                or self._waiting
+                or time.monotonic() - self._passed_s < WARM_FOR_S
+            ):
                 return
             work = Rebuild([0], KeyValueCache(), lambda failure: None, prompt_tokens=1)
             self._running.append(work)

@@ -188,6 +188,27 @@ async def test_instances_can_be_listed_by_state_and_model(database: Database) ->
     assert [row.instance_id for row in only_two] == [starting.instance_id]
 
 
+async def test_of_those_that_have_ended_the_latest_are_told(database: Database) -> None:
+    await add_host(database, "host-a", gpu_count=4)
+    await add_model(database, "one", max_instances=4)
+    started = [await running(database, "one") for _ in range(4)]
+    for start in started[:3]:
+        finish = FinishInput(start.instance_id, start.epoch, "failed", "gone", "engine_gone")
+        async with database.transaction() as session:
+            await instances_repository.finish_instance(session, finish)
+
+    async def told(ended: int, model: str | None = None) -> list[str]:
+        async with database.session() as session:
+            found = await instances_repository.list_live_and_ended(session, model=model, ended=ended)
+        return [one.instance_id for one in found]
+
+    oldest_first = [start.instance_id for start in started]
+    assert await told(0) == oldest_first[3:]
+    assert await told(2, "one") == oldest_first[:0:-1]
+    assert await told(9) == oldest_first[::-1]
+    assert await told(9, "two") == []
+
+
 async def test_every_step_of_an_instance_and_a_model_is_notified(database: Database) -> None:
     events = database.listen(INSTANCE_CHANNEL, MODEL_CHANNEL)
     assert await anext(events) == Reconnected()
