@@ -23,6 +23,7 @@ from firstlight.domain.errors import (
     ModelBeingDeleted,
     NoCapacity,
     Overloaded,
+    StartAbandoned,
     StartFailed,
     StartTimeout,
     UnknownModel,
@@ -316,8 +317,9 @@ class StartDirector:
         """The workflow has tried what it could; who waited hears why, unless something else can serve."""
         if lane.ready_capacity or lane.starting:
             return
-        if notice.failure_code == NoCapacity.code:
-            # Those that were to give way have something to do again: whoever waits waits on.
+        if notice.failure_code in (NoCapacity.code, StartAbandoned.code):
+            # Those that were to give way have something to do again, or who began it is no more: it was not
+            # tried. Whoever waits waits on, and a start is planned anew.
             return
         sentence = notice.failure or "its host gave no reason"
         lane.fail_waiting(

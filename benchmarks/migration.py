@@ -175,10 +175,13 @@ class Bench:
             began_s = time.monotonic()
             series.records.append(self._migrate())
             series.windows.append((began_s, time.monotonic()))
-            for slot, stream in enumerate(running):
-                if stream.heard.finish_reason is not None:
-                    self._judge(series, stream, expected[slot])
-                    running[slot] = self._stream(kinds[slot])
+            ended = [slot for slot, one in enumerate(running) if one.heard.finish_reason is not None]
+            for slot in ended:
+                self._judge(series, running[slot], expected[slot])
+                running[slot] = self._stream(kinds[slot])
+            # Others wait while a prompt is read: that is no part of a migration's pause.
+            for slot in ended:
+                running[slot].wait_tokens(2)
             self._progress.advance(task)
         for slot, stream in enumerate(running):
             self._judge(series, stream, expected[slot])

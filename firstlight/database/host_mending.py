@@ -25,7 +25,7 @@ from firstlight.database.locks import lock_placements
 from firstlight.database.placements import remove_placement, write_placement
 from firstlight.database.records import InstanceRecord
 from firstlight.database.tables import CheckpointRow, DecisionRow, HostRow, InstanceRow, PlacementRow
-from firstlight.domain.errors import EngineGone, StartTimeout, UnknownHost
+from firstlight.domain.errors import EngineGone, StartAbandoned, UnknownHost
 from firstlight.domain.fleet import Tier
 from firstlight.domain.lifecycle import HostState, InstanceState, PlacementState
 
@@ -150,7 +150,7 @@ async def _give_up(session: AsyncSession, rows: list[InstanceRow], given_up: Map
             continue
         reason = "its start was begun and nobody carries it out"
         await close_instance(
-            session, row, outcome=InstanceState.FAILED, reason=reason, failure_code=StartTimeout.code
+            session, row, outcome=InstanceState.FAILED, reason=reason, failure_code=StartAbandoned.code
         )
         mended.append(f"{row.instance_id} ({row.model}) on {row.host_id} was given up: {reason}")
     return mended

@@ -22,6 +22,7 @@ FirstlightError
 │   ├── NoCapacity                no host can take the start now
 │   ├── StartTimeout              the start did not finish within the request's deadline
 │   ├── StartFailed               every plan for the start failed
+│   │   └── StartAbandoned        who began it is no more, and nobody carries it out
 │   ├── DatabaseUnavailable       Postgres does not answer
 │   └── InstanceDraining          the instance takes no new requests
 ├── SourceError                   where the model comes from
@@ -157,6 +158,10 @@ class StartTimeout(Overloaded):
 
 class StartFailed(Overloaded):
     code = "start_failed"
+
+
+class StartAbandoned(StartFailed):
+    code = "start_abandoned"
 
 
 class DatabaseUnavailable(Overloaded):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import pytest
 from openai import OpenAI, OpenAIError
 
@@ -80,15 +81,7 @@ def test_a_start_survives_the_death_of(victim: str, platform: Platform, tmp_path
 def test_a_start_from_dram_answers_before_its_workflow_gets_anywhere(
     sleeper: str, platform: Platform, tmp_path: Path
 ) -> None:
-    model = f"tiny-{sleeper.replace(' ', '-')}-{uuid4().hex[:6]}"
-    source = tiny_source(tmp_path / "hf").as_uri()
-    platform.post("/admin/v1/models", {"name": model, "source": source, "keep_alive_s": 0.1})
-    first = Request(platform, model)
-    first.start()
-    first.join(ANSWER_WITHIN_S)
-    assert first.failure is None, f"{first.failure}\n{platform.log_end()}"
-    platform.wait_for(lambda: _states(platform, model) == {"stopped"}, what="the end of it", deadline_s=60)
-    platform.post(f"/admin/v1/models/{model}/scale", {"keep_alive_s": 600})
+    model = _resting_in_dram(platform, tmp_path)
     with _asleep(processes_named(platform, _words(sleeper))):
         request = Request(platform, model)
         request.start()
@@ -101,6 +94,48 @@ def test_a_start_from_dram_answers_before_its_workflow_gets_anywhere(
     again.join(ANSWER_WITHIN_S)
     assert again.tokens == 4
     _nothing_left_behind(platform, model)
+
+
+def test_an_engine_bound_ahead_by_an_api_that_died_is_nobodys_for_long(
+    platform: Platform, tmp_path: Path
+) -> None:
+    model = _resting_in_dram(platform, tmp_path)
+    with _asleep(processes_named(platform, _words("temporal server"))):
+        request = Request(platform, model)
+        request.start()
+        request.join(30)
+        assert request.tokens == 4, f"{request.failure}\n{platform.log_end()}"
+        # Its workflow has not begun, and whoever asked for it is no more.
+        [api] = processes_named(platform, "serve api")
+        os.kill(api, signal.SIGKILL)
+        platform.wait_for(lambda: not Path(f"/proc/{api}").exists(), what="its end", deadline_s=10)
+    platform.wait_for(lambda: _is_up(platform), what="another API", deadline_s=60)
+    again = Request(platform, model)
+    again.start()
+    again.join(ANSWER_WITHIN_S)
+    assert again.tokens == 4, f"{again.failure}\n{platform.log_end()}"
+    _nothing_left_behind(platform, model)
+
+
+def _is_up(platform: Platform) -> bool:
+    try:
+        return platform.http.get(f"{platform.api_url}/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _resting_in_dram(platform: Platform, tmp_path: Path) -> str:
+    """The name of a model that has served, rests, and would serve for long."""
+    model = f"tiny-{uuid4().hex[:6]}"
+    source = tiny_source(tmp_path / "hf").as_uri()
+    platform.post("/admin/v1/models", {"name": model, "source": source, "keep_alive_s": 0.1})
+    first = Request(platform, model)
+    first.start()
+    first.join(ANSWER_WITHIN_S)
+    assert first.failure is None, f"{first.failure}\n{platform.log_end()}"
+    platform.wait_for(lambda: _states(platform, model) == {"stopped"}, what="the end of it", deadline_s=60)
+    platform.post(f"/admin/v1/models/{model}/scale", {"keep_alive_s": 600})
+    return model
 
 
 def _states(platform: Platform, model: str) -> set[str]:
