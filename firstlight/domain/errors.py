@@ -22,7 +22,7 @@ FirstlightError
 │   ├── NoCapacity                no host can take the start now
 │   ├── StartTimeout              the start did not finish within the request's deadline
 │   ├── StartFailed               every plan for the start failed
-│   │   └── StartAbandoned        who began it is no more, and nobody carries it out
+│   ├── StartAbandoned            who began the start is no more, and nobody carries it out
 │   ├── DatabaseUnavailable       Postgres does not answer
 │   └── InstanceDraining          the instance takes no new requests
 ├── SourceError                   where the model comes from
@@ -160,7 +160,7 @@ class StartFailed(Overloaded):
     code = "start_failed"
 
 
-class StartAbandoned(StartFailed):
+class StartAbandoned(Overloaded):
     code = "start_abandoned"
 
 
