@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import log
 from random import Random
 from statistics import median, pstdev
@@ -12,18 +12,27 @@ from simulator.scenario import Scenario
 
 # A copy that does not take place: the engine computes in the memory that the bytes are in.
 NO_COPY_GB_PER_S = 1e6
+# Seconds after a start within which a host makes its next engine: once it is bound it rests for a second.
+REPLACING_S = (1.0, 2.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Seconds of single starts, from request to an engine that could compute, and what requests are like."""
+    """Seconds of starts, from request to first token less a warm request's, and what requests are like."""
 
+    # One start at a time.
     dram_s: tuple[float, ...]
     ssd_s: tuple[float, ...]
+    # From DRAM too: two in the same moment, and one while the engine of another is replaced.
+    beside_s: tuple[float, ...]
+    after_s: tuple[float, ...]
     # First token and whole answer of requests to an instance that runs.
     warm_s: tuple[float, ...]
     answer_s: tuple[float, ...]
-    attach_s: float
+    # As the platform recorded them of single starts: attach and control of those from DRAM, load from SSD.
+    attach_s: tuple[float, ...]
+    control_s: tuple[float, ...]
+    load_s: tuple[float, ...]
     size_bytes: int
     prompt_tokens: int
     output_tokens: int
@@ -38,37 +47,52 @@ class Measured:
         return (self.output_tokens - 1) / max(1e-6, decoding_s)
 
     @property
-    def control_s(self) -> float:
-        return max(0.0, median(self.dram_s) - self.attach_s)
+    def first_pass_s(self) -> float:
+        """What of a start from DRAM is neither control nor attach: the engine's first pass."""
+        return max(0.0, median(self.dram_s) - median(self.attach_s) - median(self.control_s))
 
     @property
     def disk_gb_per_s(self) -> float:
-        """By what a start from SSD takes longer than one from DRAM."""
-        return self.size_bytes / 1e9 / max(1e-3, median(self.ssd_s) - median(self.dram_s))
+        return self.size_bytes / 1e9 / max(1e-3, median(self.load_s))
+
+    @property
+    def hidden_load(self) -> float:
+        """Part of a load that costs a first token nothing: what a start from SSD does not take longer by."""
+        longer_s = max(0.0, median(self.ssd_s) - median(self.dram_s))
+        return max(0.0, 1.0 - longer_s / max(1e-3, median(self.load_s)))
 
     @property
     def noise(self) -> float:
-        """Standard deviation of the logarithm of starts, each tier about its own median."""
+        """Standard deviation of the logarithm of single starts, each tier about its own median."""
         logs = [log(max(1e-4, one / median(rows))) for rows in (self.dram_s, self.ssd_s) for one in rows]
         return min(1.0, pstdev(logs)) if len(logs) > 1 else 0.0
+
+    def slowdown(self, beside_s: Sequence[float]) -> float:
+        """Times as long that first tokens took which were asked for beside other work, at least once."""
+        if not beside_s:
+            return 1.0
+        warm_s = median(self.warm_s)
+        return max(1.0, (median(beside_s) + warm_s) / (median(self.dram_s) + warm_s))
 
     def joined(self, later: Measured) -> Measured:
         """Both taken together: what the machine was like between the two."""
         return replace(
             later,
-            dram_s=self.dram_s + later.dram_s,
-            ssd_s=self.ssd_s + later.ssd_s,
-            warm_s=self.warm_s + later.warm_s,
-            answer_s=self.answer_s + later.answer_s,
-            attach_s=(self.attach_s + later.attach_s) / 2,
+            **{
+                field.name: getattr(self, field.name) + getattr(later, field.name)
+                for field in fields(self)
+                if isinstance(getattr(self, field.name), tuple)
+            },
         )
 
     def sentence(self) -> str:
         return (
-            f"told to the simulator: control {self.control_s * 1e3:.0f} ms, "
-            f"attach {self.attach_s * 1e3:.0f} ms, disk {self.disk_gb_per_s:.2f} GB/s, "
+            f"told to the simulator: control {median(self.control_s) * 1e3:.0f} ms, "
+            f"attach {median(self.attach_s) * 1e3:.0f} ms, first pass {self.first_pass_s * 1e3:.0f} ms more, "
+            f"disk {self.disk_gb_per_s:.2f} GB/s of which {self.hidden_load:.0%} hidden, "
             f"prefill {self.prefill_tokens_per_s:.0f} and decode {self.decode_tokens_per_s:.0f} tokens/s, "
-            f"noise {self.noise:.2f}"
+            f"noise {self.noise:.2f}, beside another start {self.slowdown(self.beside_s):.2f} times, "
+            f"after one {self.slowdown(self.after_s):.2f} times as long"
         )
 
 
@@ -109,9 +133,17 @@ def scenario_of(measured: Measured, *, models: int, keep_alive_s: float, duratio
                 "ssd_gb_per_s": measured.disk_gb_per_s,
                 "gpu_gb_per_s": NO_COPY_GB_PER_S,
                 "network_gb_per_s": 1.0,
-                "attach_s": measured.attach_s,
-                "control_s": measured.control_s,
+                "attach_s": median(measured.attach_s),
+                "control_s": median(measured.control_s),
+                "first_pass_s": measured.first_pass_s,
+                "hidden_load": measured.hidden_load,
                 "noise": measured.noise,
+                "shared_machine": {
+                    "computing": measured.slowdown(measured.beside_s),
+                    "replacing": measured.slowdown(measured.after_s),
+                    "replacing_from_s": REPLACING_S[0],
+                    "replacing_until_s": REPLACING_S[1],
+                },
             },
             "models": [
                 {

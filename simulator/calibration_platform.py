@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http.client import HTTPConnection
-from statistics import median
 from typing import Any
 
 import grpc
@@ -21,6 +20,8 @@ PROMPT = "What is the capital of France?"
 OUTPUT_TOKENS = 8
 WARM_REQUESTS = 12
 ANSWER_S = 300.0
+# So long after another start its host makes its next engine.
+AFTER_S = 1.5
 
 
 class RealFleet:
@@ -47,16 +48,17 @@ class RealFleet:
             self._progress.advance(task)
 
     def measure(self, rounds: int, *, rest_s: float) -> Measured:
-        """Starts one at a time, and warm requests. The hosts do nothing else meanwhile.
+        """Starts one at a time, starts beside others, and warm requests. The hosts do nothing else meanwhile.
 
         `rest_s` before each start nobody asks anything, as in the trace: a machine that has just been polled
         has all it needs in its caches, and starts in two thirds of the time.
         """
-        task = self._progress.add_task("single starts", total=2 * rounds)
+        task = self._progress.add_task("starts, one by one and beside others", total=3 * rounds)
         warm = [self._ask(self._names[0]) for _ in range(WARM_REQUESTS + 1)][1:]
         warm_s = [ttft_s for ttft_s, _ in warm]
-        found: dict[str, list[float]] = {"dram": [], "ssd": []}
-        attach_s: list[float] = []
+        found: dict[str, list[float]] = {"dram": [], "ssd": [], "beside": [], "after": []}
+        # Any: JSON objects.
+        recorded: dict[str, list[Any]] = {"dram": [], "ssd": []}
         for step in range(2 * rounds):
             tier, name = ("dram", "ssd")[step % 2], self._names[step % len(self._names)]
             self._quiet()
@@ -70,45 +72,77 @@ class RealFleet:
             start = self._last_start(name)
             if start["tier"] == tier:
                 found[tier].append(startup_s(ttft_s, warm_s))
-                attach_s.append(float(start["actual"]["attach_s"]))
+                recorded[tier].append(start["actual"])
+            self._progress.advance(task)
+        for step in range(rounds):
+            what, delay_s = (("beside", 0.0), ("after", AFTER_S))[step % 2]
+            ttft_s, *others_s = self._pair(step, delay_s=delay_s, rest_s=rest_s)
+            found[what] += [startup_s(one, warm_s) for one in (others_s if delay_s else (ttft_s, *others_s))]
             self._progress.advance(task)
         if not (found["dram"] and found["ssd"]):
             raise PlatformFailed("no start came from the tier it was meant to come from")
         return Measured(
             dram_s=tuple(found["dram"]),
             ssd_s=tuple(found["ssd"]),
+            beside_s=tuple(found["beside"]),
+            after_s=tuple(found["after"]),
             warm_s=tuple(warm_s),
             answer_s=tuple(answer_s for _, answer_s in warm),
-            attach_s=median(attach_s),
+            attach_s=tuple(float(one["attach_s"]) for one in recorded["dram"]),
+            control_s=tuple(float(one["control_s"]) for one in recorded["dram"]),
+            load_s=tuple(float(one["load_s"]) for one in recorded["ssd"]),
             size_bytes=self._size_bytes(),
             prompt_tokens=self._prompt_tokens,
             output_tokens=OUTPUT_TOKENS,
         )
+
+    def _pair(self, step: int, *, delay_s: float, rest_s: float) -> list[float]:
+        """Seconds to the first tokens of two models, the second asked for `delay_s` later, from DRAM both.
+
+        Who did not start from there is left out, from the second's place on.
+        """
+        pair = [self._names[(step + one) % len(self._names)] for one in range(2)]
+        # Each host holds one of them in DRAM then.
+        self._together(pair)
+        self._quiet()
+        time.sleep(rest_s)
+        sent = [(index * delay_s, name) for index, name in enumerate(pair)]
+        ttft_s = self._send(sent, on_answer=lambda: None)
+        return [
+            one
+            for one, name in zip(ttft_s, pair, strict=True)
+            if name == pair[0] or self._last_start(name)["tier"] == "dram"
+        ]
 
     def replay(self, trace: Sequence[tuple[float, int]]) -> list[float]:
         """Seconds to the first token of each request of the trace, sent when due; from SSDs at first."""
         self._quiet()
         task = self._progress.add_task("trace", total=len(trace))
         self._drop_from_dram()
+        sent = [(at_s, self._names[model]) for at_s, model in trace]
+        return self._send(sent, on_answer=lambda: self._progress.advance(task))
+
+    def _send(self, sent: Sequence[tuple[float, str]], *, on_answer: Callable[[], None]) -> list[float]:
+        """(seconds from now, model) each. Returns the seconds to their first tokens."""
         found: dict[int, float] = {}
 
         def send(index: int, name: str) -> None:
             found[index] = self._ask(name)[0]
-            self._progress.advance(task)
+            on_answer()
 
         threads = []
         began_s = time.monotonic()
-        for index, (at_s, model) in enumerate(trace):
+        for index, (at_s, name) in enumerate(sent):
             # The trace's own clock; nothing else is waited for.
             time.sleep(max(0.0, began_s + at_s - time.monotonic()))
-            thread = threading.Thread(target=send, args=(index, self._names[model]))
+            thread = threading.Thread(target=send, args=(index, name))
             thread.start()
             threads.append(thread)
         for thread in threads:
             thread.join(ANSWER_S)
-        if len(found) < len(trace):
-            raise PlatformFailed(f"{len(trace) - len(found)} requests of the trace had no answer")
-        return [found[index] for index in range(len(trace))]
+        if len(found) < len(sent):
+            raise PlatformFailed(f"{len(sent) - len(found)} requests of the trace had no answer")
+        return [found[index] for index in range(len(sent))]
 
     # Any: JSON objects.
     def starts(self, since_unix_s: float) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from simulator.journal import Journal
 from simulator.link import Link
 from simulator.policy import Policy
 from simulator.scenario import GB, Fleet, Scenario
+from simulator.shared_cores import SharedCores
 from simulator.transfers import Transfers
 
 
@@ -35,6 +36,7 @@ class Cluster:
         self.instances: dict[str, Instance] = {}
         self.by_model: dict[str, dict[str, Instance]] = {model.name: {} for model in self.models}
         self.waiting: dict[str, deque[Request]] = {}
+        self.cores = SharedCores(scenario.fleet.shared_machine)
         self.journal = Journal(gpus=sum(host.gpu_count for host in self.hosts))
         self.unfinished = 0
         self._started = 0
@@ -46,6 +48,14 @@ class Cluster:
     @property
     def now_s(self) -> float:
         return self.agenda.now_s
+
+    def drop_from_dram(self) -> None:
+        """Leave checkpoints on SSDs alone, as a restart of every store would. Nothing may be on its way."""
+        for host in self.hosts:
+            assert not host.arriving and not host.background, "what arrives is not dropped"
+            for name in host.dram.names():
+                host.dram.drop(name)
+                host.refresh(name)
 
     # --- requests ---
 
@@ -110,19 +120,32 @@ class Cluster:
             request.give_up = None
         request.waited_s += now_s - request.waiting_since_s
         instance.requests[request] = None
-        prefill_s = model.prefill_s(request.prompt_tokens + request.tokens_done)
+        prefill_s, fleet = model.prefill_s(request.prompt_tokens + request.tokens_done), self.scenario.fleet
+        if fleet.first_pass_s and not instance.has_served:
+            prefill_s += fleet.first_pass_s * self.transfers.varied()
         if not instance.has_served and not instance.is_speculative and instance.ready_s == now_s:
             if request.first_token_s is None:
                 request.start_tier = instance.tier
             if self.policy.computes_while_loading:
                 # All but the last layer can be computed while that one's bytes come.
-                prefill_s = max(prefill_s / model.layers, prefill_s - instance.load_s)
+                hidden_s = fleet.hidden_load * instance.load_s
+                prefill_s = max(prefill_s / model.layers, prefill_s - hidden_s)
         instance.has_served = True
-        request.decoding_from_s = now_s + prefill_s
+        request.decoding_from_s = now_s + prefill_s * self._slowdown(instance)
         if request.first_token_s is None:
             request.first_token_s = request.decoding_from_s
         left = request.output_tokens - request.tokens_done
         end_s = request.decoding_from_s + max(0, left - 1) / model.decode_tokens_per_s
+        request.finish = self.agenda.at(end_s, partial(self._finish, request, instance))
+
+    def _put_off(self, request: Request, instance: Instance, later_s: float) -> None:
+        """What is left of it comes so much later, from `instance`; its first token too, if it was to come."""
+        assert request.finish is not None
+        request.finish.cancel()
+        if request.first_token_s is not None and request.first_token_s > self.now_s:
+            request.first_token_s += later_s
+        request.decoding_from_s += later_s
+        end_s = max(self.now_s, request.finish.at_s) + later_s
         request.finish = self.agenda.at(end_s, partial(self._finish, request, instance))
 
     def _finish(self, request: Request, instance: Instance) -> None:
@@ -216,7 +239,11 @@ class Cluster:
         for victim in awaits:
             instance.awaits.add(victim.instance_id)
             victim.heirs.append(instance)
-        arrival = self.transfers.bring(model, host, peer=peer)
+        others = self.instances.values()
+        for other, request, later_s in self.cores.held_up(instance, others, now_s=self.now_s):
+            self._put_off(request, other, later_s)
+        slowdown = self._slowdown(instance)
+        arrival = self.transfers.bring(model, host, peer=peer, slowdown=slowdown)
         instance.tier, instance.arrives_s = arrival.tier, arrival.at_s
         self.journal.started(arrival.tier)
         if not instance.awaits:
@@ -237,12 +264,16 @@ class Cluster:
             # Stored first, and read when it is whole: from the page cache, which has just written it.
             loaded_s = max(now_s, instance.arrives_s) + copy_s
         instance.load_s = loaded_s - now_s
-        varied = self.transfers.varied()
+        varied = self.transfers.varied() * self._slowdown(instance)
+        self.cores.started(now_s)
         instance.attach_s = (fleet.attach_s + self.loader.overhead_s) * varied
         # The control plane's work varies as much as an engine's: both are a busy machine's.
         self.agenda.at(
             loaded_s + fleet.control_s * varied + instance.attach_s, partial(self._ready, instance)
         )
+
+    def _slowdown(self, instance: Instance) -> float:
+        return self.cores.slowdown(instance, self.instances.values(), now_s=self.now_s)
 
     def _ready(self, instance: Instance) -> None:
         instance.state = InstanceState.READY
@@ -339,15 +370,11 @@ class Cluster:
         to.moves_from = None
         to.has_served = True
         for request in tuple(source.requests):
-            assert request.finish is not None
-            request.finish.cancel()
             del source.requests[request]
             to.requests[request] = None
             request.migrations += 1
             request.paused_s += pause_s
-            request.decoding_from_s += pause_s
-            end_s = max(self.now_s, request.finish.at_s) + pause_s
-            request.finish = self.agenda.at(end_s, partial(self._finish, request, to))
+            self._put_off(request, to, pause_s)
         if to.requests and len(to.gpus) != len(source.gpus):
             self.journal.computing(self.now_s, len(to.gpus) - len(source.gpus))
         self.journal.migrations += 1

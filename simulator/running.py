@@ -21,14 +21,25 @@ def run(scenario: Scenario, policy: str, seed: int) -> Outcome:
 
 
 def play(
-    scenario: Scenario, policy: str, models: Sequence[ModelSpec], requests: Sequence[Request], seed: int
+    scenario: Scenario,
+    policy: str,
+    models: Sequence[ModelSpec],
+    requests: Sequence[Request],
+    seed: int,
+    *,
+    dram_dropped_at_s: float | None = None,
 ) -> Cluster:
-    """Have these very requests, which are changed, run to their end. Returns the fleet as it is then."""
+    """Have these very requests, which are changed, run to their end. Returns the fleet as it is then.
+
+    `dram_dropped_at_s`: a moment of quiet in which all that DRAM holds is dropped.
+    """
     kind = policy_named(policy)
     options = scenario.policies.get(policy, {})
     decider = kind(random=Random(f"{seed}/policy"), options=options)
     cluster = Cluster(scenario, models, decider, random=Random(f"{seed}/noise"))
     cluster.submit(requests)
+    if dram_dropped_at_s is not None:
+        cluster.agenda.at(dram_dropped_at_s, cluster.drop_from_dram)
     cluster.run()
     cluster.check()
     return cluster

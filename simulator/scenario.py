@@ -20,6 +20,17 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class SharedMachine(Strict):
+    """How starts slow each other down where hosts are parts of one machine; hosts of their own do not."""
+
+    # Times as long while another instance starts or computes; while an engine that was bound is replaced.
+    computing: float = Field(default=1.0, ge=1, le=100)
+    replacing: float = Field(default=1.0, ge=1, le=100)
+    # When that is, counted from the start that took the engine.
+    replacing_from_s: float = Field(default=0.0, ge=0)
+    replacing_until_s: float = Field(default=0.0, ge=0)
+
+
 class Fleet(Strict):
     """Hosts that are all alike. Rates are what the hardware gives to one transfer at a time."""
 
@@ -37,6 +48,11 @@ class Fleet(Strict):
     # Binding an engine, and what the control plane adds, to every start.
     attach_s: float = Field(default=0.1, ge=0)
     control_s: float = Field(default=0.05, ge=0)
+    # What an engine's first pass takes longer than its later ones.
+    first_pass_s: float = Field(default=0.0, ge=0)
+    # Part of a load that the first pass hides behind, where a policy computes while loading.
+    hidden_load: float = Field(default=1.0, ge=0, le=1)
+    shared_machine: SharedMachine = SharedMachine()
     # Until an idle instance that is told to end has given its GPUs back.
     evict_s: float = Field(default=0.05, ge=0)
     # Standard deviation of the logarithm of every transfer's time.

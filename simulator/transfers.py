@@ -32,7 +32,9 @@ class Transfers:
         self._policy = policy
         self._random = random
 
-    def bring(self, model: ModelSpec, host: SimHost, *, peer: SimHost | None = None) -> Arrival:
+    def bring(
+        self, model: ModelSpec, host: SimHost, *, peer: SimHost | None = None, slowdown: float = 1.0
+    ) -> Arrival:
         """Begin to bring the checkpoint near the GPUs; what is under way already is joined."""
         now_s = self._agenda.now_s
         tier = host.tier_of(model)
@@ -41,7 +43,7 @@ class Transfers:
             return Arrival(now_s, tier)
         if (arriving_s := host.arriving.get(model.name)) is not None:
             return Arrival(arriving_s, tier)
-        size_bytes = model.size_bytes * self.varied()
+        size_bytes = model.size_bytes * self.varied() * slowdown
         if (under_way := host.background.pop(model.name, None)) is not None:
             under_way.cancel()
             size_bytes = under_way.remaining_bytes()

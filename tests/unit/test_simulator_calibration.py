@@ -9,7 +9,6 @@ from statistics import median
 
 import pytest
 
-from firstlight.domain.fleet import Tier
 from simulator.calibration import Measured, blocks_of, scenario_of, startup_s, trace_of
 from simulator.entities import Request
 from simulator.running import play
@@ -18,43 +17,72 @@ from simulator.workload import models_of
 MEASURED = Measured(
     dram_s=(0.20, 0.20, 0.20),
     ssd_s=(0.70, 0.70, 0.70),
+    beside_s=(0.50, 0.50),
+    after_s=(0.35,),
     warm_s=(0.10, 0.10),
     answer_s=(0.45, 0.45),
-    attach_s=0.08,
+    attach_s=(0.03,) * 3,
+    control_s=(0.05,) * 3,
+    load_s=(0.60,) * 3,
     size_bytes=1_000_000_000,
     prompt_tokens=20,
     output_tokens=8,
 )
 
 
-def test_a_start_from_each_tier_takes_what_was_measured() -> None:
-    scenario = scenario_of(MEASURED, models=3, keep_alive_s=1.0, duration_s=60.0)
+def startups_s(measured: Measured, arrivals: list[tuple[float, int]]) -> list[float]:
+    scenario = scenario_of(measured, models=3, keep_alive_s=1.0, duration_s=60.0)
     models = models_of(scenario)
-    requests = [Request(index, models[0], at_s, 20, 8) for index, at_s in enumerate((0.0, 1.3, 30.0))]
+    requests = [Request(index, models[model], at_s, 20, 8) for index, (at_s, model) in enumerate(arrivals)]
     play(scenario, "firstlight", models, requests, 0)
-    cold, joins, again = requests
-    assert cold.start_tier is Tier.SSD and cold.waited_s == pytest.approx(0.70)
-    # It ends 0.1 s of prefill and 7 tokens at 20 a second after 0.7, and is kept for a second.
-    assert joins.waited_s == 0
-    assert again.start_tier is Tier.DRAM and again.waited_s == pytest.approx(0.20, abs=0.001)
-    assert cold.end_s == pytest.approx(0.70 + 0.35, abs=0.11)
+    assert all(request.first_token_s is not None for request in requests)
+    return [startup_s((one.first_token_s or 0.0) - one.arrival_s, [0.1]) for one in requests]
+
+
+def test_a_start_from_each_tier_takes_what_was_measured() -> None:
+    # The second comes while the first is kept for a second, the third long after it.
+    cold_s, joins_s, again_s = startups_s(MEASURED, [(0.0, 0), (1.4, 0), (30.0, 0)])
+    assert cold_s == pytest.approx(0.70)
+    # It joins while the next engine is made: its first token, 0.1 s otherwise, takes 1.5 times as long.
+    assert joins_s == pytest.approx(0.05)
+    assert again_s == pytest.approx(0.20, abs=0.001)
+
+
+def test_a_load_is_hidden_as_far_as_it_was() -> None:
+    # 0.6 s of load cost a first token 0.5.
+    assert MEASURED.hidden_load == pytest.approx(1 / 6)
+    assert replace(MEASURED, ssd_s=(0.2,)).hidden_load == 1
+    assert replace(MEASURED, ssd_s=(2.0,)).hidden_load == 0
+
+
+def test_starts_in_the_same_moment_slow_each_other_down_as_measured() -> None:
+    assert MEASURED.slowdown(MEASURED.beside_s) == pytest.approx(2.0)
+    assert MEASURED.slowdown([]) == MEASURED.slowdown([0.0]) == 1
+    lead_in = [(0.0, 0), (0.0, 1)]
+    *_, first_s, second_s = startups_s(MEASURED, [*lead_in, (20.0, 0), (20.0, 1)])
+    # Control and attach of the first (80 ms) were over before they met, at most.
+    assert second_s == pytest.approx(0.50, abs=0.01)
+    assert 0.41 <= first_s <= 0.51
+
+
+def test_a_start_soon_after_another_takes_what_was_measured() -> None:
+    *_, soon_s, later_s = startups_s(MEASURED, [(0.0, 0), (0.0, 1), (20.0, 0), (21.7, 1), (40.0, 1)])
+    assert (soon_s, later_s) == pytest.approx((0.35, 0.20), abs=0.01)
 
 
 def test_noise_is_that_of_single_starts_about_their_own_tier() -> None:
     assert MEASURED.noise == 0
-    wide = Measured(
-        dram_s=(0.1, 0.2, 0.4), ssd_s=(1.0,), warm_s=(0.1,), answer_s=(0.2,), attach_s=0.1,
-        size_bytes=1, prompt_tokens=1, output_tokens=2,
-    )  # fmt: skip
     # ln 2 above and below the median, and two starts at their medians.
-    assert wide.noise == pytest.approx(0.693 / 2**0.5, abs=0.001)
+    assert replace(MEASURED, dram_s=(0.1, 0.2, 0.4), ssd_s=(1.0,)).noise == pytest.approx(
+        0.693 / 2**0.5, abs=0.001
+    )
 
 
 def test_a_machine_that_becomes_slower_was_between_the_two() -> None:
-    later = replace(MEASURED, dram_s=(0.4,) * 3, ssd_s=(0.9,) * 3, warm_s=(0.3, 0.3), attach_s=0.16)
+    later = replace(MEASURED, dram_s=(0.4,) * 3, ssd_s=(0.9,) * 3, warm_s=(0.3, 0.3), attach_s=(0.16,) * 3)
     between = MEASURED.joined(later)
     assert (median(between.dram_s), median(between.ssd_s)) == pytest.approx((0.30, 0.80))
-    assert (median(between.warm_s), between.attach_s) == pytest.approx((0.2, 0.12))
+    assert (median(between.warm_s), median(between.attach_s)) == pytest.approx((0.2, 0.095))
     assert (between.size_bytes, between.noise > 0) == (MEASURED.size_bytes, True)
 
 
