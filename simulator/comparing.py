@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 from simulator.outcome import Outcome
+from simulator.policies.catalogue import policy_named
 from simulator.running import run
 from simulator.scenario import Scenario
 from simulator.summary import Key, Summary, figures_of, summarise
+from simulator.workload import models_of, requests_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,11 @@ def compare(
     processes: int | None = None,
     on_done: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Raises: InvalidInput for an unknown policy or a trace that cannot be read."""
+    """Raises: InvalidInput for an unknown policy or a trace that cannot be read; nothing is played then."""
+    for policy in policies:
+        policy_named(policy)
+    for scenario in scenarios:
+        requests_of(scenario, models_of(scenario), seeds[0])
     jobs = [(scenario, policy, seed) for scenario in scenarios for policy in policies for seed in seeds]
     rows = []
     outcomes: dict[Key, Outcome] = {}

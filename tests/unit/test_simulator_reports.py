@@ -15,6 +15,7 @@ from firstlight.domain.errors import InvalidInput
 from simulator.comparing import Comparison, compare
 from simulator.evaluate import report_of
 from simulator.html_report import page
+from simulator.scenario import with_trace
 from simulator.statistics import interval
 from simulator.summary import LATENCIES, Summary
 from simulator.tables import table_of, write_rows
@@ -40,6 +41,16 @@ def test_runs_in_other_processes_give_the_same(comparison: Comparison) -> None:
     again = compare(comparison.scenarios, POLICIES[:2], [3, 4, 5], processes=2)
     for key, summary in again.summaries.items():
         assert summary == comparison.summaries[key]
+
+
+def test_a_trace_that_is_not_there_is_said_before_anything_is_played(tmp_path: Path) -> None:
+    traced = with_trace(scene(name="traced", arrivals={"kind": "trace"}), tmp_path / "nowhere.csv")
+    played = []
+    with pytest.raises(InvalidInput, match=r"nowhere\.csv: No such file"):
+        compare([scene(), traced], ["random"], [0], processes=1, on_done=lambda: played.append(1))
+    with pytest.raises(InvalidInput, match="there is no policy 'shepard'"):
+        compare([scene()], ["random", "shepard"], [0], processes=1, on_done=lambda: played.append(1))
+    assert not played
 
 
 def test_a_row_per_run_as_csv_and_as_parquet(comparison: Comparison, tmp_path: Path) -> None:
