@@ -8,6 +8,7 @@ from pathlib import Path
 
 from firstlight.domain.errors import InvalidSettings
 from firstlight.domain.names import HostId, host_id
+from firstlight.launcher.metrics_listener import check_metrics_listener
 from firstlight.rpc.identity import assume, check_listener
 from firstlight.settings import Settings, read_settings
 from gpu_worker.host.config import ChildConfig, HostConfig
@@ -16,6 +17,15 @@ from gpu_worker.host.config import ChildConfig, HostConfig
 def main() -> None:
     """Become the host supervisor of the one host the settings name. Raises: InvalidSettings."""
     settings = read_settings()
+    argv = gpu_host_argv(settings, check_gpu_host(settings))
+    os.execv(argv[0], argv)  # noqa: S606 - same process, so that whoever started it can stop it
+
+
+def check_gpu_host(settings: Settings) -> HostId:
+    """What its processes would refuse too, but in logs of children that keep ending; the host's name.
+
+    Raises: InvalidSettings.
+    """
     ids = host_ids(settings)
     if len(ids) != 1:
         raise InvalidSettings(
@@ -24,14 +34,13 @@ def main() -> None:
             setting="FIRSTLIGHT_HOST_IDS",
         )
     _check_control_plane(settings)
-    # Its processes would refuse too, but in logs of children that keep ending.
     check_listener(settings.host_bind_address, assume(settings.rpc_tls_dir, may_be_plain=settings.rpc_plain))
-    argv = gpu_host_argv(settings, ids[0])
-    os.execv(argv[0], argv)  # noqa: S606 - same process, so that whoever started it can stop it
+    check_metrics_listener(settings)
+    return ids[0]
 
 
 def _check_control_plane(settings: Settings) -> None:
-    """Its agent needs both: said here, where a person looks, not in the log of a child that keeps ending."""
+    """Its agent needs both."""
     for name in ("database_url", "temporal_address"):
         if getattr(settings, name) is None:
             setting = f"FIRSTLIGHT_{name.upper()}"

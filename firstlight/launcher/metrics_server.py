@@ -20,8 +20,8 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, genera
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from firstlight.domain.errors import InvalidSettings
-from firstlight.settings import Settings, is_loopback
+from firstlight.launcher.metrics_listener import check_metrics_listener, metrics_keys
+from firstlight.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ async def serving_metrics(
     if settings.metrics_port is None or (listener := _bound(settings)) is None:
         yield None
         return
-    keys = () if settings.rpc_plain else _keys(settings)
+    keys = metrics_keys(settings)
     config = uvicorn.Config(
         _Page(registry, gather, keys),
         lifespan="off",
@@ -69,22 +69,6 @@ async def serving_metrics(
     finally:
         server.should_exit = True
         await asyncio.gather(serving, return_exceptions=True)
-
-
-def check_metrics_listener(settings: Settings) -> None:
-    """Raises: InvalidSettings for an address beyond loopback without a key."""
-    is_closed = is_loopback(settings.metrics_host) or settings.rpc_plain or _keys(settings)
-    if settings.metrics_port is not None and not is_closed:
-        raise InvalidSettings(
-            f"metrics would be open to everyone at {settings.metrics_host}: set FIRSTLIGHT_API_KEYS, of "
-            "which one is then asked for, or FIRSTLIGHT_RPC_PLAIN=true on a private network",
-            setting="FIRSTLIGHT_METRICS_HOST",
-        )
-
-
-def _keys(settings: Settings) -> tuple[bytes, ...]:
-    given = "" if settings.api_keys is None else settings.api_keys.get_secret_value()
-    return tuple(key.strip().encode() for key in given.split(",") if key.strip())
 
 
 def _bound(settings: Settings) -> socket.socket | None:

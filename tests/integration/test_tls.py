@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import subprocess
 import sys
@@ -111,6 +112,35 @@ def test_every_process_of_a_gpu_host_refuses_to_be_open_to_strangers(tmp_path: P
             timeout=60,
         )
         assert done.returncode == 2 and "FIRSTLIGHT_RPC_TLS_DIR" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "setting"),
+    [
+        ({"FIRSTLIGHT_HOST_BIND_ADDRESS": OTHERS}, "FIRSTLIGHT_RPC_TLS_DIR"),
+        ({"FIRSTLIGHT_METRICS_PORT": "9464", "FIRSTLIGHT_METRICS_HOST": OTHERS}, "FIRSTLIGHT_API_KEYS"),
+    ],
+)
+def test_a_gpu_host_says_at_once_what_would_be_open(
+    given: dict[str, str], setting: str, tmp_path: Path
+) -> None:
+    """Not in the log of an agent that dies again and again."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FIRSTLIGHT_")}
+    environment |= {
+        "FIRSTLIGHT_STATE_DIR": str(tmp_path),
+        "FIRSTLIGHT_HOST_IDS": "host-a",
+        "FIRSTLIGHT_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/x",
+        "FIRSTLIGHT_TEMPORAL_ADDRESS": "127.0.0.1:1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "firstlight.cli", "serve", "gpu-host"],
+        env=environment | given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    (sentence,) = done.stderr.splitlines()
+    assert done.returncode != 0 and setting in sentence
 
 
 def test_the_files_must_be_there(tmp_path: Path) -> None:

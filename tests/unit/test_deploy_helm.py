@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from api.auth import KeyRing, check_listener
+from firstlight.launcher.gpu_host import check_gpu_host
 from firstlight.launcher.health import CHECKS
+from firstlight.launcher.metrics_listener import check_metrics_listener
+from firstlight.rpc import identity
+from firstlight.settings import Settings, read_settings
 from tests.unit.deploy_files import SECRET_VARIABLES, VARIABLES, helm, objects, pods, variables
 
 pytest.importorskip("helm_python")
@@ -38,13 +45,25 @@ VALUES: dict[str, dict[str, Any]] = {
         "gpuHost": {"image": "gpu-host-cpu", "gpuResource": "", "storage": {"hostPath": "/mnt/nvme"}},
         "networkPolicy": {"enabled": False},
         "upgradeDatabase": {"enabled": False},
+        "metrics": {"port": 9464},
     },
 }
 REFUSED: dict[str, dict[str, Any]] = {
     "latest": {"image": {"tag": "latest"}},
     "misspelt": {"api": {"replica": 3}},
     "sekret": {"database": {"url": "postgresql://me:password@db/x"}},
+    "figures for everyone": {
+        "rpc": {"tlsSecretName": "fleet-tls"},
+        "api": {"keysSecretName": ""},
+        "metrics": {"port": 9464},
+    },
     "number": {"settings": {"FIRSTLIGHT_DEFAULT_KEEP_ALIVE_S": 600}},
+}
+# What each role looks at before it listens anywhere.
+LISTENERS: dict[str, Callable[[Settings], object]] = {
+    "api": lambda settings: check_listener(settings, KeyRing(settings)),
+    "control-worker": check_metrics_listener,
+    "gpu-host": check_gpu_host,
 }
 
 
@@ -81,6 +100,50 @@ def test_no_secret_is_in_a_manifest_and_no_variable_misspelt(rendered: list[dict
             assert told.keys() <= VARIABLES, name
             assert all("secretKeyRef" in told[one]["valueFrom"] for one in told.keys() & SECRET_VARIABLES)
             assert "FIRSTLIGHT_DATABASE_URL" in told and "FIRSTLIGHT_TEMPORAL_ADDRESS" in told
+
+
+@pytest.fixture
+def nobody_afterwards() -> Iterator[None]:
+    yield
+    identity.assume(None)
+
+
+@pytest.mark.usefixtures("nobody_afterwards")
+def test_every_role_starts_with_what_its_pod_is_given(
+    rendered: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in identity.FILES:
+        (tmp_path / name).write_text("PEM")
+    checked = set()
+    for _, pod in pods(rendered):
+        role = pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        if role not in LISTENERS:
+            continue
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        if role == "api":
+            # By its image.
+            monkeypatch.setenv("FIRSTLIGHT_API_HOST", "0.0.0.0")
+        [container] = pod["spec"]["containers"]
+        for name, told in variables(container).items():
+            mounted = name == "FIRSTLIGHT_RPC_TLS_DIR"
+            monkeypatch.setenv(name, str(tmp_path) if mounted else in_the_pod(told))
+        LISTENERS[role](read_settings())
+        checked.add(role)
+    assert checked == LISTENERS.keys()
+
+
+def in_the_pod(told: Mapping[str, Any]) -> str:
+    """What the kubelet makes of one variable."""
+    given = told.get("valueFrom", {})
+    if "secretKeyRef" in given:
+        is_database = told["name"] == "FIRSTLIGHT_DATABASE_URL"
+        return "postgresql://me:password@database/firstlight" if is_database else "from-a-secret"
+    if "fieldRef" in given:
+        return {"metadata.name": "demo-gpu-host-0", "status.podIP": "10.1.2.3"}[
+            given["fieldRef"]["fieldPath"]
+        ]
+    return str(told["value"])
 
 
 def test_every_pod_is_locked_down(rendered: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import logging
 import pytest
 
 from firstlight.domain.errors import InvalidSettings
-from firstlight.launcher.metrics_server import check_metrics_listener
+from firstlight.launcher.metrics_listener import check_metrics_listener
 from firstlight.settings import read_settings
 from firstlight.telemetry import tracing
 from firstlight.telemetry.ids import bind, bound

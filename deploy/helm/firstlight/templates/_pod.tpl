@@ -72,6 +72,11 @@ capabilities: {drop: [ALL]}
   value: {{ .Values.metrics.port | quote }}
 - name: FIRSTLIGHT_METRICS_HOST
   value: 0.0.0.0
+{{- if .Values.rpc.tlsSecretName }}
+# A network that is not taken for private: whoever reads the figures sends one of the API's keys.
+- name: FIRSTLIGHT_API_KEYS
+  valueFrom: {secretKeyRef: {name: {{ required "metrics.port with rpc.tlsSecretName needs api.keysSecretName: a key is asked for at /metrics" .Values.api.keysSecretName }}, key: {{ .Values.api.keysSecretKey }}}}
+{{- end }}
 {{- end }}
 {{- end }}
 
