@@ -14,7 +14,7 @@ from workflow_world import World, eventually, world
 
 from firstlight.contracts import naming
 from firstlight.contracts.failures import error_of
-from firstlight.contracts.starting import cancel_start
+from firstlight.contracts.starting import LOADING, cancel_start
 from firstlight.contracts.starts import (
     BringUpReceipt,
     DownloadReceipt,
@@ -332,9 +332,8 @@ async def test_a_start_cancelled_between_its_download_and_its_engine_is_not_trie
     host.script.then("bring_up", for_ever, for_ever)
     plan = here.plan(tier="remote")
     handle = await here.start(plan)
-    download = naming.download_id(plan.checkpoint.checkpoint_id, plan.host_id)
-    await eventually(lambda: host.script.requests("download_checkpoint"))
-    await here.client.get_workflow_handle(download).result()
+    # Not only the download's end: the start has taken it in.
+    await here.entered(handle, LOADING)
     await eventually(lambda: host.script.requests("bring_up"))
     await cancel_start(here.client, model=plan.model, instance_id=plan.instance_id)
     async with asyncio.timeout(20):

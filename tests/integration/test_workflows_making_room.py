@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import pytest_asyncio
+from making_room_scene import Gpu, never, wanting_room
 from migration_scene import Scene
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from workflow_world import World, eventually, world
@@ -16,10 +17,7 @@ from firstlight.contracts import naming
 from firstlight.contracts.migrations import MoveReceipt
 from firstlight.contracts.starting import cancel_start
 from firstlight.contracts.starts import (
-    BringUpInput,
     BringUpReceipt,
-    PhaseSeconds,
-    PlannedVictim,
     ReplanReceipt,
     StartPlan,
 )
@@ -39,45 +37,6 @@ async def scene(here: World) -> Scene:
     await made.run_source()
     here.host("a").script.calls.clear()
     return made
-
-
-def wanting_room(scene: Scene, *, moves: bool) -> StartPlan:
-    """A start on host a that the scene's source gives way to: by ending, or by moving to host b."""
-    source, here = scene.source, scene.here
-    victim = PlannedVictim(
-        instance_id=source.instance_id,
-        epoch=source.epoch,
-        host_id=source.host_id,
-        endpoint="127.0.0.1:4000",
-        model=source.model,
-        seconds=0.4,
-    )
-    if moves:
-        migration_id = naming.migration_workflow_id(source.instance_id, 1)
-        victim = replace(victim, migration_id=migration_id, destination=scene.destination)
-        here.started += [
-            migration_id,
-            naming.cold_start_id(source.model, scene.destination.instance_id),
-            naming.instance_workflow_id(scene.destination.instance_id),
-        ]
-    plan = here.plan("a", epoch=20, instance=f"new-{here.run_id}")
-    return replace(plan, model="other", victims=[victim], awaits_gpus=True)
-
-
-class Gpu:
-    """What bring_up of the start on host a waits for, as the books would tell it."""
-
-    def __init__(self, scene: Scene, start: StartPlan) -> None:
-        self.is_free = asyncio.Event()
-        self.is_awaited = asyncio.Event()
-        self._start = start
-        scene.here.host("a").script.then("bring_up", self._bring_up)
-
-    async def _bring_up(self, request: BringUpInput) -> BringUpReceipt:
-        assert request.plan.instance_id == self._start.instance_id and request.plan.awaits_gpus
-        self.is_awaited.set()
-        await self.is_free.wait()
-        return BringUpReceipt("127.0.0.1:4001", PhaseSeconds(load_s=0.3, free_s=0.2, total_s=0.6, tier="ssd"))
 
 
 def replanned(scene: Scene) -> StartPlan:
@@ -190,11 +149,6 @@ async def test_a_cancelled_start_calls_everything_off(scene: Scene) -> None:
     abandoned = {one.plan.instance_id for one in here.control.script.requests("abandon_start")}
     assert abandoned == {start.instance_id, scene.destination.instance_id}
     assert await scene.status_of(scene.source.instance_id) is WorkflowExecutionStatus.RUNNING
-
-
-async def never(request: object) -> BringUpReceipt:
-    await asyncio.Event().wait()
-    raise AssertionError("it waits for ever")
 
 
 async def test_a_migration_that_runs_already_is_joined(scene: Scene) -> None:

@@ -16,6 +16,7 @@ from scripted_warmth import ScriptedWarmth
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError
 
+from firstlight.contracts import naming
 from firstlight.contracts.naming import instance_workflow_id
 from firstlight.contracts.starting import start_cold_start
 from firstlight.contracts.starts import (
@@ -87,6 +88,13 @@ class World:
             return (await self.client.get_workflow_handle(workflow_id).describe()).status
         except RPCError:
             return None
+
+    async def entered(self, handle: WorkflowHandle[Any, Any], phase: str, *, within_s: float = 15.0) -> None:
+        """Wait until the workflow has taken the step that says so; fails at the deadline."""
+        deadline_s = time.monotonic() + within_s
+        while (await handle.describe()).typed_search_attributes.get(naming.PHASE) != phase:
+            assert time.monotonic() < deadline_s, f"not {phase} within {within_s} s"
+            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

@@ -2,8 +2,9 @@
 
     python tests/replay/record.py [NAME …]
 
-Writes tests/replay/histories/<release>/<name>.json for every scenario (or those named). Run it once per
-release and commit the result; histories of older releases stay, because runs of theirs may still be open.
+Writes tests/replay/histories/<release>/<name>.json for every scenario (or those named). The release is
+pyproject.toml's, in the making or made. Older histories stay, because runs of that code may still be open:
+those of a release in the making move to <release>.dev<n> when its workflows change, others are left alone.
 """
 
 from __future__ import annotations
@@ -12,17 +13,31 @@ import asyncio
 import json
 import sys
 import tempfile
+import tomllib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
-from temporalio.client import Client, WorkflowFailureError
+from temporalio.client import Client
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "integration"))
 
+from acting import ended, for_ever, instance, watched  # noqa: E402
+from making_room import (  # noqa: E402
+    cold_start_in_place_of_a_busy_instance,
+    cold_start_in_place_of_an_idle_instance,
+    cold_start_in_place_of_one_that_stays,
+    cold_start_that_calls_a_migration_off,
+    cold_start_that_joins_a_migration,
+)
 from migration_scene import Scene  # noqa: E402
-from scripted_activities import Outcome  # noqa: E402
+from warmth import (  # noqa: E402
+    instance_kept_by_the_policy,
+    instance_without_an_answer_of_the_policy,
+    reconciler_that_looks_ahead_and_consolidates,
+    reconciler_whose_policies_fail,
+)
 from workflow_world import World, eventually, world  # noqa: E402
 
 from firstlight.contracts import naming  # noqa: E402
@@ -37,6 +52,7 @@ from firstlight.contracts.hosts import (  # noqa: E402
 from firstlight.contracts.instances import BeginDrainReceipt, StopSignal  # noqa: E402
 from firstlight.contracts.migrations import MoveReceipt  # noqa: E402
 from firstlight.contracts.starting import (  # noqa: E402
+    LOADING,
     announce_host,
     cancel_start,
     change_keep_alive,
@@ -47,7 +63,7 @@ from firstlight.contracts.starts import ReplanReceipt  # noqa: E402
 from firstlight.domain.errors import AttachFailed, ChecksumMismatch, DiskFull, EngineGone  # noqa: E402
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal  # noqa: E402
 
-RELEASE = "0.2.0"
+RELEASE = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text())["project"]["version"]
 # Takes a world, returns the ids of the workflows whose histories tell the scenario.
 Scenario = Callable[[World], Awaitable[list[str]]]
 
@@ -99,49 +115,61 @@ async def cold_start_of_a_corrupt_copy(here: World) -> list[str]:
 async def cold_start_that_fails(here: World) -> list[str]:
     here.host().script.then("bring_up", AttachFailed("bytes refused"))
     handle = await here.start(here.plan())
-    await _ended(handle.result())
+    await ended(handle.result())
     return [handle.id]
 
 
 async def cold_start_cancelled(here: World) -> list[str]:
-    here.host().script.then("bring_up", _for_ever)
+    here.host().script.then("bring_up", for_ever)
     plan = here.plan()
     handle = await here.start(plan)
     await eventually(lambda: here.host().script.requests("bring_up"))
     await cancel_start(here.client, model=plan.model, instance_id=plan.instance_id)
-    await _ended(handle.result())
+    await ended(handle.result())
+    return [handle.id]
+
+
+async def cold_start_called_off_after_its_download(here: World) -> list[str]:
+    here.host().script.then("bring_up", for_ever)
+    plan = here.plan(tier="remote")
+    handle = await here.start(plan)
+    await here.entered(handle, LOADING)
+    await eventually(lambda: here.host().script.requests("bring_up"))
+    await cancel_start(here.client, model=plan.model, instance_id=plan.instance_id)
+    await ended(handle.result())
     return [handle.id]
 
 
 async def instance_idle(here: World) -> list[str]:
     """Idle and needed first, idle and not needed then."""
     here.control.script.then("begin_drain", BeginDrainReceipt(draining=False, state="ready"))
-    workflow_id, instance_id = await _instance(here)
+    workflow_id, instance_id = await instance(here)
     for watches, how in ((1, "idle"), (2, "elapsed"), (3, "idle")):
-        await _watched(here, watches)
+        await watched(here, watches)
         here.host().endings.end(instance_id, how)
     await here.client.get_workflow_handle(workflow_id).result()
     return [workflow_id]
 
 
 async def instance_with_a_new_keep_alive(here: World) -> list[str]:
-    workflow_id, instance_id = await _instance(here)
+    workflow_id, instance_id = await instance(here)
+    here.warmth.keep_alive_s = 12.0
     await change_keep_alive(here.client, instance_id=instance_id, keep_alive_s=12.0)
-    await _watched(here, 2)
+    await watched(here, 2)
     here.host().endings.end(instance_id, "idle")
     await here.client.get_workflow_handle(workflow_id).result()
     return [workflow_id]
 
 
 async def instance_exited(here: World) -> list[str]:
-    workflow_id, instance_id = await _instance(here)
+    workflow_id, instance_id = await instance(here)
     here.host().endings.end(instance_id, "exited")
     await here.client.get_workflow_handle(workflow_id).result()
     return [workflow_id]
 
 
 async def instance_stopped(here: World) -> list[str]:
-    workflow_id, instance_id = await _instance(here)
+    workflow_id, instance_id = await instance(here)
     await stop_instance(
         here.client, model="smollm2", instance_id=instance_id, request=StopSignal("model deleted", 5.0)
     )
@@ -202,7 +230,7 @@ async def _migrated(here: World) -> str:
     scene = Scene(here)
     await scene.run_source()
     workflow_id = await scene.begin()
-    await _ended(here.client.get_workflow_handle(workflow_id).result())
+    await ended(here.client.get_workflow_handle(workflow_id).result())
     return workflow_id
 
 
@@ -215,40 +243,27 @@ SCENARIOS: tuple[Scenario, ...] = (
     cold_start_of_a_corrupt_copy,
     cold_start_that_fails,
     cold_start_cancelled,
+    cold_start_called_off_after_its_download,
+    cold_start_in_place_of_an_idle_instance,
+    cold_start_in_place_of_one_that_stays,
+    cold_start_in_place_of_a_busy_instance,
+    cold_start_that_joins_a_migration,
+    cold_start_that_calls_a_migration_off,
     instance_idle,
+    instance_kept_by_the_policy,
+    instance_without_an_answer_of_the_policy,
     instance_with_a_new_keep_alive,
     instance_exited,
     instance_stopped,
     host_lost_and_returned,
     reconciler,
+    reconciler_that_looks_ahead_and_consolidates,
+    reconciler_whose_policies_fail,
     migration_completed,
     migration_whose_destination_fails,
     migration_whose_requests_stay,
     host_drained,
 )
-
-
-async def _instance(here: World) -> tuple[str, str]:
-    plan = here.plan()
-    await (await here.start(plan)).result()
-    await _watched(here, 1)
-    return naming.instance_workflow_id(plan.instance_id), plan.instance_id
-
-
-async def _watched(here: World, times: int) -> None:
-    await eventually(lambda: len(here.host().script.requests("watch_instance")) == times)
-
-
-async def _for_ever(_: object) -> Outcome:
-    await asyncio.Event().wait()
-    raise AssertionError
-
-
-async def _ended(result: Awaitable[object]) -> None:
-    try:
-        await result
-    except WorkflowFailureError:
-        return
 
 
 async def record(names: set[str]) -> None:
