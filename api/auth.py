@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from firstlight.database.records import ApiKeyRecord
+from firstlight.database.records import StoredKeys
 from firstlight.domain.errors import InvalidSettings
 from firstlight.settings import Settings
 
@@ -45,20 +45,30 @@ def keys_of(settings: Settings) -> dict[str, Grant]:
 
 
 class KeyRing:
-    """As soon as one key was ever seen, a key is required; revoking the last does not open the door again."""
+    """As soon as there ever was one key, a key is required, by every API on that database from then on.
+
+    Revoking the last, or its end, does not open the door again.
+    """
 
     def __init__(self, settings: Settings, *, now_unix_s: Callable[[], float] = time.time) -> None:
         self._own = keys_of(settings)
         self._stored: dict[str, Grant] = {}
         self._now_unix_s = now_unix_s
         self._is_required = bool(self._own)
+        self._is_read = False
 
     @property
     def is_required(self) -> bool:
         return self._is_required
 
-    def replace_stored(self, keys: Iterable[ApiKeyRecord]) -> None:
-        """The active keys of the table."""
+    @property
+    def is_known(self) -> bool:
+        """Whether it can be said if a key is required: not before the table was read for the first time."""
+        return self._is_required or self._is_read
+
+    def replace_stored(self, stored: StoredKeys) -> None:
+        """What the table holds now."""
+        self._is_read = True
         self._stored = {
             key.key_hash: Grant(
                 key_id=key.key_id,
@@ -67,9 +77,9 @@ class KeyRing:
                 max_concurrent=key.max_concurrent,
                 expires_at_unix_s=key.expires_at_unix_s,
             )
-            for key in keys
+            for key in stored.active
         }
-        self._is_required = self._is_required or bool(self._stored)
+        self._is_required = self._is_required or stored.is_any_known
 
     def find(self, key: str) -> Grant | None:
         """What the key may do, or None for one that is not known or has expired.

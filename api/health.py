@@ -14,7 +14,7 @@ from temporalio.service import RPCError
 
 from api.auth import KeyRing
 from firstlight.database.connection import Database
-from firstlight.database.keys_repository import list_active_keys
+from firstlight.database.keys_repository import read_stored_keys
 from firstlight.domain.errors import FirstlightError
 
 EVERY_S = 2.0
@@ -63,7 +63,7 @@ class Health:
     async def _ask_postgres(self) -> None:
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S), self._database.session() as session:
-                keys = await list_active_keys(session)
+                keys = await read_stored_keys(session)
         except (FirstlightError, TimeoutError) as error:
             self.postgres.failure = f"not answering ({type(error).__name__})"
             return

@@ -15,9 +15,9 @@ from api.openai.parsing import parse_json, validate
 from api.web.documentation import body_of, errors
 from firstlight.database.keys_repository import (
     create_key,
-    list_active_keys,
     list_audit,
     list_keys,
+    read_stored_keys,
     revoke_key,
 )
 from firstlight.database.records import ApiKeyRecord
@@ -162,7 +162,7 @@ def add_records(router: APIRouter, services: Services) -> None:
 async def _reread(services: Services) -> None:
     """What this process admits changes with the answer, not with its next look."""
     async with services.database.session() as session:
-        services.keys.replace_stored(await list_active_keys(session))
+        services.keys.replace_stored(await read_stored_keys(session))
 
 
 def key_row(record: ApiKeyRecord) -> dict[str, object]:

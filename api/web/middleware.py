@@ -16,6 +16,7 @@ from api.key_limits import KeyLimits, Standing
 from api.metrics import Metrics
 from api.usage import ANY_MODEL, UsageRecorder
 from firstlight.database.usage_repository import Usage
+from firstlight.domain.errors import DatabaseUnavailable
 from firstlight.telemetry.ids import bind
 
 REQUEST_ID = b"x-request-id"
@@ -24,6 +25,12 @@ _GOOD_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/console"})
 # The console's page holds nothing but itself; what it shows it asks for with a key.
 _OPEN_FOLDER = "/console/"
+_UNKNOWN = HttpError(
+    503,
+    "whether a key is needed is in Postgres, which has not answered yet",
+    DatabaseUnavailable.code,
+    retry_after_s=1.0,
+)
 
 
 def header_of(scope: Scope, name: bytes) -> bytes | None:
@@ -82,6 +89,8 @@ class Answers:
 class KeyCheck:
     """401 without a known key, 403 for an admin route with a key for inference only.
 
+    503 while nobody knows whether a key is needed: an API that starts while Postgres is away opens no door.
+
     `scope["state"]["grant"]` is the key's afterwards, where a key was asked for.
     """
 
@@ -96,7 +105,11 @@ class KeyCheck:
         await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> HttpError | None:
-        if not self._keys.is_required or _is_open(scope["path"]):
+        if _is_open(scope["path"]):
+            return None
+        if not self._keys.is_known:
+            return _UNKNOWN
+        if not self._keys.is_required:
             return None
         scheme, _, key = (header_of(scope, b"authorization") or b"").decode("latin-1").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():

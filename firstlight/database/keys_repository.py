@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -11,9 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from firstlight.database.access_tables import KEY_SCOPES
 from firstlight.database.plan_writing import new_id
-from firstlight.database.records import ApiKeyRecord, AuditRecord
+from firstlight.database.records import ApiKeyRecord, AuditRecord, StoredKeys
 from firstlight.database.tables import ApiKeyRow, AuditRow
 from firstlight.domain.errors import Conflict, InvalidInput
+from firstlight.telemetry.redaction import Redaction, hide_in_addresses
+
+REDACTION = Redaction()
 
 
 async def create_key(
@@ -58,6 +62,13 @@ async def list_keys(session: AsyncSession) -> list[ApiKeyRecord]:
     ]
 
 
+async def read_stored_keys(session: AsyncSession) -> StoredKeys:
+    """What an API admits. Revoked and expired keys count as known: rows are never removed."""
+    active = tuple(await list_active_keys(session))
+    is_any_known = bool(active) or bool(await session.scalar(select(select(ApiKeyRow).exists())))
+    return StoredKeys(active=active, is_any_known=is_any_known)
+
+
 async def list_active_keys(session: AsyncSession) -> list[ApiKeyRecord]:
     """Every key that is neither revoked nor expired now."""
     rows = await session.scalars(
@@ -83,9 +94,30 @@ async def revoke_key(session: AsyncSession, key_id: str) -> bool:
 async def audit(
     session: AsyncSession, *, actor: str, act: str, subject: str, detail: Mapping[str, object] | None = None
 ) -> None:
-    """Add one line to the audit log, in the caller's transaction: no act without its line."""
-    session.add(AuditRow(actor=actor, act=act, subject=subject, detail=dict(detail or {})))
+    """Add one line to the audit log, in the caller's transaction: no act without its line.
+
+    What looks like a credential is hidden: lines are kept, and read by whoever may read the log.
+    """
+    session.add(
+        AuditRow(
+            actor=actor,
+            act=hide_in_addresses(act),
+            subject=hide_in_addresses(subject),
+            detail=_without_secrets(dict(detail or {})),
+        )
+    )
     await session.flush()
+
+
+# Any: JSON.
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, str):
+        return REDACTION.hide(hide_in_addresses(value))
+    if isinstance(value, Mapping):
+        return {_without_secrets(name): _without_secrets(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(inner) for inner in value]
+    return value
 
 
 async def list_audit(

@@ -235,6 +235,14 @@ class ApiKeyRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKeys:
+    """`active` are those that open something; `is_any_known`: there are some, if only ended ones."""
+
+    active: tuple[ApiKeyRecord, ...]
+    is_any_known: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecord:
     at_unix_s: float
     actor: str

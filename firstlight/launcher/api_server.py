@@ -18,7 +18,7 @@ from api.app import create_app
 from api.auth import KeyRing, check_listener
 from api.services import Dependencies
 from firstlight.database.connection import Database
-from firstlight.database.keys_repository import list_active_keys
+from firstlight.database.keys_repository import read_stored_keys
 from firstlight.domain.errors import InvalidSettings, LaunchError
 from firstlight.launcher.api_tls import tls_options
 from firstlight.launcher.control_worker import database_url
@@ -101,7 +101,7 @@ async def check_keys(settings: Settings, database: Database) -> None:
     keys = KeyRing(settings)
     if not settings.is_loopback() and not keys.is_required:
         async with database.session() as session:
-            keys.replace_stored(await list_active_keys(session))
+            keys.replace_stored(await read_stored_keys(session))
     check_listener(settings, keys)
 
 

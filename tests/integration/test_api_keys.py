@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import pytest
 import pytest_asyncio
 from api_model import ids_of
 from api_stand import Stand, stand, until
@@ -66,6 +67,30 @@ async def test_an_admin_key_may_make_keys_and_one_that_expires_does(api: Stand) 
     assert (await api.http.get("/v1/models", headers=brief)).status_code == 200
     await until(lambda: api.services.keys.find(response.json()["key"]) is None)
     assert (await api.http.get("/v1/models", headers=brief)).status_code == 401
+
+
+async def test_ended_keys_keep_the_door_shut_over_a_restart(database: Database, tmp_path: Path) -> None:
+    """On loopback, without keys in the settings: what was closed once stays closed."""
+    async with stand(database, tmp_path / "one", hosts=0) as api:
+        assert (await api.http.get("/v1/models")).status_code == 200
+        key_id, key = await made_key(api, scope="admin")
+        await made_key_that_is_over(api, key)
+        ended = await api.http.delete(f"/admin/v1/keys/{key_id}", headers=with_key(key))
+        assert ended.status_code == 200
+        assert (await api.http.get("/v1/models")).status_code == 401
+    for folder in ("two", "three"):
+        async with stand(database, tmp_path / folder, hosts=0) as api:
+            for sent in ({}, with_key(key)):
+                assert (await api.http.get("/v1/models", headers=sent)).status_code == 401
+            assert (await api.http.post("/admin/v1/keys", json={"name": "x"})).status_code == 401
+        # An expired key that was never revoked counts as well.
+        async with database.transaction() as session:
+            await session.execute(text("DELETE FROM api_keys WHERE revoked_at IS NOT NULL"))
+
+
+async def made_key_that_is_over(api: Stand, admin: str) -> None:
+    wish = {"name": "over", "expires_in_s": 0.001}
+    assert (await api.http.post("/admin/v1/keys", json=wish, headers=with_key(admin))).status_code == 201
 
 
 async def test_wishes_that_make_no_sense_are_refused(api: Stand) -> None:
@@ -144,6 +169,36 @@ async def test_every_act_is_written_down_with_who_and_what_and_no_secret(api: St
     assert key not in everything and "root" not in everything
     made = (await api.http.get("/admin/v1/audit", params={"subject": "key"})).json()["audit"]
     assert made[0]["actor"].startswith("settings/") and made[0]["detail"]["body"]["name"] == "ann"
+
+
+SECRETS = ("hush", "scraper", "0a1b2c", "Cg4f", "hf_0123456789abcdefghijklmn")
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("https://scraper:hush@files.example/qwen", "https://***@files.example/qwen"),
+        ("https://hush@files.example/qwen?Key-Pair-Id=Cg4f&Expires=1", "https://***@files.example/qwen?***"),
+        ("s3://bucket/qwen?X-Amz-Signature=0a1b2c", "s3://bucket/qwen?***"),
+        ("hf://example/qwen@main", "hf://example/qwen@main"),
+    ],
+)
+async def test_a_source_is_written_down_without_its_secrets(api: Stand, source: str, kept: str) -> None:
+    deploy = {"name": "qwen", "source": source}
+    response = await api.http.post("/admin/v1/models", json=deploy)
+    told = (await api.http.get("/admin/v1/audit")).json()["audit"]
+    assert told and not [secret for secret in SECRETS if secret in json.dumps(told)], response.text
+    [asked] = [line for line in told if line["act"] == "POST /admin/v1/models" and "body" in line["detail"]]
+    assert asked["detail"]["body"] == {"name": "qwen", "source": kept}
+    made = [line for line in told if line["act"] == "create"]
+    assert [line["detail"]["source"] for line in made] == [kept][: len(made)]
+
+
+async def test_a_long_body_is_named_by_its_length(api: Stand) -> None:
+    body = json.dumps({"name": "x", "note": "hush" * 2000})
+    await api.http.post("/admin/v1/keys", content=body)
+    told = (await api.http.get("/admin/v1/audit", params={"subject": "key"})).json()["audit"]
+    assert {f"{len(body)} bytes"} == {line["detail"]["body"] for line in told if "body" in line["detail"]}
 
 
 async def test_what_cannot_be_written_down_is_not_done(api: Stand) -> None:

@@ -131,3 +131,17 @@ async def test_it_does_not_start_open_to_everyone(database_url: str, tmp_path: P
         _, told = await process.communicate()
         assert process.returncode == 1
         assert b"FIRSTLIGHT_API_KEYS" in told
+
+
+async def test_it_opens_no_door_while_nobody_knows_whether_keys_are_asked_for(tmp_path: Path) -> None:
+    """On loopback and without keys in the settings, an API may start while Postgres is away."""
+    port = str(free_port(HOST))
+    nowhere = f"postgresql://nobody@{NOWHERE}/x"
+    async with (
+        api_process(nowhere, tmp_path, FIRSTLIGHT_API_PORT=port),
+        httpx.AsyncClient(base_url=f"http://{HOST}:{port}", trust_env=False, timeout=30) as http,
+    ):
+        await answers(http, "/healthz")
+        for path in ("/v1/models", "/admin/v1/keys"):
+            response = await http.get(path)
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "database_unavailable")

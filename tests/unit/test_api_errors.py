@@ -8,7 +8,7 @@ import pytest
 
 from api.auth import KeyRing, check_listener, hash_of
 from api.errors import http_error
-from firstlight.database.records import ApiKeyRecord
+from firstlight.database.records import ApiKeyRecord, StoredKeys
 from firstlight.domain import errors
 from firstlight.settings import Settings
 
@@ -50,16 +50,18 @@ def settings(**values: object) -> Settings:
 
 def test_a_key_is_needed_as_soon_as_there_ever_was_one() -> None:
     keys = KeyRing(settings())
-    assert not keys.is_required
-    keys.replace_stored([stored(expires_at_unix_s=None)])
+    assert not keys.is_required and not keys.is_known
+    keys.replace_stored(StoredKeys(active=(), is_any_known=False))
+    assert not keys.is_required and keys.is_known
+    keys.replace_stored(stored(expires_at_unix_s=None))
     found = keys.find("one")
     assert keys.is_required and found is not None and found.scope == "inference"
-    keys.replace_stored([])
+    keys.replace_stored(StoredKeys(active=(), is_any_known=True))
     assert keys.is_required and keys.find("one") is None
 
 
-def stored(*, expires_at_unix_s: float | None) -> ApiKeyRecord:
-    return ApiKeyRecord(
+def stored(*, expires_at_unix_s: float | None) -> StoredKeys:
+    key = ApiKeyRecord(
         key_id="key-1",
         name="one",
         key_hash=hash_of("one"),
@@ -68,12 +70,13 @@ def stored(*, expires_at_unix_s: float | None) -> ApiKeyRecord:
         expires_at_unix_s=expires_at_unix_s,
         revoked_at_unix_s=None,
     )
+    return StoredKeys(active=(key,), is_any_known=True)
 
 
 def test_a_key_ends_at_its_second() -> None:
     clock = [100.0]
     keys = KeyRing(settings(), now_unix_s=lambda: clock[0])
-    keys.replace_stored([stored(expires_at_unix_s=101.0)])
+    keys.replace_stored(stored(expires_at_unix_s=101.0))
     assert keys.find("one") is not None
     clock[0] = 101.0
     assert keys.find("one") is None
