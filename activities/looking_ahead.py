@@ -124,6 +124,7 @@ class LookAhead:
                     dtype=wanted.dtype,
                     expected_digest=wanted.manifest_digest,
                     peer_endpoints=peers,
+                    ahead=True,
                 )
             else:
                 await self._download(store, wanted, peers)

@@ -258,6 +258,14 @@ class LoadJob:
     def cancel(self) -> None:
         """Stops before the next read; wait() tells when it has."""
 
+    def pause(self) -> None:
+        """
+        Leaves the device to others: what is under way is read, nothing else until resume() or cancel().
+        """
+
+    def resume(self) -> None:
+        """Goes on after pause()."""
+
     def prioritize(self, first_index: int) -> None:
         """
         Segments from this one on are read next, those before it after them. What is under way goes on.

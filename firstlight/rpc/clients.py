@@ -79,9 +79,10 @@ class StoreClient:
         dtype: str = "",
         expected_digest: str = "",
         peer_endpoints: Sequence[str] = (),
+        ahead: bool = False,
         timeout_s: float = 2.0,
     ) -> store_pb2.PrepareReply:
-        """With a source, what is absent begins to be downloaded too."""
+        """With a source, what is absent begins to be downloaded too. `ahead` of need, it gives way."""
         request = store_pb2.PrepareRequest(
             checkpoint_id=checkpoint_id,
             instance_id=instance_id,
@@ -90,6 +91,7 @@ class StoreClient:
             dtype=dtype,
             expected_digest=expected_digest,
             peer_endpoints=list(peer_endpoints),
+            ahead=ahead,
         )
         return await _answer(
             self._stub.Prepare(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer

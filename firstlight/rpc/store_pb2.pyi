@@ -33,6 +33,7 @@ class PrepareRequest(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
     PEER_ENDPOINTS_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
     checkpoint_id: _builtins.str
     instance_id: _builtins.str
     """who it is for (an instance, or the request that asks): log and trace only"""
@@ -41,6 +42,8 @@ class PrepareRequest(_message.Message):
     """What a checkpoint that is absent would be made of, so that its download can begin too; empty: unknown."""
     dtype: _builtins.str
     expected_digest: _builtins.str
+    ahead: _builtins.bool
+    """Nobody waits for it: it gives way to whatever somebody does wait for."""
     @_builtins.property
     def peer_endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As in DownloadRequest."""
@@ -55,10 +58,11 @@ class PrepareRequest(_message.Message):
         dtype: _builtins.str = ...,
         expected_digest: _builtins.str = ...,
         peer_endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        ahead: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "decided_at_unix_s", b"decided_at_unix_s", "dtype", b"dtype", "expected_digest", b"expected_digest", "instance_id", b"instance_id", "peer_endpoints", b"peer_endpoints", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "checkpoint_id", b"checkpoint_id", "decided_at_unix_s", b"decided_at_unix_s", "dtype", b"dtype", "expected_digest", b"expected_digest", "instance_id", b"instance_id", "peer_endpoints", b"peer_endpoints", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

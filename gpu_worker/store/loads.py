@@ -5,6 +5,9 @@ What comes from elsewhere (`land`) is joined in the same way, but does not wait 
 Who may stop a load: nobody who merely leaves, for a hint's load serves whoever comes next. But one that
 nobody has waited for in UNWANTED_S, neither a caller nor a reader that follows it, yields the device to one
 that is waited for; and `stop_unwanted` ends it at once, for who removes its checkpoint. It stops at a chunk.
+
+What is brought ahead of need (`order(…, ahead=True)`) costs nobody a wait: it is held at a chunk for as long
+as any other load or stream wants the device, and given up where its room in the pool is wanted.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from firstlight.domain.errors import (
     Cancelled,
     CheckpointError,
     Conflict,
     FirstlightError,
+    PoolFull,
     UnknownCheckpoint,
 )
 from gpu_worker.store.extents import Extent
@@ -32,6 +37,7 @@ from gpu_worker.store.pool import Pool
 from gpu_worker.store.shared_work import SharedWork
 from gpu_worker.store.ssd_cache import CachedCheckpoint, SsdCache
 from gpu_worker.store.streams import Streams
+from gpu_worker.store.turns import Turn, Turns
 from native_loader import ProgressBoard
 
 __all__ = ["LoadState", "Loads"]
@@ -47,15 +53,33 @@ class _Load:
     """One load under way: its progress, and what readers who follow it must know."""
 
     def __init__(
-        self, state: LoadState, arrival: asyncio.Future[Arrival], *, is_landing: bool = False
+        self,
+        state: LoadState,
+        arrival: asyncio.Future[Arrival],
+        turn: Turn | None = None,
     ) -> None:
-        self.is_landing = is_landing
+        # What lands has none: it does not read the device.
+        self.turn = turn
+        self.is_held = False
         self.work = SharedWork(state)
         self.arrival = arrival
         self.followers = 0
         self.wanted_s = time.monotonic()
         # Looked at, so that a failure nobody waits for is not reported as lost.
         arrival.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    @property
+    def is_landing(self) -> bool:
+        return self.turn is None
+
+    @property
+    def is_ahead(self) -> bool:
+        return self.turn is not None and self.turn.is_ahead
+
+    def promote(self) -> None:
+        """Somebody waits for it now."""
+        if self.turn is not None:
+            self.turn.promote()
 
     def tell(self, *, bytes_done: int, began: float) -> None:
         elapsed_s = time.monotonic() - began
@@ -86,17 +110,20 @@ class Loads:
         self._brought: dict[str, LoadState] = {}
         # Where the small files are of what landed, for readers who come before it is on SSD.
         self._landed: dict[str, Arrival] = {}
-        # asyncio.Lock wakes its waiters in the order they came: that is the queue.
-        self._turn = asyncio.Lock()
+        self._turns = Turns()
         self.streams = Streams(
-            cache=cache, pool=pool, memory=memory, turn=lambda: self._turn, condemn=self._quarantine
+            cache=cache, pool=pool, memory=memory, turn=self._turns.turn, condemn=self._quarantine
         )
 
     @property
     def queued_bytes(self) -> int:
-        """Promised to loads that have not finished."""
-        states = [load.work.progress for load in self._running.values()]
+        """Promised to loads that have not finished, less those that would give way."""
+        states = [load.work.progress for load in self._running.values() if not load.is_ahead]
         return sum(state.bytes_total - state.bytes_done for state in states)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._running
 
     def is_running(self, checkpoint_id: str) -> bool:
         return checkpoint_id in self._running
@@ -119,12 +146,18 @@ class Loads:
             return brought
         return resident(self._pool.size_of(checkpoint_id))
 
-    def order(self, checkpoint_id: str) -> SharedWork[LoadState]:
-        """Start or join a load of what is not resident. Raises: UnknownCheckpoint when SSD lacks it."""
+    def order(self, checkpoint_id: str, *, ahead: bool = False) -> SharedWork[LoadState]:
+        """Start or join a load of what is not resident. Raises: UnknownCheckpoint when SSD lacks it.
+
+        `ahead` of need: it gives way to all others, until it is ordered or followed by somebody who needs it.
+        """
         if (running := self._running.get(checkpoint_id)) is not None:
+            if not ahead:
+                running.promote()
             return running.work
         cached = self._cache.get(checkpoint_id)
-        load = _Load(LoadState(bytes_total=cached.size_bytes), asyncio.get_running_loop().create_future())
+        state, turn = LoadState(bytes_total=cached.size_bytes), self._turns.turn(is_ahead=ahead)
+        load = _Load(state, asyncio.get_running_loop().create_future(), turn)
         self._begin(checkpoint_id, load)
         load.work.start(self._run(cached, load))
         return load.work
@@ -149,7 +182,7 @@ class Loads:
             on_abandon=lambda: self._pool.abandon(checkpoint_id),
         )
         state = LoadState(bytes_total=sum(sizes), from_tier=tier, moving_at_unix_s=time.time())
-        load = _Load(state, landing.arrival, is_landing=True)
+        load = _Load(state, landing.arrival)
         self._begin(checkpoint_id, load)
         load.work.start(self._run_landing(landing, load))
         return landing
@@ -168,6 +201,7 @@ class Loads:
         if (load := self._running.get(checkpoint_id)) is None:
             raise UnknownCheckpoint(f"{checkpoint_id} is not on its way", checkpoint_id=checkpoint_id)
         load.followers += 1
+        load.promote()
         try:
             return await asyncio.shield(load.arrival)
         finally:
@@ -227,8 +261,9 @@ class Loads:
     async def _run(self, cached: CachedCheckpoint, load: _Load) -> None:
         asked = time.monotonic()
         self._queued.append(load)
+        assert load.turn is not None, "a load from SSD waits for its turn"
         try:
-            async with self._turn:
+            async with load.turn:
                 self._queued.remove(load)
                 load.work.tell(replace(load.work.progress, queue_s=time.monotonic() - asked))
                 await self._load(cached, load)
@@ -247,7 +282,7 @@ class Loads:
         name = cached.checkpoint_id
         readable = await self._memory.open(cached.directory)
         sizes = readable.partition_sizes
-        extents = self._reserve(name, sizes)
+        extents = await self._room(name, sizes)
         try:
             transfer = readable.begin(extents)
             load.work.tell(replace(load.work.progress, bytes_total=sum(sizes), moving_at_unix_s=time.time()))
@@ -284,9 +319,11 @@ class Loads:
         began = time.monotonic()
         waiting = asyncio.get_running_loop().create_task(transfer.wait())
         try:
-            while not (await asyncio.wait([waiting], timeout=PROGRESS_INTERVAL_S))[0]:
+            while not await self._ended_or_unwelcome(waiting, load):
                 load.tell(bytes_done=transfer.bytes_done, began=began)
-                if self._should_yield(name, load):
+                if load.turn is not None and load.turn.keeps_waiting.is_set():
+                    await self._give_way(name, transfer, load, load.turn)
+                elif self._should_yield(name, load):
                     raise Cancelled(f"nobody waited for the load of {name}, and others wait for theirs")
         except (asyncio.CancelledError, Cancelled):
             waiting.cancel()
@@ -295,6 +332,43 @@ class Loads:
         waiting.result()
         load.work.tell(replace(load.work.progress, checksum_cpu_s=transfer.checksum_cpu_s))
         load.done(began=began)
+
+    @staticmethod
+    async def _ended_or_unwelcome(waiting: asyncio.Task[None], load: _Load) -> bool:
+        """Whether the transfer has ended; False at the next look, at once when it is in somebody's way."""
+        watched: set[asyncio.Task[Any]] = {waiting}
+        if load.is_ahead and load.turn is not None:
+            watched.add(asyncio.get_running_loop().create_task(load.turn.keeps_waiting.wait()))
+        await asyncio.wait(watched, timeout=PROGRESS_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
+        for other in watched - {waiting}:
+            other.cancel()
+        return waiting.done()
+
+    async def _give_way(self, name: str, transfer: Transfer, load: _Load, turn: Turn) -> None:
+        if self._is_wanted(name, load):
+            turn.promote()
+            return
+        transfer.pause()
+        load.is_held = True
+        log.info("held checkpoint=%s at_bytes=%d: others want the device", name, transfer.bytes_done)
+        turn.release()
+        try:
+            await turn.take()
+        finally:
+            load.is_held = False
+        transfer.resume()
+
+    async def _room(self, name: str, sizes: Sequence[int]) -> tuple[Extent, ...]:
+        """Room in the pool, if need be of loads that are held. Raises: PoolFull, LargerThanPool."""
+        while True:
+            try:
+                return self._reserve(name, sizes)
+            except PoolFull:
+                held = next((load for load in self._running.values() if load.is_held), None)
+                if held is None:
+                    raise
+                held.work.task.cancel()
+                await asyncio.gather(held.work.task, return_exceptions=True)
 
     async def _run_landing(self, landing: Landing, load: _Load) -> None:
         began = time.monotonic()

@@ -26,6 +26,14 @@ class Transfer(ABC):
         """Bytes that are there and verified."""
 
     @abstractmethod
+    def pause(self) -> None:
+        """Leave the device to others at the next chunk, until `resume`."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Go on after `pause`."""
+
+    @abstractmethod
     async def wait(self) -> None:
         """Until every byte is there. When it returns or raises, nothing writes to the extents any more.
 

@@ -25,6 +25,12 @@ class NativeTransfer(Transfer):
     def bytes_done(self) -> int:
         return self._job.bytes_done
 
+    def pause(self) -> None:
+        self._job.pause()
+
+    def resume(self) -> None:
+        self._job.resume()
+
     async def wait(self) -> None:
         try:
             await self._ended()

@@ -121,6 +121,7 @@ class StoreService(StoreServicer):
         if loads.resident(checkpoint_id) is not None:
             return wire.PrepareReply(found_in="dram")
         if (state := loads.find(checkpoint_id)) is not None:
+            loads.order(checkpoint_id, ahead=request.ahead)
             moving = state.bytes_total - state.bytes_done
             return wire.PrepareReply(
                 found_in="loading", bytes_to_move=moving, moving_at_unix_s=state.moving_at_unix_s
@@ -128,7 +129,7 @@ class StoreService(StoreServicer):
         if cached is None:
             return self._prepare_absent(request)
         # Nobody watches: a failure is told to whoever asks for the load itself.
-        loads.order(checkpoint_id)
+        loads.order(checkpoint_id, ahead=request.ahead)
         return wire.PrepareReply(
             found_in="ssd", bytes_to_move=cached.size_bytes, moving_at_unix_s=time.time()
         )

@@ -98,7 +98,7 @@ class Store:
         return Figures(ssd_read_bytes_per_s=self._ssd_read_bytes_per_s)
 
     def _is_quiet(self) -> bool:
-        return self.downloads.is_idle and self.loads.queued_bytes == 0
+        return self.downloads.is_idle and self.loads.is_idle
 
     def may_evict(self, checkpoint_id: str) -> bool:
         """Neither on its way to DRAM nor read there: its files are what a reader of it looks at too."""

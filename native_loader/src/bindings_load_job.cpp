@@ -144,6 +144,9 @@ void bind_load_job(nb::module_& module) {
             "True once the first `size_bytes` are there; False at the timeout or if the job ended without them.")
         .def("cancel", [](PyLoadJob& self) { self.job->cancel(); },
              "Stops before the next read; wait() tells when it has.")
+        .def("pause", [](PyLoadJob& self) { self.job->pause(); },
+             "Leaves the device to others: what is under way is read, nothing else until resume() or cancel().")
+        .def("resume", [](PyLoadJob& self) { self.job->resume(); }, "Goes on after pause().")
         .def(
             "prioritize",
             [](PyLoadJob& self, std::uint64_t first_index) {

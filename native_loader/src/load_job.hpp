@@ -48,6 +48,8 @@ public:
     const std::string& why_no_ring() const { return why_no_ring_; }  // "" unless threads were the second choice
     int event_fd() const { return finished_event_.fd(); }
     void cancel() { task_->stop(); }
+    void pause() { task_->pause(); }
+    void resume() { task_->resume(); }
     void prioritize(std::size_t segment) { task_->prioritize(segment); }
 
     // True once finished (well or not) within the time.

@@ -35,13 +35,28 @@ public:
     std::string first_buffered() const;  // path of the first file that is not read directly, "" if none
     const char* io_mode() const;  // "direct", "buffered" or "mixed"
 
-    void stop() { stop_.store(true); }
+    void stop() {
+        stop_.store(true);
+        resume();  // workers that were held find out
+    }
     bool is_stopped() const { return stop_.load(); }
+    // Workers finish the blocks that they have, and take no other until resume().
+    void pause() {
+        paused_.store(true);
+        if (is_stopped()) resume();  // a stop that came between must not be waited for
+    }
+    void resume() {
+        paused_.store(false);
+        paused_.notify_all();
+    }
     // Segments from this one on are read before the others.
     void prioritize(std::size_t segment) { order_.prioritize(plan_.first_block[segment]); }
 
-    // The next block for an idle worker; nothing when none is left or the load was stopped.
-    std::optional<std::size_t> take() { return is_stopped() ? std::nullopt : order_.take(); }
+    // The next block for an idle worker, waited for while paused; nothing when none is left or it was stopped.
+    std::optional<std::size_t> take() {
+        while (paused_.load() && !is_stopped()) paused_.wait(true);
+        return is_stopped() ? std::nullopt : order_.take();
+    }
     // The request that a queue can serve, or nothing: then read_now().
     std::optional<ReadRequest> request_for(std::size_t block) const;
     // Reads the block's bytes from `done` on, in the calling thread.
@@ -80,6 +95,7 @@ private:
 
     BlockOrder order_;
     std::atomic<bool> stop_{false};
+    std::atomic<bool> paused_{false};
     std::atomic<std::size_t> next_populated_{0};
     std::atomic<std::uint64_t> checksum_ns_{0};
     std::vector<std::uint32_t> block_crc32c_;

@@ -256,3 +256,37 @@ def test_importing_the_loader_imports_no_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("backend", ["auto", "threads"])
+def test_a_load_that_is_paused_leaves_the_device_alone_until_it_goes_on(
+    source: Path, content: bytes, backend: str
+) -> None:
+    with Arena(32 * MIB) as arena:
+        job = LoadJob(arena, segments_of(source, content, chunk=MIB), backend=backend, block_bytes=MIB)
+        job.pause()
+        # What is under way is few blocks, and comes or has come; then nothing moves.
+        assert not job.wait(0.3) or job.bytes_done == len(content)
+        held_at = job.bytes_done
+        assert not job.wait(0.1) or held_at == len(content)
+        assert job.bytes_done == held_at
+        job.resume()
+        assert job.result(30).size_bytes == len(content)
+        assert bytes(arena.buffer(0, len(content))) == content
+
+
+@pytest.mark.parametrize("backend", ["auto", "threads"])
+def test_a_load_that_is_paused_can_be_stopped(source: Path, content: bytes, backend: str) -> None:
+    with Arena(32 * MIB) as arena:
+        job = LoadJob(arena, segments_of(source, content, chunk=MIB), backend=backend, block_bytes=MIB)
+        job.pause()
+        job.cancel()
+        job.pause()
+        assert job.wait(30)
+        if job.bytes_done < len(content):
+            with pytest.raises(Cancelled):
+                job.result(0)
+        # And one that nobody holds any more.
+        job = LoadJob(arena, segments_of(source, content, chunk=MIB), backend=backend, block_bytes=MIB)
+        job.pause()
+        del job

@@ -29,11 +29,18 @@ class HeldTransfer(Transfer):
         self.directory = directory
         self.extents = tuple(extents)
         self.was_cancelled = False
+        self.is_paused = False
         self.board = ProgressBoard([path.stat().st_size for path in _partitions(directory)])
 
     @property
     def bytes_done(self) -> int:
         return 0
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
 
     async def wait(self) -> None:
         try:

@@ -224,3 +224,60 @@ async def test_an_unwanted_load_yields_to_one_that_is_waited_for(
     assert (await waited_for).is_done and memory.transfers[0].was_cancelled
     with pytest.raises(Cancelled):
         hinted.task.result()
+
+
+async def test_what_is_brought_ahead_is_held_while_others_want_the_device(
+    store: Store, memory: HeldMemory
+) -> None:
+    ahead, ahead_too = store.loads.order(A, ahead=True), store.loads.order(B, ahead=True)
+    first = await memory.transfer(0)
+    assert store.loads.queued_bytes == 0, "a start would not wait for it"
+    # A load for a start, which nobody watches yet, and whose room is the pool's last.
+    wanted = store.loads.order(C)
+    (await memory.transfer(1)).finish()
+    assert memory.transfers[1].directory.name == C
+    await wanted.wait()
+    await until(lambda: not first.is_paused)
+    assert not first.was_cancelled and store.loads.is_running(A) and not ahead.task.done()
+    first.finish()
+    # The last one evicts the one that was wanted longest ago, as any load does.
+    (await memory.transfer(2)).finish()
+    assert (await ahead.wait()).is_done and (await ahead_too.wait()).is_done
+
+
+async def test_what_is_brought_ahead_goes_on_once_somebody_needs_it(store: Store, memory: HeldMemory) -> None:
+    store.loads.order(A, ahead=True)
+    first = await memory.transfer(0)
+    joined = store.loads.order(A)
+    store.loads.order(B)
+    await asyncio.sleep(0.02)  # in which it would be held, were it still ahead of need
+    assert not first.is_paused and len(memory.transfers) == 1
+    first.finish()
+    assert (await joined.wait()).is_done
+    (await memory.transfer(1)).finish()
+
+    # One that is held already, too.
+    await store.loads.order(B).wait()
+    held = store.loads.order(C, ahead=True)
+    third = await memory.transfer(2)
+    other = store.loads.order(A)
+    fourth = await memory.transfer(3)
+    assert third.is_paused
+    assert store.loads.order(C) is held
+    fourth.finish()
+    await other.wait()
+    third.finish()
+    assert (await held.wait()).is_done and not third.is_paused
+
+
+async def test_a_load_that_is_held_gives_up_its_room(store: Store, memory: HeldMemory) -> None:
+    await load(store, memory, A)
+    store.pool.pin(A, "reader")
+    ahead = store.loads.order(B, ahead=True)
+    held = await memory.transfer(1)
+    wanted = store.loads.order(C)
+    (await memory.transfer(2)).finish()
+    assert (await wanted.wait()).is_done and held.was_cancelled
+    with pytest.raises(asyncio.CancelledError):
+        ahead.task.result()
+    assert not store.loads.is_running(B) and store.pool.is_resident(C)
