@@ -21,7 +21,7 @@ from simulator.html_report import page
 from simulator.policies.catalogue import POLICIES
 from simulator.scenario import all_scenarios, with_trace
 from simulator.summary import LATENCIES, Key, Summary
-from simulator.tables import table_of, write_rows
+from simulator.tables import check_output, table_of, write_rows
 
 OURS, PAPER, PREEMPTING = "firstlight", "serverlessllm", "shepherd"
 QUICK = ("gsm8k-rps-0.8", "sharegpt-rps-1.4", "mixed", "few-copies", "opt-30b-gsm8k")
@@ -30,6 +30,7 @@ QUICK = ("gsm8k-rps-0.8", "sharegpt-rps-1.4", "mixed", "few-copies", "opt-30b-gs
 def main() -> int:
     arguments = _arguments()
     try:
+        _check_outputs(arguments)
         only = QUICK if arguments.quick and not arguments.only else tuple(arguments.only)
         scenarios = [
             with_trace(scenario, arguments.trace)
@@ -49,12 +50,18 @@ def main() -> int:
                 processes=arguments.processes,
                 on_done=lambda: progress.advance(task),
             )
+        report = _told(arguments, comparison)
     except FirstlightError as error:
         sys.stderr.write(f"simulator: {error.message}\n")
         return 2
+    return 1 if report.has_failed else 0
+
+
+def _told(arguments: argparse.Namespace, comparison: Comparison) -> Report:
+    """Print it all, and write what was asked for."""
     report = report_of(comparison)
     console = wide_console()
-    for scenario in scenarios:
+    for scenario in comparison.scenarios:
         console.print(table_of(f"{scenario.name}: {scenario.title}", comparison.summaries, scenario.name))
     report.print_reach()
     if arguments.json:
@@ -62,8 +69,19 @@ def main() -> int:
     if arguments.csv:
         write_rows(arguments.csv, comparison.summaries)
     if arguments.html:
-        arguments.html.write_text(page(scenarios, comparison.summaries, comparison.outcomes))
-    return 1 if report.has_failed else 0
+        arguments.html.write_text(page(comparison.scenarios, comparison.summaries, comparison.outcomes))
+    return report
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Raises: InvalidInput for a file that could not be written once all has been played."""
+    for file, endings in (
+        (arguments.json, (".json",)),
+        (arguments.html, (".html", ".htm")),
+        (arguments.csv, (".csv", ".parquet")),
+    ):
+        if file is not None:
+            check_output(file, endings=endings)
 
 
 def _arguments() -> argparse.Namespace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,10 +49,17 @@ def _seconds(value: Interval) -> str:
     return f"{value.mean:.2f} ±{value.half:.2f}" if value.count > 1 else f"{value.mean:.2f}"
 
 
-def check_output(file: Path) -> None:
-    """Raises: InvalidInput for another ending than .csv or .parquet, or without Parquet's library."""
-    if file.suffix not in (".csv", ".parquet"):
-        raise InvalidInput(f"{file}: must end with .csv or .parquet")
+def check_output(file: Path, *, endings: Sequence[str] = (".csv", ".parquet")) -> None:
+    """Before hours of runs whose results would have nowhere to go.
+
+    Raises: InvalidInput for another ending, no folder to write into, or without Parquet's library.
+    """
+    if file.suffix not in endings:
+        raise InvalidInput(f"{file}: must end with {' or '.join(endings)}")
+    if not file.parent.is_dir():
+        raise InvalidInput(f"{file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise InvalidInput(f"{file}: is a folder")
     if file.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise InvalidInput("Parquet needs pyarrow: install firstlight[parquet], or write .csv")
 

@@ -33,7 +33,9 @@ def chat(
     key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Talk with MODEL; the answer streams as it is made."""
+    """Talk with MODEL; the answer streams as it is made. With --json, PROMPT's comes whole."""
+    if as_json and prompt is None:
+        raise typer.BadParameter("--json prints the answer to one message: give a PROMPT with it")
     messages = [{"role": "system", "content": system}] if system else []
     options = {"max_tokens": max_tokens, "temperature": temperature}
     given = {name: value for name, value in options.items() if value is not None}

@@ -36,7 +36,9 @@ def simulate(
         Path | None, typer.Option("--output", "-o", help="Write one row per run there: .csv or .parquet.")
     ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print means and half-widths as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: means and half-widths, or the list.")
+    ] = False,
 ) -> None:
     """Replay traces on simulated fleets, under the production scheduler and those of other systems.
 
@@ -50,10 +52,12 @@ def simulate(
     from simulator.tables import check_output, table_of, write_rows
 
     if not scenarios:
-        _list()
+        _list(as_json=as_json)
         return
     if output is not None:
         check_output(output)
+    if html is not None:
+        check_output(html, endings=(".html", ".htm"))
     found = [with_trace(one, trace) for name in scenarios for one in find_scenarios(name)]
     if len({one.name for one in found}) < len(found):
         raise InvalidInput("two of the scenarios have one name")
@@ -74,9 +78,12 @@ def simulate(
         console.print(table_of(f"{scenario.name}: {scenario.title}", comparison.summaries, scenario.name))
 
 
-def _list() -> None:
+def _list(*, as_json: bool) -> None:
     from simulator.scenario import all_scenarios
 
+    if as_json:
+        print_json([{"name": one.name, "title": one.title} for one in all_scenarios()])
+        return
     listed = table("scenario", "what")
     for scenario in all_scenarios():
         listed.add_row(scenario.name, scenario.title)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -431,6 +433,34 @@ def test_a_duplicate_deploy_names_what_differs(platform: Platform, tmp_path: Pat
     assert response.status_code == 409
     assert error_of(response)["code"] == "model_exists"
     assert "keep_alive_s" in error_of(response)["message"]
+
+
+def test_programs_read_what_the_command_line_did(platform: Platform, tmp_path: Path) -> None:
+    source = tiny_source(tmp_path / "scripted")
+    deployed = json.loads(firstlight(platform, "deploy", "scripted", str(source), "--json"))
+    assert (deployed["name"], deployed["source"]) == ("scripted", source.as_uri())
+    answer = json.loads(firstlight(platform, "chat", "scripted", "Hello!", "--max-tokens", "4", "--json"))
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+    assert answer["usage"]["completion_tokens"] == 4
+    assert "--json" in firstlight(platform, "chat", "scripted", "--json", fails_with=2)
+    deleted = json.loads(firstlight(platform, "delete", "scripted", "--json"))
+    assert isinstance(deleted["live_instances"], int)
+
+
+def firstlight(platform: Platform, *arguments: str, fails_with: int = 0) -> str:
+    """What the command prints; on stderr, where it is to fail. Nobody can type anything."""
+    done = subprocess.run(
+        [sys.executable, "-m", "firstlight.cli", *arguments, "--api", platform.api_url],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == fails_with, done.stderr
+    if fails_with:
+        assert done.stdout == ""
+    return done.stderr if fails_with else done.stdout
 
 
 def test_a_delete_during_a_start_leaves_nothing(platform: Platform, tmp_path: Path) -> None:

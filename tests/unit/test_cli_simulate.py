@@ -23,6 +23,12 @@ def test_without_a_scenario_it_lists_those_that_come_along() -> None:
     assert "gsm8k-rps-0.8" in output and "azure-code" in output
 
 
+def test_a_program_reads_which_scenarios_come_along() -> None:
+    listed = json.loads(invoke("--json"))
+    assert "gsm8k-rps-0.8" in [one["name"] for one in listed]
+    assert all(one["title"] for one in listed)
+
+
 def test_a_scenario_becomes_a_table_a_page_and_rows(tmp_path: Path) -> None:
     html, rows = tmp_path / "page.html", tmp_path / "runs.csv"
     output = invoke(
@@ -42,6 +48,8 @@ def test_a_scenario_becomes_a_table_a_page_and_rows(tmp_path: Path) -> None:
         (["nothing"], "there is no scenario 'nothing'"),
         (["gsm8k-rps-0.2", "-p", "best"], "there is no policy 'best'"),
         (["gsm8k-rps-0.2", "-o", "runs.txt"], "must end with .csv or .parquet"),
+        (["gsm8k-rps-0.2", "-o", "nowhere/runs.csv"], "there is no folder nowhere"),
+        (["gsm8k-rps-0.2", "--html", "page.pdf"], "must end with .html or .htm"),
         (["gsm8k-rps-0.2", "gsm8k"], "two of the scenarios have one name"),
     ],
 )

@@ -13,6 +13,7 @@ from simulator_scenes import scene
 
 from firstlight.domain.errors import InvalidInput
 from simulator.comparing import Comparison, compare
+from simulator.evaluate import main as evaluate
 from simulator.evaluate import report_of
 from simulator.html_report import page
 from simulator.scenario import with_trace
@@ -67,6 +68,33 @@ def test_a_row_per_run_as_csv_and_as_parquet(comparison: Comparison, tmp_path: P
         assert float(row["startup_p99_s"]) == typed["startup_p99_s"]
     with pytest.raises(InvalidInput, match="must end with"):
         write_rows(tmp_path / "runs.xlsx", comparison.summaries)
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "says"),
+    [
+        ("--csv", "runs.xlsx", "must end with .csv or .parquet"),
+        ("--json", "report.txt", "must end with .json"),
+        ("--html", "page.json", "must end with .html or .htm"),
+        ("--csv", "nowhere/runs.csv", "there is no folder"),
+        ("--json", "nowhere/report.json", "there is no folder"),
+        ("--html", "folder.html", "is a folder"),
+    ],
+)
+def test_where_results_cannot_go_is_said_before_anything_is_played(
+    option: str,
+    file: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "folder.html").mkdir()
+    # Were a scenario looked for first, there would be none of this name.
+    arguments = ["evaluate", "--only", "none", option, str(tmp_path / file)]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert evaluate() == 2
+    assert says in capsys.readouterr().err
 
 
 def test_the_table_names_every_policy(comparison: Comparison) -> None:
