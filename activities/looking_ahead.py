@@ -101,10 +101,13 @@ class LookAhead:
         budget = PrefetchBudget(
             bytes_per_pass=settings.prefetch_bytes,
             copies_at_most=settings.prefetch_copies,
+            dram_copies_at_most=settings.prefetch_dram_copies,
+            dram_share=settings.prefetch_dram_share,
             need_at_least=settings.prefetch_need,
         )
         known = [
-            Likely(picture.models[name].model, need) for name, need in needs.items() if name in picture.models
+            Likely(wanted.model, needs.get(name, settings.prefetch_unknown_need))
+            for name, wanted in picture.models.items()
         ]
         sizes = {wanted.model.checkpoint_id: wanted.model.size_bytes for wanted in picture.models.values()}
         chosen = await asyncio.to_thread(plan_prefetch, known, picture.snapshot, budget, sizes=sizes)

@@ -116,8 +116,20 @@ class Settings(BaseSettings):
     prefetch_need: float = Field(
         default=0.2, ge=0, le=1, description="How likely a request must be within that time."
     )
+    prefetch_unknown_need: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="How likely a model is taken to be wanted whose requests are too few to say.",
+    )
     prefetch_copies: int = Field(
         default=2, ge=1, description="Hosts whose SSDs may be given a copy of one model ahead of need."
+    )
+    prefetch_dram_copies: int = Field(
+        default=1, ge=1, description="Hosts that may hold a copy of one model in DRAM ahead of need."
+    )
+    prefetch_dram_share: float = Field(
+        default=0.8, ge=0, le=1, description="Share of a host's DRAM pool that is filled ahead of need."
     )
 
     drain_on_stop_s: float = Field(

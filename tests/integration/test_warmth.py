@@ -247,6 +247,18 @@ async def test_a_likely_model_is_in_memory_before_it_is_asked_for(
     assert not (await store.row("b@aaaa")).in_dram
 
 
+async def test_a_model_of_which_nothing_is_known_is_as_likely_as_is_said(
+    database: Database, client: Client, store: RunningStore
+) -> None:
+    await asked_for(database, "b", gap_s=10_000.0, count=20, quiet_s=10.0)
+    assert await look(database, client, prefetch_bytes=100 * MIB) == []
+    unknown = {"prefetch_bytes": 5 * MIB, "prefetch_unknown_need": 0.5}
+    # Room for one of the two that nobody asked for yet, by the pool's share.
+    assert await look(database, client, prefetch_dram_share=0.0, **unknown) == []
+    [sentence] = await look(database, client, **unknown)
+    assert sentence.startswith("a goes to dram of host-a ahead of need: wanted with 50%")
+
+
 async def test_a_store_that_was_told_keeps_the_likely_one(
     database: Database, client: Client, store: RunningStore
 ) -> None:
