@@ -23,8 +23,9 @@ from simulator.policies.firstlight_learning import Learning
 if TYPE_CHECKING:
     from simulator.policies.firstlight_picture import Picture
 
-# What the platform's settings say by default.
+# A deployed model's keep-alive time by default.
 FIXED_KEEP_ALIVE_S = 300.0
+# FIRSTLIGHT_RECONCILE_EVERY_S of a fleet that prefetches; docs/operators/simulating.md has all settings.
 PASS_EVERY_S = 10.0
 
 
