@@ -35,6 +35,8 @@ class Policy(ABC):
     reclaims_idle: ClassVar[bool] = False
     # Whether an engine computes with the layers that are there while others still come.
     computes_while_loading: ClassVar[bool] = False
+    # What a scenario may set of it, by name.
+    option_names: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, *, random: Random, options: Mapping[str, float]) -> None:
         self.random = random

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from firstlight.domain.errors import InvalidInput
 
@@ -121,6 +121,18 @@ class Scenario(Strict):
     migration: Migration = Migration()
     # Options of policies by their names.
     policies: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+    @field_validator("policies")
+    @classmethod
+    def _are_known(cls, policies: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        # Not above: policies decide over a cluster, which is made of a scenario.
+        from simulator.policies.catalogue import check_options
+
+        try:
+            check_options(policies)
+        except InvalidInput as error:
+            raise ValueError(error.message) from error
+        return policies
 
     @model_validator(mode="after")
     def _can_be_served(self) -> Scenario:

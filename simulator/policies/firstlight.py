@@ -31,6 +31,18 @@ class Firstlight(Policy):
     streams_downloads: ClassVar[bool] = True
     reclaims_idle: ClassVar[bool] = True
     computes_while_loading: ClassVar[bool] = True
+    # Those of `Ahead`.
+    option_names: ClassVar[frozenset[str]] = frozenset(
+        {
+            "keep_alive_s",
+            "adaptive_keep_alive",
+            "prefetch",
+            "prefetch_gb_per_pass",
+            "horizon_s",
+            "unknown_need",
+            "dram_share",
+        }
+    )
 
     def __init__(self, *, random: Random, options: Mapping[str, float]) -> None:
         super().__init__(random=random, options=options)

@@ -18,6 +18,7 @@ class Infless(Clockwork):
     """
 
     name: ClassVar[str] = "infless"
+    option_names: ClassVar[frozenset[str]] = frozenset({"keep_alive_s", "over_provision", "window_s"})
 
     def __init__(self, *, random: Random, options: dict[str, float]) -> None:
         super().__init__(random=random, options=options)

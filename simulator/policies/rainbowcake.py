@@ -20,6 +20,7 @@ class RainbowCake(Clockwork):
     """
 
     name: ClassVar[str] = "rainbowcake"
+    option_names: ClassVar[frozenset[str]] = frozenset({"keep_alive_s", "longest_s"})
 
     def __init__(self, *, random: Random, options: dict[str, float]) -> None:
         super().__init__(random=random, options=options)

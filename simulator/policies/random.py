@@ -13,6 +13,7 @@ class RandomPolicy(Policy):
     """Loads as fast as the others; only the choice is left to chance."""
 
     name: ClassVar[str] = "random"
+    option_names: ClassVar[frozenset[str]] = frozenset({"keep_alive_s"})
 
     def place(self, request: Request) -> bool:
         model = request.model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from inspect import getmodule, getsource
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +11,10 @@ import pytest
 from simulator_scenes import scene
 
 from firstlight.domain.errors import InvalidInput
+from simulator.policies import firstlight_ahead
+from simulator.policies.catalogue import POLICIES
+from simulator.policies.firstlight import Firstlight
+from simulator.policy import Policy
 from simulator.scenario import all_scenarios, find_scenarios, read_scenarios, with_trace
 from simulator.workload import models_of, requests_of
 
@@ -77,6 +83,10 @@ def test_a_sweep_changes_the_fields_it_names(tmp_path: Path) -> None:
         (yaml_of(loaders="{fast: {ssd_share: 1, gpu_share: 1, overhead_s: 0}}"), "loaders lacks 'plain'"),
         (yaml_of() + "sweep: {a: 1}", "sweep: must be a list"),
         (yaml_of() + "sweep: [{models.7.count: 1}]", "sweep: there is no field models.7.count"),
+        (yaml_of(policies="{firstlite: {prefetch: 0}}"), "policies: there is no policy 'firstlite'"),
+        (yaml_of(policies="{random: {keep_alive: 1}}"), "random has no option 'keep_alive'; it has keep_alive_s"),
+        (yaml_of(policies="{clockwork: {keep_alive_s: 1}}"), "clockwork has no option 'keep_alive_s'; it has none"),
+        (yaml_of(policies="{random: {keep_alive_s: long}}"), "policies.random.keep_alive_s: Input should be"),
         (yaml_of() + "base: ../else.yaml", "there is no '../else.yaml' beside it"),
     ],
 )  # fmt: skip
@@ -89,6 +99,17 @@ def test_a_wrong_scenario_is_refused_with_the_file_and_the_field(
         read_scenarios(file)
     assert says in caught.value.message
     assert str(file) in caught.value.message
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_policy_names_the_options_that_it_reads(policy: type[Policy]) -> None:
+    modules = [getmodule(kind) for kind in policy.__mro__ if issubclass(kind, Policy)]
+    # Firstlight hands its own on.
+    modules += [firstlight_ahead] if policy is Firstlight else []
+    read = {
+        name for one in modules if one for name in re.findall(r'options\.get\(\s*"(\w+)"', getsource(one))
+    }
+    assert policy.option_names == read
 
 
 def test_a_scenario_that_does_not_exist_is_named() -> None:
