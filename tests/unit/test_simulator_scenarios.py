@@ -84,8 +84,8 @@ def test_a_sweep_changes_the_fields_it_names(tmp_path: Path) -> None:
         (yaml_of() + "sweep: {a: 1}", "sweep: must be a list"),
         (yaml_of() + "sweep: [{models.7.count: 1}]", "sweep: there is no field models.7.count"),
         (yaml_of(policies="{firstlite: {prefetch: 0}}"), "policies: there is no policy 'firstlite'"),
-        (yaml_of(policies="{random: {keep_alive: 1}}"), "random has no option 'keep_alive'; it has keep_alive_s"),
-        (yaml_of(policies="{clockwork: {keep_alive_s: 1}}"), "clockwork has no option 'keep_alive_s'; it has none"),
+        (yaml_of(policies="{random: {keep_alive: 1}}"), "random has no option 'keep_alive'; it has"),
+        (yaml_of(policies="{clockwork: {keep_alive_s: 1}}"), "'keep_alive_s'; it has none"),
         (yaml_of(policies="{random: {keep_alive_s: long}}"), "policies.random.keep_alive_s: Input should be"),
         (yaml_of() + "base: ../else.yaml", "there is no '../else.yaml' beside it"),
     ],
@@ -106,9 +106,8 @@ def test_a_policy_names_the_options_that_it_reads(policy: type[Policy]) -> None:
     modules = [getmodule(kind) for kind in policy.__mro__ if issubclass(kind, Policy)]
     # Firstlight hands its own on.
     modules += [firstlight_ahead] if policy is Firstlight else []
-    read = {
-        name for one in modules if one for name in re.findall(r'options\.get\(\s*"(\w+)"', getsource(one))
-    }
+    sources = "".join(getsource(one) for one in modules if one)
+    read = set(re.findall(r'options\.get\(\s*"(\w+)"', sources))
     assert policy.option_names == read
 
 
