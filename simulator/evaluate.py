@@ -62,7 +62,8 @@ def _told(arguments: argparse.Namespace, comparison: Comparison) -> Report:
     report = report_of(comparison)
     console = wide_console()
     for scenario in comparison.scenarios:
-        console.print(table_of(f"{scenario.name}: {scenario.title}", comparison.summaries, scenario.name))
+        title = f"{scenario.name}: {scenario.title}"
+        console.print(table_of(title, comparison.summaries, scenario.name, whole_ttft=True))
     report.print_reach()
     if arguments.json:
         report.write(arguments.json)

@@ -14,26 +14,29 @@ from simulator.statistics import Interval
 from simulator.summary import Key, Summary
 
 
-def table_of(title: str, summaries: Mapping[Key, Summary], scenario: str) -> Table:
-    """One scenario: a line per policy, means ± 95% over seeds."""
+def table_of(
+    title: str, summaries: Mapping[Key, Summary], scenario: str, *, whole_ttft: bool = False
+) -> Table:
+    """One scenario: a line per policy, means ± 95% over seeds. `whole_ttft`: its p50 and p95 as well."""
+    shares = (50, 95, 99) if whole_ttft else (99,)
     table = Table(title=title, title_justify="left", pad_edge=False)
     table.add_column("policy")
     for column in (
-        "start-up p50 s", "p95 s", "p99 s", "TTFT p99 s", "inside", "warm", "SSD", "DRAM", "far", "moves",
-        "preempted", "GPUs used",
+        "start-up p50 s", "p95 s", "p99 s", *(f"TTFT p{share} s" for share in shares), "inside", "warm",
+        "SSD", "DRAM", "far", "moves", "preempted", "GPUs used",
     ):  # fmt: skip
         table.add_column(column, justify="right")
     for (where, policy), summary in summaries.items():
         if where == scenario:
-            table.add_row(policy, *_cells(summary))
+            table.add_row(policy, *_cells(summary, shares))
     return table
 
 
-def _cells(summary: Summary) -> list[str]:
+def _cells(summary: Summary, ttft_shares: Sequence[int]) -> list[str]:
     far = summary.mean("starts_remote") + summary.mean("starts_peer")
     return [
         *(_seconds(summary.interval(f"startup_p{share}_s")) for share in (50, 95, 99)),
-        _seconds(summary.interval("ttft_p99_s")),
+        *(_seconds(summary.interval(f"ttft_p{share}_s")) for share in ttft_shares),
         f"{summary.mean('inside_share'):.1%}",
         f"{summary.mean('warm_share'):.0%}",
         f"{summary.mean('starts_ssd'):.0f}",

@@ -102,6 +102,9 @@ def test_the_table_names_every_policy(comparison: Comparison) -> None:
     console.print(table_of("A scene", comparison.summaries, "scene"))
     text = console.export_text()
     assert all(policy in text for policy in POLICIES)
+    assert "TTFT p99" in text and "TTFT p50" not in text
+    whole = table_of("A scene", comparison.summaries, "scene", whole_ttft=True)
+    assert [column.header for column in whole.columns][4:7] == ["TTFT p50 s", "TTFT p95 s", "TTFT p99 s"]
 
 
 class _Page(HTMLParser):
