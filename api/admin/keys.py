@@ -121,7 +121,9 @@ def add_keys(router: APIRouter, services: Services) -> None:
             return JSONResponse({"keys": [key_row(row) for row in await list_keys(session)]})
 
     @router.delete(
-        "/keys/{key_id}", response_model=None, responses={200: {"model": KeyAnswer}, **errors(403, 404, 503)}
+        "/keys/{key_id}",
+        response_model=None,
+        responses={200: {"model": KeyAnswer}, **errors(403, 404, 413, 503)},
     )
     async def end_key(key_id: str) -> Response:
         """Revoke a key: here at once, by every other API process within seconds. May be repeated."""

@@ -54,7 +54,7 @@ def add_migrations(router: APIRouter, services: Services) -> None:
     @router.post(
         "/hosts/{host_id}/drain",
         response_model=None,
-        responses={202: {"model": DrainAnswer}, **errors(403, 404, 409, 503)},
+        responses={202: {"model": DrainAnswer}, **errors(403, 404, 409, 413, 503)},
     )
     async def drain_host(host_id: str) -> Response:
         """Place nothing new on a host, and move what it runs elsewhere. May be repeated."""
@@ -63,7 +63,7 @@ def add_migrations(router: APIRouter, services: Services) -> None:
     @router.post(
         "/hosts/{host_id}/undrain",
         response_model=None,
-        responses={200: {"model": DrainAnswer}, **errors(403, 404, 409, 503)},
+        responses={200: {"model": DrainAnswer}, **errors(403, 404, 409, 413, 503)},
     )
     async def undrain_host(host_id: str) -> Response:
         """Put a drained host back into service. May be repeated."""

@@ -96,7 +96,7 @@ def _add_models(router: APIRouter, services: Services) -> None:
         responses={
             200: {"model": DeleteAnswer, "description": "It is gone."},
             202: {"model": DeleteAnswer, "description": "Its instances are ending; then it is gone."},
-            **errors(403, 404, 503),
+            **errors(403, 404, 413, 503),
         },
     )
     async def delete_model(name: str) -> Response:

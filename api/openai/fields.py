@@ -28,7 +28,15 @@ class StreamOptions(Strict):
     include_obfuscation: bool = False
 
 
-class GenerationFields(Strict):
+class Bookkeeping(Strict):
+    """For the caller's own books: they change nothing of the answer, so that any value will do."""
+
+    metadata: object = Field(default=None, description="Without effect.")
+    safety_identifier: object = Field(default=None, description="Without effect.")
+    prompt_cache_key: object = Field(default=None, description="Without effect.")
+
+
+class GenerationFields(Bookkeeping):
     """What both endpoints take. Defaults are OpenAI's; `top_k`, `min_p` and the like are vLLM's."""
 
     model: str
@@ -144,7 +152,7 @@ class CompletionRequest(GenerationFields):
     )
 
 
-class EmbeddingRequest(Strict):
+class EmbeddingRequest(Bookkeeping):
     """Texts, or tokens as they are. Numbers are float32, in base64 little-endian."""
 
     model: str

@@ -30,8 +30,6 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "store": (None, False),
     "suffix": (None, ""),
 }
-# They change nothing of the answer: identifiers for the caller's own books.
-_BOOKKEEPING = ("metadata", "safety_identifier", "prompt_cache_key")
 _MESSAGE_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "function_call": (None,),
     "refusal": (None,),
@@ -54,8 +52,6 @@ def parse_json(body: bytes) -> dict[str, Any]:
 def parse_generation(kind: type[Request], body: bytes) -> Request:
     """A completion request. Raises: InvalidInput, UnsupportedParameter; both carry `param`."""
     content = parse_json(body)
-    for name in _BOOKKEEPING:
-        content.pop(name, None)
     # What this endpoint serves is read by its fields.
     _drop_neutral(
         content,

@@ -25,6 +25,8 @@ from firstlight.launcher.api_server import lazy_client
 from firstlight.settings import Settings
 
 DEPLOY = {"name": "qwen-small", "source": "hf://example/qwen-small"}
+# More than the stand takes of one body.
+TOO_LARGE = {"much": "x" * (300 << 10)}
 
 
 @pytest_asyncio.fixture
@@ -140,6 +142,14 @@ def documented(document: dict[str, Any], path: str, method: str, status: int) ->
     return ANSWERS[reference.rpartition("/")[2]]
 
 
+async def test_openapi_knows_what_is_for_the_callers_own_books(api: Stand) -> None:
+    document = (await api.http.get("/openapi.json")).json()
+    for route in ("chat/completions", "completions", "embeddings"):
+        body = document["paths"][f"/v1/{route}"]["post"]["requestBody"]["content"]["application/json"]
+        assert not body["schema"]["additionalProperties"]
+        assert {"metadata", "safety_identifier", "prompt_cache_key"} <= body["schema"]["properties"].keys()
+
+
 async def test_openapi_tells_the_truth(api: Stand) -> None:
     await api.warm("tiny")
     document = (await api.http.get("/openapi.json")).json()
@@ -173,6 +183,11 @@ async def test_openapi_tells_the_truth(api: Stand) -> None:
         ("get", "/admin/v1/decisions/{decision_id}", "absent", None),
         ("delete", "/admin/v1/models/{name}", "qwen-small", None),
         ("delete", "/admin/v1/models/{name}", "qwen-small", None),
+        # No body is asked for, a large one is refused all the same.
+        ("delete", "/admin/v1/models/{name}", "tiny", TOO_LARGE),
+        ("delete", "/admin/v1/keys/{key_id}", "", TOO_LARGE),
+        ("post", "/admin/v1/hosts/{host_id}/drain", "", TOO_LARGE),
+        ("post", "/admin/v1/hosts/{host_id}/undrain", "", TOO_LARGE),
     ]
     for method, path, name, body in calls:
         url = path.replace("{name}", name).replace("{decision_id}", name)

@@ -248,7 +248,8 @@ async def test_what_is_not_served_is_refused_by_name(
 
 async def test_neutral_values_of_unserved_parameters_pass(api: Stand) -> None:
     await api.warm(MODEL, token_at=scripted(ids_of("ok")))
-    body = {"tools": None, "response_format": {"type": "text"}, "best_of": 1, "store": False, "metadata": {}}
+    body = {"tools": None, "response_format": {"type": "text"}, "best_of": 1, "store": False}
+    body |= {"metadata": {"order": "7"}, "safety_identifier": "somebody", "prompt_cache_key": None}
     response = await api.http.post(
         "/v1/chat/completions", json={"model": MODEL, "messages": HELLO, "n": 1, **body}
     )

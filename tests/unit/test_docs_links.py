@@ -32,6 +32,12 @@ def _leads_somewhere(path: Path, target: str) -> bool:
     return not anchor or (found.suffix == ".md" and anchor in anchors(found))
 
 
+def test_the_site_names_each_page_once_and_none_that_is_not_there() -> None:
+    named = re.findall(r"^ +- (?:\w+: )?([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(named) > 20
+    assert [page for page in named if named.count(page) > 1 or not (ROOT / "docs" / page).exists()] == []
+
+
 def test_files_named_in_backticks_are_there() -> None:
     # Shortened at the front where the room is plain: `domain/scheduler.py`.
     endings = {
