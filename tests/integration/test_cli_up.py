@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -77,6 +78,26 @@ def test_a_program_reads_where_everything_is_and_what_was_stopped(installation: 
         assert launcher.wait(60) == 0
         assert launcher.stdout.read() == ""
     assert installation.json("down") == {"outcome": "nothing runs here"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_demonstration_answers_and_shows_what_its_start_took(installation: Installation) -> None:
+    # One host is quicker up than two; the model needs half of this.
+    installation.env |= {"FIRSTLIGHT_HOST_IDS": "host-a", "FIRSTLIGHT_DRAM_CAPACITY_BYTES": str(1 << 30)}
+    done = installation.run("demo", timeout_s=540)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told, _, timeline = done.stdout.partition("PHASE")
+    answer = told.partition("> What is the capital of France")[2]
+    assert "Paris" in answer
+    assert "first token after" in answer
+    assert "smollm2-135m-instruct on host-a, from remote  ready" in answer
+    # Two spaces stand between columns: what, predicted, actual.
+    rows = [re.split(r"  +", line.strip()) for line in timeline.splitlines()[1:] if line.strip()]
+    actual = {name: seconds for name, _, seconds, *_ in rows}
+    assert {"download", "attach", "workflow", "first token", "ready"} <= actual.keys()
+    assert "-" not in actual.values()
+    assert read_run(installation.state_dir) is None
 
 
 @pytest.mark.slow
