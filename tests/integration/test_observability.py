@@ -222,3 +222,17 @@ def test_the_figures_of_a_cold_and_a_warm_request(watched: Watched) -> None:
     assert count("vllm:generation_tokens_total", model_name=MODEL) == 8
     assert count("vllm:request_success_total", model_name=MODEL, finished_reason="length") == 2
     assert count("firstlight_dependency_up", dependency="temporal") == 1
+
+
+def test_a_start_is_counted_by_its_tier_and_by_its_phases(watched: Watched) -> None:
+    def counted(name: str) -> float:
+        text = watched.platform.http.get(f"{watched.platform.api_url}/metrics").text
+        return sum(map(float, re.findall(rf"^{name}_count{{[^}}]*}} (\S+)$", text, re.MULTILINE)))
+
+    watched.platform.wait_for(
+        # The start was recorded when its workflow ended, which the client's answer did not wait for.
+        lambda: counted("firstlight_cold_start_seconds") == 1,
+        what="the start to be counted",
+        deadline_s=20.0,
+    )
+    assert counted("firstlight_cold_start_phase_seconds") >= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -135,6 +136,8 @@ def test_streams_go_on_while_an_operator_moves_their_instance(
     assert (ended["state"], ended["failure"]) == ("completed", None)
     assert ended["requests_moved"] == len(QUESTIONS)
     assert ended["rounds"] >= 1 and ended["tokens_moved"] > 0 and ended["pause_s"] > 0
+    figures = platform.http.get(f"{platform.api_url}/metrics").text
+    assert re.search(r"^firstlight_migration_pause_seconds_count(?:{[^}]*})? [1-9]", figures, re.MULTILINE)
     # The source gave its GPU back, and the destination serves.
     until_only_on(platform, other)
 
