@@ -74,6 +74,12 @@ def _latency(report: Report, added: Added) -> None:
 
 def _waiting(report: Report, waiting: Waiting) -> None:
     report.require(
+        f"memory of the API with {waiting.streams} streams that wait for a start, all of it",
+        waiting.after_bytes / MEGABYTE,
+        at_most=500,
+        unit="MB",
+    )
+    report.require(
         f"memory the API grew by for {waiting.streams} streams that wait for a start",
         waiting.grown_bytes / MEGABYTE,
         at_most=500 * waiting.streams / 1000,
