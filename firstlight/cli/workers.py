@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from firstlight.cli.options import AsJson
 from firstlight.cli.output import console, print_json, table
+
+if TYPE_CHECKING:
+    from firstlight.cli.workflows_cluster import Cluster
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,15 +55,24 @@ def promote(
     within_s: Within = 60.0,
 ) -> None:
     """Let a version take new workflows; waits until a worker of it polls. May be repeated."""
-    from firstlight.cli.workflows_cluster import on_cluster
+    from firstlight.cli.workflows_cluster import actor, on_cluster, warn_unrecorded
     from firstlight.launcher import worker_versions
+    from firstlight.recovery.written_down import written_down
 
-    if percent is None:
-        on_cluster(lambda cluster: worker_versions.promote(cluster.client, build_id, within_s=within_s))
-        console.print(f"{build_id} takes new workflows")
-    else:
-        share = percent
-        on_cluster(
-            lambda cluster: worker_versions.ramp(cluster.client, build_id, percent=share, within_s=within_s)
-        )
-        console.print(f"{build_id} takes {share:g}% of new workflows")
+    async def act(cluster: Cluster) -> None:
+        warn_unrecorded(cluster)
+        async with written_down(
+            cluster.database,
+            actor=actor(),
+            act="worker promote",
+            subject=f"worker/{build_id}",
+            detail={"percent": 100.0 if percent is None else percent},
+        ):
+            if percent is None:
+                await worker_versions.promote(cluster.client, build_id, within_s=within_s)
+            else:
+                await worker_versions.ramp(cluster.client, build_id, percent=percent, within_s=within_s)
+
+    on_cluster(act)
+    share = "" if percent is None else f"{percent:g}% of "
+    console.print(f"{build_id} takes {share}new workflows")

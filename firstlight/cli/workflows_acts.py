@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from firstlight.cli.options import AsJson
-from firstlight.cli.workflows_cluster import Cluster, actor, on_cluster
+from firstlight.cli.workflows_cluster import Cluster, actor, on_cluster, warn_unrecorded
 from firstlight.cli.workflows_options import DryRun, WorkflowId
 from firstlight.cli.workflows_reports import print_reports
 from firstlight.recovery.report import Report
@@ -25,6 +25,8 @@ def cancel_workflow(workflow_id: WorkflowId, dry_run: DryRun = False, as_json: A
     from firstlight.recovery import acts
 
     async def act(cluster: Cluster) -> Report:
+        if not dry_run:
+            warn_unrecorded(cluster)
         return await acts.cancel(
             cluster.client, cluster.database, workflow_id, actor=actor(), is_rehearsal=dry_run
         )
@@ -43,6 +45,8 @@ def terminate_workflow(
     from firstlight.recovery import acts
 
     async def act(cluster: Cluster) -> Report:
+        if not dry_run:
+            warn_unrecorded(cluster)
         return await acts.terminate(
             cluster.client,
             cluster.database,
@@ -67,6 +71,7 @@ def signal_workflow(
     from firstlight.recovery import acts
 
     async def act(cluster: Cluster) -> Report:
+        warn_unrecorded(cluster)
         return await acts.signal(
             cluster.client, cluster.database, workflow_id, name=name, fields=fields, actor=actor()
         )

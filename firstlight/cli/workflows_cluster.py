@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -81,6 +82,12 @@ def _settings() -> Settings:
             "temporal_ui_url": settings.temporal_ui_url or run.temporal_ui_url or None,
         }
     )
+
+
+def warn_unrecorded(cluster: Cluster) -> None:
+    """Before an act: its line would be in the audit log."""
+    if cluster.database is None:
+        sys.stderr.write("firstlight: FIRSTLIGHT_DATABASE_URL names no database: this act is not recorded\n")
 
 
 def actor() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,9 +14,10 @@ from firstlight.cli.options import AsJson
 from firstlight.cli.output import console, print_json, seconds, table
 from firstlight.cli.workflows_cluster import Cluster, on_cluster
 from firstlight.cli.workflows_options import Host, Limit, Model, Query, Since, Type, chosen
+from firstlight.cli.workflows_reports import warn_of_more
 
 if TYPE_CHECKING:
-    from firstlight.recovery.found import FoundWorkflow
+    from firstlight.recovery.found import FoundWorkflow, Search
 
 STYLES = {"running": "yellow", "completed": "green", "failed": "red", "timed_out": "red", "terminated": "red"}
 
@@ -33,7 +35,7 @@ def list_workflows(
     """List workflows, newest first.
 
     With --failed only those whose latest run failed, timed out or was terminated: one that was replayed to
-    success is not among them.
+    success is not among them. What -n leaves out is said on stderr.
     """
     from firstlight.recovery.found import search, search_latest
 
@@ -41,20 +43,22 @@ def list_workflows(
         is_failed=failed, since=since, model=model, host=host, workflow_type=workflow_type, query=query
     )
 
-    async def look(cluster: Cluster) -> list[FoundWorkflow]:
-        find = search_latest if failed else search
-        return await find(cluster.client, wanted, limit=limit)
+    async def look(cluster: Cluster) -> Search:
+        if failed:
+            return await search_latest(cluster.client, wanted, limit=limit)
+        return await search(cluster.client, wanted, limit=limit)
 
     found = on_cluster(look)
     if as_json:
-        print_json([dataclasses.asdict(row) for row in found])
-    elif not found:
+        print_json([dataclasses.asdict(row) for row in found.rows])
+    elif found.rows:
+        _print(found.rows)
+    elif found.gave_up_after is None:
         console.print("no workflow has failed" if failed else "no workflow is like that")
-    else:
-        _print(found)
+    warn_of_more(found)
 
 
-def _print(found: list[FoundWorkflow]) -> None:
+def _print(found: Sequence[FoundWorkflow]) -> None:
     shown = table("STATUS", "ENDED", "TYPE", "MODEL", "HOST", "ID")
     for row in found:
         ended = f"{seconds(time.time() - row.closed_at_unix_s)} ago" if row.closed_at_unix_s else "-"

@@ -9,11 +9,11 @@ import typer
 from firstlight.cli.options import AsJson
 from firstlight.cli.workflows_cluster import Cluster, actor, on_cluster
 from firstlight.cli.workflows_options import DryRun, Host, Limit, Model, Query, Since, Type, Yes, chosen
-from firstlight.cli.workflows_reports import ask_before, print_reports
+from firstlight.cli.workflows_reports import ask_before, print_reports, warn_of_more
 from firstlight.recovery.report import How, Report
 
 if TYPE_CHECKING:
-    from firstlight.recovery.found import FoundWorkflow
+    from firstlight.recovery.found import Search
 
 Id = Annotated[str | None, typer.Argument(metavar="[ID]", help="Workflow id; or --all.")]
 All = Annotated[bool, typer.Option("--all", help="All that failed, narrowed down by the options below.")]
@@ -86,17 +86,19 @@ def replay_workflows(
         query=query,
     )
 
-    async def look(cluster: Cluster) -> list[FoundWorkflow]:
-        find = search if how is How.VERIFY else search_latest
-        return await find(cluster.client, wanted, limit=limit)
+    async def look(cluster: Cluster) -> Search:
+        if how is How.VERIFY:
+            return await search(cluster.client, wanted, limit=limit)
+        return await search_latest(cluster.client, wanted, limit=limit)
 
     found = on_cluster(look)
+    warn_of_more(found)
     if not dry_run and how is not How.VERIFY:
-        ask_before(found, f"Replay {how}", yes=yes)
+        ask_before(found.rows, f"Replay {how}", yes=yes)
 
     async def each(cluster: Cluster) -> list[Report]:
         # One after the other: each takes GPUs that the next must see as taken.
-        names = dict.fromkeys(row.workflow_id for row in found)
+        names = dict.fromkeys(row.workflow_id for row in found.rows)
         return [await one(cluster, name) for name in names]
 
     print_reports(on_cluster(each), as_json=as_json, is_one=False)

@@ -14,7 +14,7 @@ from firstlight.cli.output import console, print_json
 from firstlight.recovery.report import Report, Verdict
 
 if TYPE_CHECKING:
-    from firstlight.recovery.found import FoundWorkflow
+    from firstlight.recovery.found import FoundWorkflow, Search
 
 STYLES = {
     Verdict.DONE: "green",
@@ -52,6 +52,18 @@ def _print(report: Report) -> None:
         console.print(f"  goes on as {escape(report.new_workflow_id)}", soft_wrap=True)
     elif report.new_run_id:
         console.print(f"  goes on as run {report.new_run_id}")
+
+
+def warn_of_more(found: Search) -> None:
+    """What is not shown would be taken for not there."""
+    if found.has_more:
+        typer.echo(f"firstlight: there are more than these {len(found.rows)}: -n takes more", err=True)
+    if found.gave_up_after is not None:
+        typer.echo(
+            f"firstlight: only the newest {found.gave_up_after} runs were looked at; narrow it down by "
+            "--model, --host or --type to see behind them",
+            err=True,
+        )
 
 
 def ask_before(found: Sequence[FoundWorkflow], what: str, *, yes: bool) -> None:

@@ -1,9 +1,10 @@
-"""Ending a workflow, asking it to undo itself, and telling it something; each is written to the audit log."""
+"""Ending a workflow, asking it to undo itself, and telling it something; each is in the audit log before."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from temporalio.client import Client
@@ -13,10 +14,10 @@ from firstlight.contracts import naming
 from firstlight.contracts.hosts import HostRegistered
 from firstlight.contracts.instances import KeepAliveSignal, StopSignal
 from firstlight.database.connection import Database
-from firstlight.database.keys_repository import audit
 from firstlight.domain.errors import InvalidInput
 from firstlight.recovery.found import FoundWorkflow, find
 from firstlight.recovery.report import Report, Verdict
+from firstlight.recovery.written_down import Lines, written_down
 
 # Another name would be kept in a history for ever and heard by nobody. A test compares with the workflows.
 SIGNALS: Mapping[str, Mapping[str, type]] = {
@@ -41,30 +42,31 @@ async def terminate(
     actor: str,
     is_rehearsal: bool = False,
 ) -> Report:
-    """End the latest run by force: nothing is undone. Raises: NotFound."""
+    """End the latest run by force: nothing is undone. Raises: NotFound, DatabaseUnavailable."""
     found = await find(client, workflow_id)
     if not found.is_running:
         return _ended_already(found, "terminate")
     left = LEFT_OPEN.get(found.workflow_type, "nothing of it is undone")
     if not is_rehearsal:
         handle = client.get_workflow_handle(found.workflow_id, run_id=found.run_id)
-        if not await _told(handle.terminate(reason=f"{reason} ({actor})")):
-            return _ended_already(found, "terminate")
-        await _write_down(database, actor, "workflow terminated", found, reason)
+        async with _written_down(database, actor, "terminate", found, reason) as lines:
+            if not await _told(handle.terminate(reason=f"{reason} ({actor})"), lines):
+                return _ended_already(found, "terminate")
     return _done(found, "terminate", f"ended by force; {left}", is_rehearsal=is_rehearsal)
 
 
 async def cancel(
     client: Client, database: Database | None, workflow_id: str, *, actor: str, is_rehearsal: bool = False
 ) -> Report:
-    """Ask the latest run to undo itself and end. Raises: NotFound."""
+    """Ask the latest run to undo itself and end. Raises: NotFound, DatabaseUnavailable."""
     found = await find(client, workflow_id)
     if not found.is_running:
         return _ended_already(found, "cancel")
     if not is_rehearsal:
-        if not await _told(client.get_workflow_handle(found.workflow_id, run_id=found.run_id).cancel()):
-            return _ended_already(found, "cancel")
-        await _write_down(database, actor, "workflow cancelled", found, "")
+        handle = client.get_workflow_handle(found.workflow_id, run_id=found.run_id)
+        async with _written_down(database, actor, "cancel", found, "") as lines:
+            if not await _told(handle.cancel(), lines):
+                return _ended_already(found, "cancel")
     return _done(found, "cancel", "asked to undo itself and end", is_rehearsal=is_rehearsal)
 
 
@@ -77,15 +79,18 @@ async def signal(
     fields: Mapping[str, Any],
     actor: str,
 ) -> Report:
-    """Tell the latest run something it knows to hear. Raises: NotFound; InvalidInput for anything else."""
+    """Tell the latest run something it knows to hear.
+
+    Raises: NotFound; DatabaseUnavailable; InvalidInput for anything else.
+    """
     found = await find(client, workflow_id)
     message = message_of(found.workflow_type, name, fields)
     if not found.is_running:
         return _ended_already(found, "signal")
     handle = client.get_workflow_handle(found.workflow_id, run_id=found.run_id)
-    if not await _told(handle.signal(name, message)):
-        return _ended_already(found, "signal")
-    await _write_down(database, actor, f"workflow signalled {name}", found, str(message))
+    async with _written_down(database, actor, f"signal {name}", found, str(message)) as lines:
+        if not await _told(handle.signal(name, message), lines):
+            return _ended_already(found, "signal")
     return _done(found, "signal", f"was told {message}", is_rehearsal=False)
 
 
@@ -103,14 +108,15 @@ def message_of(workflow_type: str, name: str, fields: Mapping[str, Any]) -> obje
         raise InvalidInput(f"signal {name} takes {wanted}: {error}") from error
 
 
-# Any: what a call of a handle returns differs, and is not looked at.
-async def _told(call: Any) -> bool:
+async def _told(call: Awaitable[object], lines: Lines) -> bool:
+    """False: it has ended in the meantime."""
     try:
         await call
     except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
-            return False
-        raise
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        await lines.add({"failed": "it had ended"})
+        return False
     return True
 
 
@@ -128,16 +134,13 @@ def _done(found: FoundWorkflow, how: str, sentence: str, *, is_rehearsal: bool) 
     return Report(workflow_id=found.workflow_id, how=how, verdict=verdict, sentence=sentence)
 
 
-async def _write_down(
+def _written_down(
     database: Database | None, actor: str, act: str, found: FoundWorkflow, detail: str
-) -> None:
-    if database is None:
-        return
-    async with database.transaction() as session:
-        await audit(
-            session,
-            actor=actor,
-            act=act,
-            subject=f"workflow/{found.workflow_id}",
-            detail={"run_id": found.run_id, "detail": detail},
-        )
+) -> AbstractAsyncContextManager[Lines]:
+    return written_down(
+        database,
+        actor=actor,
+        act=f"workflow {act}",
+        subject=f"workflow/{found.workflow_id}",
+        detail={"run_id": found.run_id, "detail": detail},
+    )

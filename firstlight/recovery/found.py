@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -17,6 +18,9 @@ from firstlight.domain.errors import InvalidInput, NotFound
 # A cancelled one was asked to end and has undone itself: that is no failure.
 FAILED = 'ExecutionStatus IN ("Failed", "TimedOut", "Terminated")'
 LOOKS_AT_ONCE = 16
+PAGE = 100
+# Some seconds of asking.
+LOOKS_AT_MOST = 5000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,31 +77,64 @@ def _plain(value: str) -> str:
     return value
 
 
-async def search(client: Client, query: str, *, limit: int) -> list[FoundWorkflow]:
-    """Newest first, as the cluster's visibility lists them. Raises: InvalidInput for a query it refuses."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """`rows` newest first. `gave_up_after`: older runs than the newest so many were not looked at."""
+
+    rows: tuple[FoundWorkflow, ...]
+    has_more: bool = False
+    gave_up_after: int | None = None
+
+
+async def search(client: Client, query: str, *, limit: int) -> Search:
+    """As the cluster's visibility lists them. Raises: InvalidInput for a query it refuses."""
+    with _refusing(query):
+        rows = [_found(row) async for row in client.list_workflows(query, limit=limit + 1)]
+    return Search(rows=tuple(rows[:limit]), has_more=len(rows) > limit)
+
+
+async def search_latest(
+    client: Client, query: str, *, limit: int, look_at_most: int = LOOKS_AT_MOST
+) -> Search:
+    """As `search`, without runs that a later run of the same workflow has taken over from.
+
+    It goes on behind those until `limit` others are found, or `look_at_most` runs were looked at: what failed
+    in the evening may lie below a hundred failures that were replayed to success.
+    """
+    listing = client.list_workflows(query)
+    gate = asyncio.Semaphore(LOOKS_AT_ONCE)
+    kept: list[FoundWorkflow] = []
+    looked_at, is_end = 0, False
+    while len(kept) <= limit and looked_at < look_at_most and not is_end:
+        with _refusing(query):
+            await listing.fetch_next_page(page_size=min(PAGE, look_at_most - looked_at))
+        rows = [_found(row) for row in listing.current_page or ()]
+        are_latest = await asyncio.gather(*(_is_latest(client, row, gate) for row in rows))
+        kept += [row for row, is_latest in zip(rows, are_latest, strict=True) if is_latest]
+        looked_at += len(rows)
+        is_end = listing.next_page_token is None
+    has_more = len(kept) > limit
+    gave_up_after = None if is_end or has_more else looked_at
+    return Search(rows=tuple(kept[:limit]), has_more=has_more, gave_up_after=gave_up_after)
+
+
+@contextmanager
+def _refusing(query: str) -> Iterator[None]:
     try:
-        return [_found(row) async for row in client.list_workflows(query, limit=limit)]
+        yield
     except RPCError as error:
         if error.status is RPCStatusCode.INVALID_ARGUMENT:
             raise InvalidInput(f"Temporal refuses the query {query!r}: {error.message}") from error
         raise
 
 
-async def search_latest(client: Client, query: str, *, limit: int) -> list[FoundWorkflow]:
-    """As `search`, without runs that a later run of the same workflow has taken over from."""
-    rows = await search(client, query, limit=limit)
-    gate = asyncio.Semaphore(LOOKS_AT_ONCE)
-
-    async def is_latest(row: FoundWorkflow) -> bool:
-        async with gate:
-            try:
-                return (await find(client, row.workflow_id)).run_id == row.run_id
-            except NotFound:
-                # Retention has just taken it.
-                return False
-
-    kept = await asyncio.gather(*(is_latest(row) for row in rows))
-    return [row for row, is_kept in zip(rows, kept, strict=True) if is_kept]
+async def _is_latest(client: Client, row: FoundWorkflow, gate: asyncio.Semaphore) -> bool:
+    async with gate:
+        try:
+            return (await find(client, row.workflow_id)).run_id == row.run_id
+        except NotFound:
+            # Retention has just taken it.
+            return False
 
 
 async def find(client: Client, workflow_id: str, run_id: str | None = None) -> FoundWorkflow:

@@ -8,7 +8,6 @@ from temporalio.client import Client
 
 from firstlight.contracts.naming import COLD_START, LIVE_MIGRATION
 from firstlight.database.connection import Database
-from firstlight.database.keys_repository import audit
 from firstlight.domain.errors import Conflict, FirstlightError
 from firstlight.recovery import cold_starts, migrations, others
 from firstlight.recovery.found import FoundWorkflow, find
@@ -16,6 +15,7 @@ from firstlight.recovery.recorded import Recorded
 from firstlight.recovery.report import How, Report, Verdict, refusal
 from firstlight.recovery.stage import Stage, needed
 from firstlight.recovery.verifying import verify
+from firstlight.recovery.written_down import written_down
 
 Way = Callable[[Stage], Awaitable[Report]]
 _WAYS: Mapping[tuple[str, How], Way] = {
@@ -64,12 +64,9 @@ async def replay(
             is_rehearsal=is_rehearsal,
         )
         way = _WAYS.get((latest.workflow_type, how)) or _OTHER_WAYS[how]
-        report = await way(stage)
+        return await way(stage) if is_rehearsal else await _written_down(stage, way)
     except FirstlightError as error:
         return refusal(workflow_id, how, error)
-    if not is_rehearsal:
-        await _write_down(stage, report)
-    return report
 
 
 def _check_may_run(found: FoundWorkflow) -> None:
@@ -81,18 +78,24 @@ def _nothing(found: FoundWorkflow, how: How, sentence: str) -> Report:
     return Report(workflow_id=found.workflow_id, how=how, verdict=Verdict.NOTHING, sentence=sentence)
 
 
-async def _write_down(stage: Stage, report: Report) -> None:
-    async with stage.database.transaction() as session:
-        await audit(
-            session,
-            actor=stage.actor,
-            act=f"workflow replayed {stage.how}",
-            subject=f"workflow/{report.workflow_id}",
-            detail={
-                "old_run_id": stage.found.run_id,
-                "new_run_id": report.new_run_id,
-                "new_workflow_id": report.new_workflow_id,
-                "sentence": report.sentence,
-                "reserves": str(report.reserves or ""),
-            },
-        )
+async def _written_down(stage: Stage, way: Way) -> Report:
+    """Before it is done by whom it was asked for, and afterwards what it reserved."""
+    async with written_down(
+        stage.database,
+        actor=stage.actor,
+        act=f"workflow replay {stage.how}",
+        subject=f"workflow/{stage.found.workflow_id}",
+        detail={"run_id": stage.found.run_id},
+    ) as lines:
+        report = await way(stage)
+    await lines.add(
+        {
+            "old_run_id": stage.found.run_id,
+            "new_run_id": report.new_run_id,
+            "new_workflow_id": report.new_workflow_id,
+            "sentence": report.sentence,
+            "reserves": str(report.reserves or ""),
+        },
+        act=f"workflow replayed {stage.how}",
+    )
+    return report

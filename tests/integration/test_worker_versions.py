@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from operators_shell import firstlight
 from temporalio.client import Client, WorkflowHandle
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from firstlight.database.connection import Database
+from firstlight.database.keys_repository import list_audit
 from firstlight.domain.errors import InvalidSettings, LaunchError
 from firstlight.launcher.embedded.temporal_command import find_program
 from firstlight.launcher.temporal_client import connect
@@ -80,17 +81,42 @@ def test_without_a_build_id_nothing_is_versioned() -> None:
         read_settings(worker_build_id="with space")
 
 
-async def test_the_command_line_promotes_and_shows_versions(client: Client) -> None:
-    address = client.service_client.config.target_host
+async def test_the_command_line_promotes_and_shows_versions(
+    client: Client, database: Database, database_url: str
+) -> None:
+    cluster = {"temporal": client.service_client.config.target_host, "database_url": database_url}
     async with worker(client, "3.0"):
         for arguments, told in ((["promote", "3.0"], "3.0 takes new workflows"), (["list"], "current")):
-            done = await asyncio.to_thread(
-                subprocess.run,
-                [sys.executable, "-m", "firstlight.cli", "workers", *arguments],
-                env={"PATH": "/usr/bin:/bin", "FIRSTLIGHT_TEMPORAL_ADDRESS": address},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert (done.returncode, done.stderr) == (0, "")
+            done = await asyncio.to_thread(firstlight, "workers", *arguments, **cluster)
+            assert done.returncode == 0 and "not recorded" not in done.stderr, done.stderr
             assert told in done.stdout
+        unrecorded = await asyncio.to_thread(
+            firstlight, "workers", "promote", "3.0", temporal=cluster["temporal"]
+        )
+    assert unrecorded.returncode == 0 and unrecorded.stderr.count("not recorded") == 1, unrecorded.stderr
+    nobody = await asyncio.to_thread(firstlight, "workers", "promote", "4.0", "--within", "0", **cluster)
+    assert nobody.returncode == 1
+    async with database.session() as session:
+        lines = (await list_audit(session))[::-1]
+    assert [(line.act, line.subject) for line in lines] == [
+        ("worker promote", "worker/3.0"),
+        ("worker promote", "worker/4.0"),
+        ("worker promote", "worker/4.0"),
+    ]
+    assert lines[0].detail == {"percent": 100.0} and "polls" in str(lines[2].detail["failed"])
+    assert all(line.actor.startswith("cli/") for line in lines)
+
+
+async def test_no_version_is_promoted_that_cannot_be_written_down(client: Client) -> None:
+    before = await list_versions(client)
+    async with worker(client, "5.0"):
+        done = await asyncio.to_thread(
+            firstlight,
+            *("workers", "promote", "5.0"),
+            temporal=client.service_client.config.target_host,
+            database_url="postgresql://nobody@127.0.0.1:9/x",
+        )
+    assert done.returncode == 1 and "nothing was done" in done.stderr
+    assert [one for one in before if one.role == "current"] == [
+        one for one in await list_versions(client) if one.role == "current"
+    ]

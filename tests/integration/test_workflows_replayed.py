@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest_asyncio
 from api_stand import Stand, stand
 from fake_host import FakeHost, working_cluster
 from fleets import placed
+from operators_shell import firstlight
 from temporalio import workflow
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 
@@ -113,8 +112,9 @@ async def test_a_start_goes_on_where_it_gave_up_under_a_new_epoch(
     again = await replayed(client, api.database, workflow_id, How.FROM_FAILURE)
     assert again.verdict is Verdict.NOTHING
     async with api.database.session() as session:
-        [line] = await list_audit(session, subject=f"workflow/{workflow_id}")
-    assert (line.actor, line.act) == ("test", "workflow replayed from-failure")
+        done, asked = await list_audit(session, subject=f"workflow/{workflow_id}")
+    assert (asked.actor, asked.act) == ("test", "workflow replay from-failure")
+    assert (done.actor, done.act) == ("test", "workflow replayed from-failure")
 
 
 async def test_a_start_begins_again_with_the_same_input(api: Stand, host: FakeHost, client: Client) -> None:
@@ -152,6 +152,13 @@ async def test_no_gpu_no_replay_and_nothing_changes(api: Stand, host: FakeHost, 
         refused = await replayed(client, api.database, workflow_id, how)
         assert (refused.verdict, refused.code) == (Verdict.REFUSED, "no_capacity"), refused
     assert await state(api.database, plan.instance_id) == (InstanceState.FAILED, plan.epoch, ())
+    async with api.database.session() as session:
+        lines = await list_audit(session, subject=f"workflow/{workflow_id}")
+    assert [("failed" in line.detail, line.act) for line in reversed(lines)] == [
+        (is_outcome, f"workflow replay {how}")
+        for how in (How.FROM_FAILURE, How.FROM_START)
+        for is_outcome in (False, True)
+    ]
     assert (await find(client, workflow_id)).status == "failed"
 
 
@@ -388,22 +395,6 @@ def test_signals_are_those_the_workflows_hear() -> None:
     assert {name: set(known) for name, known in SIGNALS.items()} == heard
 
 
-def firstlight(*arguments: str, temporal: str, database_url: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("FIRSTLIGHT_")},
-        "FIRSTLIGHT_TEMPORAL_ADDRESS": temporal,
-        "FIRSTLIGHT_DATABASE_URL": database_url,
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "firstlight.cli", "workflows", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        timeout=120,
-    )
-
-
 async def test_an_operator_at_night(
     api: Stand, host: FakeHost, client: Client, temporal_server: EmbeddedTemporal, database_url: str
 ) -> None:
@@ -415,12 +406,16 @@ async def test_an_operator_at_night(
 
     async def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return await asyncio.to_thread(
-            firstlight, *arguments, temporal=temporal_server.address, database_url=database_url
+            firstlight,
+            "workflows",
+            *arguments,
+            temporal=temporal_server.address,
+            database_url=database_url,
         )
 
     async def failed() -> set[str]:
         found = await search_latest(client, query_of(more=both_of_them), limit=10)
-        return {row.workflow_id for row in found}
+        return {row.workflow_id for row in found.rows}
 
     await until_async(failed, {workflow_id, second_id})
     listed = await run("list", "--failed", "--query", both_of_them, "--since", "1h", "--json")
