@@ -1,6 +1,6 @@
-"""look_ahead: what is likely to be wanted is brought nearer, and stores hear how likely each checkpoint is.
+"""look_ahead: what is likely to be wanted is brought nearer, and hosts hear what is worth keeping warm.
 
-Hints only: a store that does not answer, or has no room, costs nothing but the prefetch.
+Hints only: a host that does not answer, or has no room, costs nothing but the prefetch.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from firstlight.database.model_lives import live_models, read_lives
 from firstlight.database.start_planning import plan_start
 from firstlight.domain.autoscaling.keep_alive import KeepAlivePolicy, ModelLife
 from firstlight.domain.autoscaling.prefetch import Likely, Prefetch, PrefetchBudget, plan_prefetch
+from firstlight.domain.autoscaling.processes import ProcessesKept, processes_kept
 from firstlight.domain.autoscaling.warmth import Layer
 from firstlight.domain.errors import FirstlightError
 from firstlight.domain.estimator import givers_of
 from firstlight.domain.fleet import Host, Tier
 from firstlight.domain.lifecycle import HostState
 from firstlight.rpc.channels import Channels
-from firstlight.rpc.clients import StoreClient
+from firstlight.rpc.clients import HostClient, StoreClient
 from firstlight.settings import Settings
 
-# A store forgets what it was told when so many looks have not come.
+# A host forgets what it was told when so many looks have not come.
 LOOKS_MISSED = 3
 TOLD_AT_ONCE = 50
 # A download that is wanted begins within this time, and goes on by itself.
@@ -49,18 +50,24 @@ class LookAhead:
         """One sentence per thing set going. Raises: DatabaseUnavailable."""
         async with self.database.session() as session:
             picture = await read_picture(session, now_unix_s=now_unix_s)
-            lives = await read_lives(session)
+            lives = await read_lives(session, now_unix_s=now_unix_s)
             live = await live_models(session)
         # Policies take seconds over thousands of models, which this worker's heartbeats must not wait for.
-        needs = await asyncio.to_thread(self._needs, lives, now_unix_s)
-        await self._tell_needs(picture, needs)
+        times_s = await asyncio.to_thread(self._times_s, lives)
+        needs = await asyncio.to_thread(self._needs, lives, times_s, now_unix_s)
+        await self._tell_hosts(picture, needs, _processes_kept(lives, times_s, picture, now_unix_s))
         prefetched = await self._prefetch(picture, needs)
         absent = {name: life for name, life in lives.items() if name in picture.models and name not in live}
         due = await asyncio.to_thread(self._due, absent, now_unix_s)
         started = [sentence for name in due for sentence in await self._start(name, now_unix_s)]
         return [*prefetched, *started]
 
-    def _needs(self, lives: Mapping[str, ModelLife], now_unix_s: float) -> dict[str, float]:
+    def _times_s(self, lives: Mapping[str, ModelLife]) -> dict[str, Mapping[Layer, float]]:
+        return {name: self.policy.times_to_live_s(life) for name, life in lives.items()}
+
+    def _needs(
+        self, lives: Mapping[str, ModelLife], times_s: Mapping[str, Mapping[Layer, float]], now_unix_s: float
+    ) -> dict[str, float]:
         """How likely each model is to be asked for within the horizon, if anybody ever asked for it."""
         found: dict[str, float] = {}
         for name, life in lives.items():
@@ -69,11 +76,12 @@ class LookAhead:
                 continue
             need = life.history.need_within(self.settings.prefetch_horizon_s, idle_s=idle_s)
             if need is not None:
-                is_past = idle_s > self.policy.times_to_live_s(life)[Layer.DRAM]
-                found[name] = 0.0 if is_past else need
+                found[name] = 0.0 if idle_s > times_s[name][Layer.DRAM] else need
         return found
 
-    async def _tell_needs(self, picture: FleetPicture, needs: Mapping[str, float]) -> None:
+    async def _tell_hosts(
+        self, picture: FleetPicture, needs: Mapping[str, float], kept: ProcessesKept
+    ) -> None:
         by_checkpoint: dict[str, float] = {}
         for name, wanted in picture.models.items():
             if name in needs:
@@ -83,16 +91,37 @@ class LookAhead:
         hosts = [host for host in picture.snapshot.hosts if host.state is HostState.READY]
         for first in range(0, len(hosts), TOLD_AT_ONCE):
             batch = hosts[first : first + TOLD_AT_ONCE]
-            await asyncio.gather(*(self._tell_host(host, picture, by_checkpoint) for host in batch))
+            stores = (self._tell_store(host, picture, by_checkpoint) for host in batch)
+            agents = (self._tell_agent(host, picture, kept.of(host.tiers)) for host in batch)
+            await asyncio.gather(*stores, *agents)
 
-    async def _tell_host(self, host: Host, picture: FleetPicture, by_checkpoint: Mapping[str, float]) -> None:
+    async def _tell_store(
+        self, host: Host, picture: FleetPicture, by_checkpoint: Mapping[str, float]
+    ) -> None:
         held = {str(key): by_checkpoint[key] for key in host.tiers if key in by_checkpoint}
-        good_for_s = LOOKS_MISSED * self.settings.reconcile_every_s
         try:
-            await self._store(picture, host.host_id).expect(held, good_for_s=good_for_s)
+            await self._store(picture, host.host_id).expect(held, good_for_s=self._good_for_s)
         except FirstlightError:
             # It evicts by cost and last use alone, as it would without us.
             return
+
+    async def _tell_agent(self, host: Host, picture: FleetPicture, kept: ProcessesKept) -> None:
+        if not kept.is_said:
+            return
+        agent = HostClient(self.channels, picture.addresses[host.host_id][0])
+        try:
+            await agent.keep_warm(
+                architecture_s={str(key): kept_s for key, kept_s in kept.skeletons_s.items()},
+                spare_s=kept.spares_s,
+                good_for_s=self._good_for_s,
+            )
+        except FirstlightError:
+            # It keeps everything once the last word has lost its force, as it would without us.
+            return
+
+    @property
+    def _good_for_s(self) -> float:
+        return LOOKS_MISSED * self.settings.reconcile_every_s
 
     async def _prefetch(self, picture: FleetPicture, needs: Mapping[str, float]) -> list[str]:
         settings = self.settings
@@ -189,3 +218,17 @@ class LookAhead:
 
     def _store(self, picture: FleetPicture, host_id: str) -> StoreClient:
         return StoreClient(self.channels, picture.addresses[host_id][1])
+
+
+def _processes_kept(
+    lives: Mapping[str, ModelLife],
+    times_s: Mapping[str, Mapping[Layer, float]],
+    picture: FleetPicture,
+    now_unix_s: float,
+) -> ProcessesKept:
+    quiet_s = {name: life.history.idle_s(now_unix_s) for name, life in lives.items()}
+    return processes_kept(
+        times_s,
+        idle_s={name: idle_s for name, idle_s in quiet_s.items() if idle_s is not None},
+        checkpoints={name: wanted.model.checkpoint_id for name, wanted in picture.models.items()},
+    )

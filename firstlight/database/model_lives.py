@@ -24,6 +24,14 @@ STARTS_LOOKED_AT = 16
 # DRAM a tenth of that: there is several times more host memory than GPU memory, and it is wanted less.
 GPU_PRICE = 0.01
 DRAM_PRICE = 0.001
+# A skeleton that stands saves an attach some 30 ms (ADR 0003). It takes megabytes where weights take
+# gigabytes, and is built anew in every spare.
+ARCHITECTURE_SAVES_S = 0.03
+ARCHITECTURE_PRICE = 0.00001
+# The process with the imports forks a spare in 20 ms, and on a GPU it takes a few tenths of a second more to
+# have its context. Used or not, a context holds about a two-hundredth of its GPU's memory.
+SPARE_SAVES_S = 0.3
+SPARE_PRICE = 0.00005
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,7 @@ async def read_life(session: AsyncSession, instance_id: str, *, epoch: int) -> I
     return InstanceLife(model=model.name, life=life, is_further=bool(older))
 
 
-async def read_lives(session: AsyncSession) -> dict[str, ModelLife]:
+async def read_lives(session: AsyncSession, *, now_unix_s: float) -> dict[str, ModelLife]:
     """Of every model that was ever asked for, by name."""
     rows = await session.execute(
         select(ModelRow, ArrivalRow)
@@ -70,9 +78,13 @@ async def read_lives(session: AsyncSession) -> dict[str, ModelLife]:
     )
     found = [(model, history_of(arrivals)) for model, arrivals in rows]
     starts = await _starts(session, [model.name for model, _ in found])
+    all_rate_per_s = sum(history.rate_per_s(idle_s=history.idle_s(now_unix_s) or 0.0) for _, history in found)
     return {
         model.name: model_life(
-            history=history, fixed_keep_alive_s=model.keep_alive_s, starts=starts.get(model.name, [])
+            history=history,
+            fixed_keep_alive_s=model.keep_alive_s,
+            starts=starts.get(model.name, []),
+            all_rate_per_s=all_rate_per_s,
         )
         for model, history in found
     }
@@ -84,12 +96,22 @@ async def live_models(session: AsyncSession) -> set[str]:
 
 
 def model_life(
-    *, history: ArrivalHistory, fixed_keep_alive_s: float, starts: list[tuple[str, float]]
+    *,
+    history: ArrivalHistory,
+    fixed_keep_alive_s: float,
+    starts: list[tuple[str, float]],
+    all_rate_per_s: float | None = None,
 ) -> ModelLife:
-    """`starts`: (tier, seconds) of the model's last ones."""
+    """`starts`: (tier, seconds) of the model's last ones.
+
+    `all_rate_per_s`: how often any model is asked for; None: only layers that are this model's own count.
+    """
     from_dram = [seconds for tier, seconds in starts if tier == "dram"]
     from_further = [seconds for tier, seconds in starts if tier != "dram"]
-    costs: dict[Layer, LayerCost] = {}
+    costs = {
+        Layer.SPARE: LayerCost(saves_s=SPARE_SAVES_S, price=SPARE_PRICE, shared_rate_per_s=all_rate_per_s),
+        Layer.ARCHITECTURE: LayerCost(saves_s=ARCHITECTURE_SAVES_S, price=ARCHITECTURE_PRICE),
+    }
     if from_dram:
         costs[Layer.GPU] = LayerCost(saves_s=median(from_dram), price=GPU_PRICE)
     if from_dram and from_further:

@@ -104,6 +104,11 @@ class HostFigures:
                 labels=("state",),
             ),
             self._gauge(
+                "firstlight_spares_let_go",
+                "No spare stands ready because none is worth keeping.",
+                {(): float(told.lets_spares_go)},
+            ),
+            self._gauge(
                 "firstlight_engine_requests",
                 "Requests of a model's engines here.",
                 {(model,): number for model, number in running.items()},

@@ -59,7 +59,7 @@ async def host_is_ready(http: httpx.AsyncClient, host: HostId, *, address_file: 
 
 
 async def engines_are_warm(*, address_file: Path) -> bool:
-    """Whether the host has a spare engine, so that a start need not wait for imports."""
+    """Whether the host has a spare engine, so that a start need not wait for imports, or wants none."""
     address = _host_address(address_file)
     if address is None:
         return False
@@ -68,7 +68,7 @@ async def engines_are_warm(*, address_file: Path) -> bool:
             listed = await HostClient(channels, address).list_engines()
         except (EngineGone, StartTimeout):
             return False
-    return any(engine.state != "starting" for engine in listed.engines)
+    return listed.lets_spares_go or any(engine.state != "starting" for engine in listed.engines)
 
 
 def _host_address(address_file: Path) -> str | None:

@@ -222,6 +222,21 @@ class HostClient:
             self._stub.PrepareEngine(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer
         )
 
+    async def keep_warm(
+        self,
+        *,
+        architecture_s: Mapping[str, float],
+        spare_s: float | None,
+        good_for_s: float,
+        timeout_s: float = 2.0,
+    ) -> host_pb2.KeepWarmReply:
+        request = host_pb2.KeepWarmRequest(
+            architecture_s=dict(architecture_s), spare_s=spare_s, good_for_s=good_for_s
+        )
+        return await _answer(
+            self._stub.KeepWarm(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer
+        )
+
 
 class InferenceClient:
     """One engine at `address`. See engine.proto for what each call promises."""

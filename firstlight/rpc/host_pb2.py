@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66irstlight/rpc/host.proto\x12\rfirstlight.v1\"\xb1\x01\n\rAttachRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rcheckpoint_id\x18\x04 \x01(\t\x12\x13\n\x0bgpu_indices\x18\x05 \x03(\x05\x12\x17\n\x0fmax_concurrency\x18\x06 \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x03\x12\x10\n\x08is_ahead\x18\x08 \x01(\x08\"\xde\x01\n\x0b\x41ttachReply\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x14\n\x0cwait_spare_s\x18\x02 \x01(\x01\x12\r\n\x05map_s\x18\x03 \x01(\x01\x12\x12\n\nskeleton_s\x18\x04 \x01(\x01\x12\x0e\n\x06\x62ind_s\x18\x05 \x01(\x01\x12\x0f\n\x07total_s\x18\x06 \x01(\x01\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x03\x12\x17\n\x0fparameter_bytes\x18\x08 \x01(\x03\x12\x10\n\x08stream_s\x18\t \x01(\x01\x12\r\n\x05\x61ge_s\x18\n \x01(\x01\x12\x11\n\twas_ahead\x18\x0b \x01(\x08\"Z\n\x0bStopRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x17\n\x0f\x64rain_timeout_s\x18\x03 \x01(\x01\x12\x0e\n\x06reason\x18\x04 \x01(\t\" \n\tStopReply\x12\x13\n\x0bwas_running\x18\x01 \x01(\x08\"\x14\n\x12ListEnginesRequest\"\x9c\x01\n\rEngineProcess\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05model\x18\x05 \x01(\t\x12\x15\n\rcheckpoint_id\x18\x06 \x01(\t\x12\x13\n\x0bgpu_indices\x18\x07 \x03(\x05\x12\x10\n\x08\x65ndpoint\x18\x08 \x01(\t\"\x87\x01\n\x10ListEnginesReply\x12-\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x1c.firstlight.v1.EngineProcess\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\x11\n\tgpu_count\x18\x03 \x01(\x05\x12 \n\x04gpus\x18\x04 \x03(\x0b\x32\x12.firstlight.v1.Gpu\"F\n\x03Gpu\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04uuid\x18\x04 \x01(\t\"B\n\x14PrepareEngineRequest\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"9\n\x12PrepareEngineReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x11\n\tendpoints\x18\x02 \x03(\t2\xb4\x02\n\x04Host\x12\x42\n\x06\x41ttach\x12\x1c.firstlight.v1.AttachRequest\x1a\x1a.firstlight.v1.AttachReply\x12<\n\x04Stop\x12\x1a.firstlight.v1.StopRequest\x1a\x18.firstlight.v1.StopReply\x12Q\n\x0bListEngines\x12!.firstlight.v1.ListEnginesRequest\x1a\x1f.firstlight.v1.ListEnginesReply\x12W\n\rPrepareEngine\x12#.firstlight.v1.PrepareEngineRequest\x1a!.firstlight.v1.PrepareEngineReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66irstlight/rpc/host.proto\x12\rfirstlight.v1\"\xb1\x01\n\rAttachRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rcheckpoint_id\x18\x04 \x01(\t\x12\x13\n\x0bgpu_indices\x18\x05 \x03(\x05\x12\x17\n\x0fmax_concurrency\x18\x06 \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x03\x12\x10\n\x08is_ahead\x18\x08 \x01(\x08\"\xde\x01\n\x0b\x41ttachReply\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x14\n\x0cwait_spare_s\x18\x02 \x01(\x01\x12\r\n\x05map_s\x18\x03 \x01(\x01\x12\x12\n\nskeleton_s\x18\x04 \x01(\x01\x12\x0e\n\x06\x62ind_s\x18\x05 \x01(\x01\x12\x0f\n\x07total_s\x18\x06 \x01(\x01\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x03\x12\x17\n\x0fparameter_bytes\x18\x08 \x01(\x03\x12\x10\n\x08stream_s\x18\t \x01(\x01\x12\r\n\x05\x61ge_s\x18\n \x01(\x01\x12\x11\n\twas_ahead\x18\x0b \x01(\x08\"Z\n\x0bStopRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x17\n\x0f\x64rain_timeout_s\x18\x03 \x01(\x01\x12\x0e\n\x06reason\x18\x04 \x01(\t\" \n\tStopReply\x12\x13\n\x0bwas_running\x18\x01 \x01(\x08\"\x14\n\x12ListEnginesRequest\"\x9c\x01\n\rEngineProcess\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05model\x18\x05 \x01(\t\x12\x15\n\rcheckpoint_id\x18\x06 \x01(\t\x12\x13\n\x0bgpu_indices\x18\x07 \x03(\x05\x12\x10\n\x08\x65ndpoint\x18\x08 \x01(\t\"\x9f\x01\n\x10ListEnginesReply\x12-\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x1c.firstlight.v1.EngineProcess\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\x11\n\tgpu_count\x18\x03 \x01(\x05\x12 \n\x04gpus\x18\x04 \x03(\x0b\x32\x12.firstlight.v1.Gpu\x12\x16\n\x0elets_spares_go\x18\x05 \x01(\x08\"F\n\x03Gpu\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04uuid\x18\x04 \x01(\t\"B\n\x14PrepareEngineRequest\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"9\n\x12PrepareEngineReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x11\n\tendpoints\x18\x02 \x03(\t\"\xc8\x01\n\x0fKeepWarmRequest\x12I\n\x0e\x61rchitecture_s\x18\x01 \x03(\x0b\x32\x31.firstlight.v1.KeepWarmRequest.ArchitectureSEntry\x12\x14\n\x07spare_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\ngood_for_s\x18\x03 \x01(\x01\x1a\x34\n\x12\x41rchitectureSEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\n\n\x08_spare_s\"\x0f\n\rKeepWarmReply2\xfe\x02\n\x04Host\x12\x42\n\x06\x41ttach\x12\x1c.firstlight.v1.AttachRequest\x1a\x1a.firstlight.v1.AttachReply\x12<\n\x04Stop\x12\x1a.firstlight.v1.StopRequest\x1a\x18.firstlight.v1.StopReply\x12Q\n\x0bListEngines\x12!.firstlight.v1.ListEnginesRequest\x1a\x1f.firstlight.v1.ListEnginesReply\x12W\n\rPrepareEngine\x12#.firstlight.v1.PrepareEngineRequest\x1a!.firstlight.v1.PrepareEngineReply\x12H\n\x08KeepWarm\x12\x1e.firstlight.v1.KeepWarmRequest\x1a\x1c.firstlight.v1.KeepWarmReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'firstlight.rpc.host_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_KEEPWARMREQUEST_ARCHITECTURESENTRY']._loaded_options = None
+  _globals['_KEEPWARMREQUEST_ARCHITECTURESENTRY']._serialized_options = b'8\001'
   _globals['_ATTACHREQUEST']._serialized_start=45
   _globals['_ATTACHREQUEST']._serialized_end=222
   _globals['_ATTACHREPLY']._serialized_start=225
@@ -44,13 +46,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENGINEPROCESS']._serialized_start=598
   _globals['_ENGINEPROCESS']._serialized_end=754
   _globals['_LISTENGINESREPLY']._serialized_start=757
-  _globals['_LISTENGINESREPLY']._serialized_end=892
-  _globals['_GPU']._serialized_start=894
-  _globals['_GPU']._serialized_end=964
-  _globals['_PREPAREENGINEREQUEST']._serialized_start=966
-  _globals['_PREPAREENGINEREQUEST']._serialized_end=1032
-  _globals['_PREPAREENGINEREPLY']._serialized_start=1034
-  _globals['_PREPAREENGINEREPLY']._serialized_end=1091
-  _globals['_HOST']._serialized_start=1094
-  _globals['_HOST']._serialized_end=1402
+  _globals['_LISTENGINESREPLY']._serialized_end=916
+  _globals['_GPU']._serialized_start=918
+  _globals['_GPU']._serialized_end=988
+  _globals['_PREPAREENGINEREQUEST']._serialized_start=990
+  _globals['_PREPAREENGINEREQUEST']._serialized_end=1056
+  _globals['_PREPAREENGINEREPLY']._serialized_start=1058
+  _globals['_PREPAREENGINEREPLY']._serialized_end=1115
+  _globals['_KEEPWARMREQUEST']._serialized_start=1118
+  _globals['_KEEPWARMREQUEST']._serialized_end=1318
+  _globals['_KEEPWARMREQUEST_ARCHITECTURESENTRY']._serialized_start=1254
+  _globals['_KEEPWARMREQUEST_ARCHITECTURESENTRY']._serialized_end=1306
+  _globals['_KEEPWARMREPLY']._serialized_start=1320
+  _globals['_KEEPWARMREPLY']._serialized_end=1335
+  _globals['_HOST']._serialized_start=1338
+  _globals['_HOST']._serialized_end=1720
 # @@protoc_insertion_point(module_scope)

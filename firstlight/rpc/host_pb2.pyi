@@ -229,8 +229,11 @@ class ListEnginesReply(_message.Message):
     HOST_ID_FIELD_NUMBER: _builtins.int
     GPU_COUNT_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    LETS_SPARES_GO_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     gpu_count: _builtins.int
+    lets_spares_go: _builtins.bool
+    """it has none on purpose: none was worth keeping"""
     @_builtins.property
     def engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineProcess]: ...
     @_builtins.property
@@ -244,10 +247,11 @@ class ListEnginesReply(_message.Message):
         host_id: _builtins.str = ...,
         gpu_count: _builtins.int = ...,
         gpus: _abc.Iterable[Global___Gpu] | None = ...,
+        lets_spares_go: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "gpu_count", b"gpu_count", "gpus", b"gpus", "host_id", b"host_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "gpu_count", b"gpu_count", "gpus", b"gpus", "host_id", b"host_id", "lets_spares_go", b"lets_spares_go"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -327,3 +331,70 @@ class PrepareEngineReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrepareEngineReply: _TypeAlias = PrepareEngineReply  # noqa: Y015
+
+@_typing.final
+class KeepWarmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ArchitectureSEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ARCHITECTURE_S_FIELD_NUMBER: _builtins.int
+    SPARE_S_FIELD_NUMBER: _builtins.int
+    GOOD_FOR_S_FIELD_NUMBER: _builtins.int
+    spare_s: _builtins.float
+    """for so long spares stand ready; absent: always"""
+    good_for_s: _builtins.float
+    """after that the word counts no more"""
+    @_builtins.property
+    def architecture_s(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """By checkpoint: for so many seconds its skeleton is built in new spares; one that is not named always is."""
+
+    def __init__(
+        self,
+        *,
+        architecture_s: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        spare_s: _builtins.float | None = ...,
+        good_for_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_spare_s", b"_spare_s", "spare_s", b"spare_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_spare_s", b"_spare_s", "architecture_s", b"architecture_s", "good_for_s", b"good_for_s", "spare_s", b"spare_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__spare_s: _TypeAlias = _typing.Literal["spare_s"]  # noqa: Y015
+    _WhichOneofArgType__spare_s: _TypeAlias = _typing.Literal["_spare_s", b"_spare_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__spare_s) -> _WhichOneofReturnType__spare_s | None: ...
+
+Global___KeepWarmRequest: _TypeAlias = KeepWarmRequest  # noqa: Y015
+
+@_typing.final
+class KeepWarmReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepWarmReply: _TypeAlias = KeepWarmReply  # noqa: Y015

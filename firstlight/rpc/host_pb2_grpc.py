@@ -54,6 +54,11 @@ class HostStub:
                 request_serializer=firstlight_dot_rpc_dot_host__pb2.PrepareEngineRequest.SerializeToString,
                 response_deserializer=firstlight_dot_rpc_dot_host__pb2.PrepareEngineReply.FromString,
                 _registered_method=True)
+        self.KeepWarm = channel.unary_unary(
+                '/firstlight.v1.Host/KeepWarm',
+                request_serializer=firstlight_dot_rpc_dot_host__pb2.KeepWarmRequest.SerializeToString,
+                response_deserializer=firstlight_dot_rpc_dot_host__pb2.KeepWarmReply.FromString,
+                _registered_method=True)
 
 
 class HostServicer:
@@ -88,6 +93,14 @@ class HostServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def KeepWarm(self, request, context):
+        """For how long spares and skeletons are still worth keeping: a word on the fleet's behalf that replaces the
+        last one. Nothing that was taken is touched.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -110,6 +123,11 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.PrepareEngine,
                     request_deserializer=firstlight_dot_rpc_dot_host__pb2.PrepareEngineRequest.FromString,
                     response_serializer=firstlight_dot_rpc_dot_host__pb2.PrepareEngineReply.SerializeToString,
+            ),
+            'KeepWarm': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeepWarm,
+                    request_deserializer=firstlight_dot_rpc_dot_host__pb2.KeepWarmRequest.FromString,
+                    response_serializer=firstlight_dot_rpc_dot_host__pb2.KeepWarmReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -220,6 +238,33 @@ class Host:
             '/firstlight.v1.Host/PrepareEngine',
             firstlight_dot_rpc_dot_host__pb2.PrepareEngineRequest.SerializeToString,
             firstlight_dot_rpc_dot_host__pb2.PrepareEngineReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepWarm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/firstlight.v1.Host/KeepWarm',
+            firstlight_dot_rpc_dot_host__pb2.KeepWarmRequest.SerializeToString,
+            firstlight_dot_rpc_dot_host__pb2.KeepWarmReply.FromString,
             options,
             channel_credentials,
             insecure,

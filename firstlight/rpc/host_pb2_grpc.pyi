@@ -41,6 +41,10 @@ class HostStub:
     ListEngines: _grpc.UnaryUnaryMultiCallable[_host_pb2.ListEnginesRequest, _host_pb2.ListEnginesReply]
     PrepareEngine: _grpc.UnaryUnaryMultiCallable[_host_pb2.PrepareEngineRequest, _host_pb2.PrepareEngineReply]
     """Best-effort hint beside Store.Prepare: have a spare build this model's skeleton ahead."""
+    KeepWarm: _grpc.UnaryUnaryMultiCallable[_host_pb2.KeepWarmRequest, _host_pb2.KeepWarmReply]
+    """For how long spares and skeletons are still worth keeping: a word on the fleet's behalf that replaces the
+    last one. Nothing that was taken is touched.
+    """
 
 @_typing.type_check_only
 class HostAsyncStub(HostStub):
@@ -55,6 +59,10 @@ class HostAsyncStub(HostStub):
     ListEngines: _aio.UnaryUnaryMultiCallable[_host_pb2.ListEnginesRequest, _host_pb2.ListEnginesReply]  # type: ignore[assignment]
     PrepareEngine: _aio.UnaryUnaryMultiCallable[_host_pb2.PrepareEngineRequest, _host_pb2.PrepareEngineReply]  # type: ignore[assignment]
     """Best-effort hint beside Store.Prepare: have a spare build this model's skeleton ahead."""
+    KeepWarm: _aio.UnaryUnaryMultiCallable[_host_pb2.KeepWarmRequest, _host_pb2.KeepWarmReply]  # type: ignore[assignment]
+    """For how long spares and skeletons are still worth keeping: a word on the fleet's behalf that replaces the
+    last one. Nothing that was taken is touched.
+    """
 
 class HostServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -90,5 +98,15 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.PrepareEngineReply, _abc.Awaitable[_host_pb2.PrepareEngineReply]]:
         """Best-effort hint beside Store.Prepare: have a spare build this model's skeleton ahead."""
+
+    @_abc_1.abstractmethod
+    def KeepWarm(
+        self,
+        request: _host_pb2.KeepWarmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.KeepWarmReply, _abc.Awaitable[_host_pb2.KeepWarmReply]]:
+        """For how long spares and skeletons are still worth keeping: a word on the fleet's behalf that replaces the
+        last one. Nothing that was taken is touched.
+        """
 
 def add_HostServicer_to_server(servicer: HostServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

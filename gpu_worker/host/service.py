@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from firstlight.rpc.status import answering
 from gpu_worker.engine.control import AttachCommand, PrepareCommand
 from gpu_worker.host.devices import Gpu
 from gpu_worker.host.engines import AttachOutcome, BoundEngine, Engines
+from gpu_worker.host.kept_for import KeptFor
 from gpu_worker.host.spares import Spare, Spares
 
 # Any: the servicer's context is generic in messages that this code never reads through it.
@@ -70,6 +72,7 @@ class HostService(HostServicer):
                 wire.Gpu(index=gpu.index, name=gpu.name, memory_bytes=gpu.memory_bytes, uuid=gpu.uuid)
                 for gpu in self._gpus
             ],
+            lets_spares_go=self._spares.are_let_go,
         )
 
     async def PrepareEngine(
@@ -85,6 +88,11 @@ class HostService(HostServicer):
             endpoints = [spare.handle.endpoint for spare in ready if spare.handle.endpoint]
             return wire.PrepareEngineReply(accepted=bool(ready), endpoints=endpoints)
 
+    async def KeepWarm(self, request: wire.KeepWarmRequest, context: Context) -> wire.KeepWarmReply:
+        async with answering(context):
+            await self._spares.keep_for(_kept_for(request, now_s=time.monotonic()))
+            return wire.KeepWarmReply()
+
 
 def _command(request: wire.AttachRequest) -> AttachCommand:
     parse_checkpoint_id(request.checkpoint_id)
@@ -97,6 +105,18 @@ def _command(request: wire.AttachRequest) -> AttachCommand:
         checkpoint_id=request.checkpoint_id,
         max_concurrency=request.max_concurrency,
         context_length=request.context_length,
+    )
+
+
+def _kept_for(request: wire.KeepWarmRequest, *, now_s: float) -> KeptFor:
+    spare_s = request.spare_s if request.HasField("spare_s") else None
+    told = [*request.architecture_s.values(), request.good_for_s, *([] if spare_s is None else [spare_s])]
+    if not all(isfinite(one) and one >= 0 for one in told):
+        raise InvalidInput("what is worth keeping is told in seconds, from 0 on")
+    return KeptFor(
+        skeletons_until_s={name: now_s + kept_s for name, kept_s in request.architecture_s.items()},
+        spares_until_s=inf if spare_s is None else now_s + spare_s,
+        counts_until_s=now_s + request.good_for_s,
     )
 
 

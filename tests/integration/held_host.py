@@ -34,6 +34,7 @@ class HeldHost(StoreServicer, HostServicer):
         self.failure: Exception | None = None
         self.fetch_failure: Exception | None = None
         self.stopped: list[str] = []
+        self.kept_warm: list[host_pb2.KeepWarmRequest] = []
         self.attached = asyncio.Event()
         # Raised by that many loads, one after the other.
         self.full_pools = 0
@@ -98,6 +99,10 @@ class HeldHost(StoreServicer, HostServicer):
 
     async def PrepareEngine(self, request: Any, context: Any) -> host_pb2.PrepareEngineReply:
         return host_pb2.PrepareEngineReply(accepted=True)
+
+    async def KeepWarm(self, request: Any, context: Any) -> host_pb2.KeepWarmReply:
+        self.kept_warm.append(request)
+        return host_pb2.KeepWarmReply()
 
     async def Stop(self, request: Any, context: Any) -> host_pb2.StopReply:
         self.stopped.append(request.instance_id)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.domain.errors import EngineGone, StaleEpoch
+from firstlight.domain.errors import EngineGone, InvalidInput, StaleEpoch
+from firstlight.launcher.readiness import engines_are_warm
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import HostClient, InferenceClient, StoreClient
 from firstlight.rpc.engine_pb2 import GenerateRequest, Sampling
@@ -177,6 +178,23 @@ async def test_who_prepares_says_where_it_is_going_to_serve(host: RunningHost) -
     assert (await host.attach("i1", 15)).endpoint == spare.endpoint
     nobody = await host.host.prepare_engine(checkpoint_id="absent@aaaa")
     assert not nobody.accepted and not nobody.endpoints
+
+
+async def test_a_host_lets_its_spares_go_when_it_is_told(host: RunningHost) -> None:
+    await host.until_spare()
+    await host.host.keep_warm(architecture_s={NAME: 0.0}, spare_s=0.0, good_for_s=600)
+    async with asyncio.timeout(30):
+        while any(one.state in ("spare", "starting") for one in await host.engines()):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert (await host.host.list_engines()).lets_spares_go
+    assert await engines_are_warm(address_file=host.config.address_file), "there is nothing to wait for"
+    await host.bring()
+    assert len(await host.tokens(await host.attach("i1", 16), 16)) == 8
+    await host.host.keep_warm(architecture_s={}, spare_s=None, good_for_s=600)
+    await host.until_spare()
+    assert not (await host.host.list_engines()).lets_spares_go
+    with pytest.raises(InvalidInput):
+        await host.host.keep_warm(architecture_s={NAME: -1.0}, spare_s=None, good_for_s=600)
 
 
 async def test_attach_brings_what_it_needs_from_ssd(host: RunningHost) -> None:

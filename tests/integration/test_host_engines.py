@@ -7,8 +7,10 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from firstlight.domain.errors import (
 from gpu_worker.engine.control import AttachCommand, EngineConfig, PrepareCommand
 from gpu_worker.host.engines import AttachOutcome, Engines, EngineState
 from gpu_worker.host.fences import Fences
+from gpu_worker.host.kept_for import KeptFor
 from gpu_worker.host.spares import Spares
 from gpu_worker.host.zygote import KeptZygote
 from tests.integration.store_processes import descendants, is_alive, until
@@ -61,6 +64,21 @@ class Host:
 
     def said(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+def command(name: str) -> PrepareCommand:
+    return PrepareCommand(checkpoint_id=name, checkpoint_dir="/x")
+
+
+def said(
+    skeletons_s: Mapping[str, float] = {}, *, spare_s: float = inf, good_for_s: float = 600.0
+) -> KeptFor:
+    now_s = time.monotonic()
+    return KeptFor(
+        skeletons_until_s={name: now_s + kept_s for name, kept_s in skeletons_s.items()},
+        spares_until_s=now_s + spare_s,
+        counts_until_s=now_s + good_for_s,
+    )
 
 
 @pytest.fixture
@@ -219,9 +237,6 @@ async def test_no_spare_is_made_without_a_store(host: Host) -> None:
 
 
 async def test_spares_build_the_skeletons_of_what_the_host_holds(host: Host) -> None:
-    def command(name: str) -> PrepareCommand:
-        return PrepareCommand(checkpoint_id=name, checkpoint_dir="/x")
-
     await host.until_spares(1)
     host.spares.expect({"a@aaaa": command("a@aaaa")})
     assert host.spares.prepare(command("b@aaaa"))
@@ -229,6 +244,75 @@ async def test_spares_build_the_skeletons_of_what_the_host_holds(host: Host) -> 
     await until(lambda: wanted <= set(host.said()), within_s=5, what="both skeletons")
     await host.attach("i1", 1)
     await until(lambda: host.said().count("prepare a@aaaa") == 2, within_s=5, what="in the next spare too")
+
+
+async def test_spares_not_worth_keeping_end_and_one_is_made_for_whoever_waits(host: Host) -> None:
+    await host.until_spares(1)
+    spare, zygote = host.spares.all[0].handle, host.zygote.pid
+    await host.attach("kept", 1)
+    await host.until_spares(1)
+    idle = host.spares.all[0].handle
+    await host.spares.keep_for(said(spare_s=0.0))
+    await until(lambda: not is_alive(idle.pid), within_s=5, what="the spare ends")
+    assert host.spares.all == () and host.spares.are_let_go
+    assert is_alive(spare.pid) and host.zygote.pid == zygote, "what was taken, and the imports, stay"
+    await asyncio.gather(host.attach("i2", 2), host.attach("i3", 3, 1))
+    await until(lambda: not host.spares.all, within_s=5, what="none is left over")
+    # Told anew.
+    await host.spares.keep_for(said(spare_s=600.0))
+    await host.until_spares(1)
+
+
+async def test_a_word_runs_out_by_itself(host: Host) -> None:
+    await host.until_spares(1)
+    await host.spares.keep_for(said(spare_s=0.05, good_for_s=0.3))
+    await host.until_spares(0)
+    await host.until_spares(1)
+    await host.spares.keep_for(said(spare_s=0.0, good_for_s=0.0))
+    assert not host.spares.are_let_go
+
+
+async def test_a_start_on_its_way_brings_a_spare_back(host: Host) -> None:
+    await host.until_spares(1)
+    await host.spares.keep_for(said({"m@aaaa": 0.0}, spare_s=0.0))
+    await host.until_spares(0)
+    assert host.spares.prepare(command("m@aaaa")) == []
+    await host.until_spares(1)
+    await until(lambda: "prepare m@aaaa" in host.said(), within_s=5, what="its skeleton too")
+
+
+async def test_a_skeleton_not_worth_keeping_is_built_no_more_until_it_is_again(host: Host) -> None:
+    def built(name: str) -> int:
+        return host.said().count(f"prepare {name}")
+
+    held = {name: command(name) for name in ("cold@aaaa", "warm@aaaa")}
+    await host.until_spares(1)
+    host.spares.expect(held)
+    await until(lambda: built("cold@aaaa") == built("warm@aaaa") == 1, within_s=5, what="both skeletons")
+    await host.spares.keep_for(said({"cold@aaaa": 0.0, "warm@aaaa": 600.0}))
+    await host.attach("i1", 1)
+    await until(lambda: built("warm@aaaa") == 2, within_s=5, what="one, in the next spare")
+    # The store is asked time and again for what it holds.
+    host.spares.expect(held)
+    await host.spares.keep_for(said({"cold@aaaa": 600.0}))
+    await until(lambda: built("cold@aaaa") == 2, within_s=5, what="told anew")
+    assert built("warm@aaaa") == 2
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_no_attach_gets_a_spare_that_was_let_go(host: Host, seed: int) -> None:
+    """Words fall at any moment of attaches; none of these ever loses its spare, or waits for ever."""
+    print("seed", seed)
+    chance = random.Random(seed)
+    for epoch in range(1, 31):
+        attaching = host.attach(f"i{epoch}", epoch)
+        while not attaching.done():
+            await host.spares.keep_for(said(spare_s=chance.choice((0.0, 600.0))))
+            for _ in range(chance.randrange(6)):
+                await asyncio.sleep(0)
+        await attaching
+        assert is_alive(host.pid(f"i{epoch}"))
+    assert host.said().count("attach m@aaaa") == 30, "none was tried on a spare that was gone"
 
 
 async def test_wrong_gpus_are_refused(host: Host) -> None:

@@ -14,6 +14,7 @@ from api_stand import Stand, stand, until
 from fake_engine import hashed
 from fake_host import FakeHost, working_cluster
 from fleets import DIGEST, add_host, add_model, running
+from held_host import HeldHost
 from sqlalchemy import text
 from temporalio.client import Client
 
@@ -31,6 +32,8 @@ from firstlight.domain.autoscaling.arrivals import EDGES_S, ArrivalHistory
 from firstlight.domain.autoscaling.choice import keep_alive_policy
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 from firstlight.rpc.channels import Channels
+from firstlight.rpc.host_pb2_grpc import add_HostServicer_to_server
+from firstlight.rpc.server import bind, new_server
 from firstlight.settings import Settings
 from gpu_worker.store.config import StoreConfig
 from tests.integration.store_checkpoints import put_checkpoint
@@ -205,11 +208,11 @@ async def store(config: StoreConfig, database: Database) -> AsyncIterator[Runnin
         yield made
 
 
-async def register(database: Database, *, store_address: str) -> None:
+async def register(database: Database, *, store_address: str, host_address: str = "127.0.0.1:9") -> None:
     registration = HostRegistration(
         host_id="host-a",
         host_class="cpu-2c",
-        host_address="127.0.0.1:9",
+        host_address=host_address,
         store_address=store_address,
         gpu_count=1,
         gpu_memory_bytes=8 << 30,
@@ -280,11 +283,43 @@ async def test_what_a_store_was_told_is_forgotten_in_time(store: RunningStore) -
     assert not (await store.row("a@aaaa")).in_dram and (await store.row("b@aaaa")).in_dram
 
 
+@pytest_asyncio.fixture
+async def agent(store: RunningStore, database: Database, config: StoreConfig) -> AsyncIterator[HeldHost]:
+    """The supervisor beside that store."""
+    held, server = HeldHost(), new_server()
+    add_HostServicer_to_server(held, server)
+    host_address = bind(server, bind_address="127.0.0.1", port=0)
+    await server.start()
+    store_address = json.loads(config.address_file.read_text())["address"]
+    await register(database, store_address=store_address, host_address=host_address)
+    yield held
+    await server.stop(grace=0)
+
+
+async def test_a_host_hears_how_long_its_processes_are_worth_keeping(
+    database: Database, client: Client, agent: HeldHost
+) -> None:
+    await asked_for(database, "a", gap_s=60.0, count=20, quiet_s=10.0)
+    await asked_for(database, "b", gap_s=60.0, count=20, quiet_s=7200.0)
+    await add_model(database, "elsewhere", checkpoint_id="elsewhere@aaaa")
+    await asked_for(database, "elsewhere", gap_s=60.0, count=20, quiet_s=10.0)
+    for policy in ("fixed", "hybrid-histogram"):
+        await look(database, client, keep_alive_policy=policy)
+    assert agent.kept_warm == [], "these keep them always"
+    await look(database, client, keep_alive_policy="layered", reconcile_every_s=20)
+    [told] = agent.kept_warm
+    # Nobody asked for c yet.
+    assert sorted(told.architecture_s) == ["a@aaaa", "b@aaaa"]
+    assert 0.0 == told.architecture_s["b@aaaa"] < told.architecture_s["a@aaaa"] <= told.spare_s < 3600.0
+    assert told.good_for_s == 60.0
+
+
 async def test_a_store_that_is_away_stops_nobody(database: Database, client: Client) -> None:
     await register(database, store_address="127.0.0.1:9")
     await add_model(database, "a", size_bytes=5 * MIB)
     await asked_for(database, "a", gap_s=60.0, count=20, quiet_s=10.0)
-    assert await look(database, client, prefetch_bytes=100 * MIB) == []
+    for policy in ("fixed", "layered"):
+        assert await look(database, client, prefetch_bytes=100 * MIB, keep_alive_policy=policy) == []
 
 
 @pytest_asyncio.fixture
