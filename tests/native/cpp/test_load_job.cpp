@@ -175,6 +175,31 @@ TEST(a_load_can_be_dropped_at_any_moment) {
     EXPECT(true);
 }
 
+TEST(a_paused_load_goes_on_where_it_was) {
+    for (int round = 0; round < 20; ++round) {
+        Case c;
+        auto job = c.start(round % 2 == 0 ? nullptr : read_slowly);
+        job.value()->pause();
+        if (round % 3 == 0) EXPECT(!job.value()->wait_for(1ms) || job.value()->result().ok());
+        job.value()->resume();
+        job.value()->pause();
+        job.value()->resume();
+        EXPECT(job.value()->wait_for(30s) && job.value()->result().ok() && c.is_loaded());
+    }
+}
+
+TEST(a_paused_load_can_be_cancelled_and_dropped) {
+    for (int round = 0; round < 20; ++round) {
+        Case c;
+        auto job = c.start(read_slowly);
+        job.value()->pause();
+        if (round % 2 == 0) continue;
+        std::jthread canceller([&] { job.value()->cancel(); });
+        job.value()->pause();
+        EXPECT(job.value()->wait_for(30s));
+    }
+}
+
 TEST(several_threads_may_wait_at_once) {
     Case c;
     auto job = c.start(read_slowly);
