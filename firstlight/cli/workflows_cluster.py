@@ -59,7 +59,7 @@ async def _cluster() -> AsyncIterator[Cluster]:
     assume(settings.rpc_tls_dir, may_be_plain=settings.rpc_plain)
     database = Database(settings.database_url, pool_size=2) if settings.database_url else None
     try:
-        client = await connect_within(settings, within_s=ANSWERS_WITHIN_S)
+        client = await connect_within(settings, within_s=ANSWERS_WITHIN_S, prepares=False)
         yield Cluster(client=client, database=database, settings=settings)
     finally:
         if database is not None:

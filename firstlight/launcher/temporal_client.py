@@ -70,12 +70,15 @@ async def check_answers(settings: Settings, *, within_s: float) -> None:
     await connect_within(settings, within_s=within_s)
 
 
-async def connect_within(settings: Settings, *, within_s: float) -> Client:
-    """As `connect`, for someone who waits only so long. Raises: LaunchError, InvalidSettings."""
+async def connect_within(settings: Settings, *, within_s: float, prepares: bool = True) -> Client:
+    """As `connect`, for someone who waits only so long. Raises: LaunchError, InvalidSettings.
+
+    Who only looks (`prepares` False) changes nothing of the cluster, nor needs to be allowed to.
+    """
     deadline_s = time.monotonic() + within_s
     while True:
         try:
-            return await _to_its_end(_connected(settings))
+            return await _to_its_end(_connected(settings) if prepares else _connect_once(settings))
         except RuntimeError as failure:
             reason = str(failure)
         except RPCError as failure:

@@ -19,7 +19,7 @@ from firstlight.contracts.naming import RECONCILER_SCHEDULE_ID, SEARCH_ATTRIBUTE
 from firstlight.domain.errors import InvalidSettings
 from firstlight.launcher.embedded.temporal_command import find_program
 from firstlight.launcher.machine_checks import free_port
-from firstlight.launcher.temporal_client import connect, ensure_reconciler, tls_config
+from firstlight.launcher.temporal_client import connect, connect_within, ensure_reconciler, tls_config
 from firstlight.settings import read_settings
 
 
@@ -39,8 +39,9 @@ async def attributes(client: Client) -> set[str]:
 
 async def test_a_bare_cluster_learns_our_attributes_and_runs_a_start(address: str) -> None:
     ours = {key.name for key in SEARCH_ATTRIBUTES}
-    assert not ours & await attributes(await Client.connect(address))
     settings = read_settings(temporal_address=address)
+    looking = await connect_within(settings, within_s=10, prepares=False)
+    assert not ours & await attributes(looking), "who looks changes nothing"
     clients = await asyncio.gather(*(connect(settings) for _ in range(4)))
     assert ours <= await attributes(clients[0])
     async with world(clients[0]) as here:
