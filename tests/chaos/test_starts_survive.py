@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -192,9 +193,16 @@ def _kill(platform: Platform, victim: str, host: str) -> list[int]:
 
 def _nothing_left_behind(platform: Platform, model: str) -> None:
     """Exactly one instance serves the model, and its GPUs are all that is taken for it."""
-    rows = platform.get(f"/admin/v1/instances?model={model}")["instances"]
-    live = [row for row in rows if row["state"] in ("starting", "ready", "draining")]
-    assert [row["state"] for row in live] == ["ready"]
+
+    def live() -> list[dict[str, Any]]:
+        rows = platform.get(f"/admin/v1/instances?model={model}")["instances"]
+        return [row for row in rows if row["state"] in ("starting", "ready", "draining")]
+
+    # An engine that was bound ahead has answered before its workflow says so.
+    platform.wait_for(
+        lambda: all(row["state"] == "ready" for row in live()), what="what starts to be ready", deadline_s=30
+    )
+    assert [row["state"] for row in live()] == ["ready"]
     held = [
         gpu
         for host in platform.get("/admin/v1/hosts")["hosts"]
