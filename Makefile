@@ -33,12 +33,13 @@ docs: dev ## The documentation as a site in build/site; a broken link or anchor 
 check: lint docs ## lint, docs, and the tests that need no I/O
 	@exec $(BIN)/python -m pytest -q tests/unit
 
-# A file at a time in each of a few processes: most tests wait for servers and for processes of their own.
+# A file at a time in each of a few processes: most tests wait for servers and for processes of their own. In their
+# order, so that the many short ones of tests/unit come last: left to itself xdist begins the longest files last.
 TEST_PROCESSES ?= 2
 # One that fails is run once more, and named as such at the end: on a machine shared with others, real servers and
 # processes miss a deadline now and then. What is named there twice in a row is a defect of ours, or of the test.
 test: lint docs ## lint, docs, and every test
-	@exec $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --reruns 1 -r fEsR --durations 40
+	@exec $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --reruns 1 -r fEsR --durations 40
 
 clean: ## Remove .venv, build products and local state
 	rm -rf .venv build .firstlight .mypy_cache .ruff_cache .pytest_cache .hypothesis
