@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pytest
 import pytest_asyncio
 from api_model import text_files
 from api_stand import Stand, stand, until
-from chromium import Page, browsing, find_chromium
+from chromium import Page
+from console_page import fill, has, is_clear, live, looking, needs_chromium, press
 from fake_host import FakeHost, working_cluster
 from fleets import placed
 
@@ -27,24 +26,14 @@ from firstlight.database.progress_news import tell_progress
 from firstlight.database.starts_repository import abandon_start
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 
-CHROMIUM = find_chromium()
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="no Chromium on the path; install one (Debian: apt-get install chromium) or set "
-    "FIRSTLIGHT_TEST_CHROMIUM",
-)
-CHECKS = (Path(__file__).parent / "console_checks.js").read_text()
+pytestmark = needs_chromium
 UI = "http://temporal.example:8233/"
 
 
 @pytest_asyncio.fixture
 async def page() -> AsyncIterator[Page]:
-    assert CHROMIUM is not None
-    async with browsing(CHROMIUM) as opened:
-        await opened.look()
+    async with looking() as opened:
         yield opened
-        # Among them would be every refusal of the page's own policy.
-        assert opened.problems == []
 
 
 @pytest_asyncio.fixture
@@ -60,43 +49,6 @@ async def api(database: Database, tmp_path: Path, temporal_server: EmbeddedTempo
 async def host(api: Stand, temporal_server: EmbeddedTemporal) -> AsyncIterator[FakeHost]:
     async with working_cluster(api, temporal_server.address, "host-a", "host-b") as fake:
         yield fake
-
-
-def has(selector: str, text: str = "") -> str:
-    """An expression: some element that meets the selector shows this text."""
-    return (
-        f"[...document.querySelectorAll({selector!r})]"
-        f".some(e => e.checkVisibility() && e.textContent.includes({text!r}))"
-    )
-
-
-async def live(page: Page, url: str) -> None:
-    await page.open(f"{url}/console")
-    await page.until(has("#link", "live"))
-
-
-async def press(page: Page, name: str) -> None:
-    """Reach a button by keyboard, whatever is on the way, and press it."""
-    await page.focus_on(
-        f"e.matches('button, summary') && (e.getAttribute('aria-label') || e.textContent) === {name!r}"
-    )
-    await page.press("Enter")
-
-
-async def fill(page: Page, field: str, text: str) -> None:
-    await page.focus_on(f"e.id === 'field-{field}'")
-    await page.type(text)
-
-
-async def is_clear(page: Page) -> None:
-    """Nothing faint, nameless or out of place, in light and dark, in a wide and a narrow window."""
-    for dark in (False, True):
-        await page.look(dark=dark, width=400 if dark else 1280)
-        found = await page.run(CHECKS)
-        levels = found.pop("levels")
-        assert found == {"faint": [], "nameless": [], "twice": [], "overflow": 0}, f"{dark=}"
-        assert levels[0] == 1 and all(below - above <= 1 for above, below in itertools.pairwise(levels))
-    await page.look()
 
 
 async def test_a_model_is_deployed_started_watched_and_moved_by_keyboard_alone(
@@ -261,32 +213,6 @@ async def test_a_start_that_serves_while_its_bytes_come_is_clear(api: Stand, pag
     await live(page, api.url)
     await page.until(has(".fall[data-active] .doing", "serves, loads on"))
     await is_clear(page)
-
-
-async def test_a_key_is_asked_for_and_kept_in_the_tab_only(
-    database: Database, tmp_path: Path, page: Page
-) -> None:
-    async with stand(database, tmp_path, api_keys="alpha", api_key="alpha") as api:
-        await page.open(f"{api.url}/console")
-        await page.until(has("h1", "needs an admin key"))
-        await is_clear(page)
-        for key, then in (("wrong", has("h1", "does not open")), ("alpha", has("#link", "live"))):
-            await page.focus_on("e.dataset.act === 'key' && e.closest('main')")
-            await page.press("Enter")
-            await fill(page, "key", key)
-            await page.press("Enter")
-            await page.until(then)
-        await page.until(has("#hosts", "host-a"))
-        # Temporal is away here: said, and no more than said.
-        await page.until(has("#trouble", "Temporal"))
-        await page.run("location.reload()")
-        await page.until(has("#link", "live"))
-        assert await page.run("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [
-            ["alpha"],
-            0,
-            "",
-        ]
-        assert not [url for url in page.asked if "alpha" in url]
 
 
 class Door:

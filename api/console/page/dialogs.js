@@ -165,6 +165,9 @@ export function ask_migrate(instance_id) {
   );
 }
 
+// A header carries no others: a request with one would fail like one that nobody answers.
+const SENDABLE = /^[\x20-\x7e\x80-\xff]*$/;
+
 /** `on_change` after a key was given or forgotten. */
 export function ask_key(on_change, why = '') {
   open(
@@ -175,7 +178,9 @@ export function ask_key(on_change, why = '') {
     ],
     'Use this key',
     async (data) => {
-      keep_key(data.get('key').trim());
+      const given = data.get('key').trim();
+      if (!SENDABLE.test(given)) throw new Error('There is a character here that no key has: copy it once more.');
+      keep_key(given);
       on_change();
       return key() ? '' : 'The key is forgotten.';
     },
