@@ -1,4 +1,4 @@
-"""What one revision changes, as code of the release before would notice it."""
+"""What one revision changes of tables and columns, as code of the release before would notice it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 _COLUMNS = """
-SELECT table_name, column_name, data_type, udt_name, is_nullable = 'YES', column_default IS NOT NULL
-FROM information_schema.columns
-WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
+  a.atthasdef OR a.attidentity <> ''
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname <> 'alembic_version'
+  AND a.attnum > 0 AND NOT a.attisdropped
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
+    """`type_name` with its length, where it has one."""
+
     type_name: str
     may_be_null: bool
     has_default: bool
@@ -34,9 +38,9 @@ def read_schema(url: str) -> Schema:
         engine.dispose()
     return {
         (table, name): Column(
-            type_name=f"{kind}/{own}", may_be_null=bool(may_be_null), has_default=bool(has_default)
+            type_name=type_name, may_be_null=bool(may_be_null), has_default=bool(has_default)
         )
-        for table, name, kind, own, may_be_null, has_default in rows
+        for table, name, type_name, may_be_null, has_default in rows
     }
 
 
