@@ -17,6 +17,8 @@ from firstlight.settings import Settings
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "helm" / "firstlight"
+# Where docs/operators/install.md puts docs/ on a machine.
+INSTALLED_DOCS = "/opt/firstlight/share/doc/firstlight"
 VARIABLES = {f"FIRSTLIGHT_{name.upper()}" for name in Settings.model_fields}
 # A database's URL holds its password.
 SECRET_VARIABLES = {
@@ -43,10 +45,10 @@ json.dump({"lint": helm.lint(chart_path), "answers": answers}, sys.stdout)
 
 
 # Any: JSON of charts, values and manifests.
-def helm(all_values: list[Mapping[str, Any]]) -> dict[str, Any]:
+def helm(all_values: list[Mapping[str, Any]], *, chart: Path = CHART) -> dict[str, Any]:
     """What Helm says of the chart, and of each set of values: its manifests, or why it refuses them."""
     done = subprocess.run(
-        [sys.executable, "-c", _HELM, str(CHART)],
+        [sys.executable, "-c", _HELM, str(chart)],
         input=json.dumps(all_values),
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from firstlight.settings import Settings
-from tests.unit.deploy_files import DEPLOY, VARIABLES
+from tests.unit.deploy_files import DEPLOY, INSTALLED_DOCS, ROOT, VARIABLES
 
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 # Of 100, by systemd's own count; what is left is the network and the file system of the state.
@@ -59,6 +59,19 @@ def test_a_gpu_host_that_is_stopped_drains_first() -> None:
 def test_the_example_of_an_environment_names_settings() -> None:
     text = (DEPLOY / "systemd" / "firstlight.env.example").read_text()
     assert set(re.findall(r"FIRSTLIGHT_[A-Z_]+(?==)", text)) <= VARIABLES
+
+
+def test_an_installation_has_the_pages_that_units_name(tmp_path: Path) -> None:
+    """The step of the page that puts them there, carried out below another root."""
+    page = (ROOT / "docs" / "operators" / "install.md").read_text()
+    [step] = [line for line in page.splitlines() if line.startswith("sudo ") and INSTALLED_DOCS in line]
+    command = step.replace("sudo ", "").replace("/opt/", f"{tmp_path}/opt/")
+    for _ in ("installed", "upgraded"):
+        subprocess.run(["bash", "-euc", command], cwd=ROOT, check=True)
+    for unit in UNITS:
+        [named] = lines(unit)["Documentation"]
+        assert named.startswith(f"file:{INSTALLED_DOCS}/")
+        assert (tmp_path / named.removeprefix("file:/")).is_file()
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
