@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from docs_pages import ROOT, anchors, inline_code, links, pages
@@ -12,6 +13,9 @@ PAGES = pages()
 _FILE = re.compile(r"[\w.-]+(/[\w.-]+)+\.(py|md|proto|ya?ml|json|toml|cpp|hpp|h|sh)")
 # Of Prometheus: `firstlight_…` in small letters, and vLLM's.
 _FIGURE = re.compile(r"(?:(?<![\w/.-])firstlight_|vllm:)[a-z_]+[a-z]")
+_HOST = re.compile(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}")
+# Reserved for examples, or of somebody's own network.
+_NOT_PUBLIC = (".example", ".internal", ".invalid", ".lan", ".local", ".localhost", ".test")
 # Made while something runs, or an example of a user's own.
 _MADE = frozenset({".firstlight/run.json", "1_Pooling/config.json"})
 
@@ -23,13 +27,38 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def _leads_somewhere(path: Path, target: str) -> bool:
-    if target.startswith(("https://", "http://", "mailto:")):
-        return True
+    if target.startswith("https://"):
+        return is_public(target)
     name, _, anchor = target.partition("#")
     found = (path.parent / name) if name else path
     if not found.exists():
         return False
     return not anchor or (found.suffix == ".md" and anchor in anchors(found))
+
+
+def is_public(address: str) -> bool:
+    """Whether it can be a page for everybody: https, a name in a public domain, and no more than a path.
+
+    Whether somebody answers there, no test says that must pass without a network.
+    """
+    url = urlsplit(address)
+    is_plain = url.scheme == "https" and url.netloc == url.hostname and url.query == ""
+    return is_plain and bool(_HOST.fullmatch(url.netloc)) and not url.netloc.endswith(_NOT_PUBLIC)
+
+
+def test_what_is_no_public_address_is_told_from_what_is() -> None:
+    assert is_public("https://docs.example.org/a/b.html#c")
+    for address in (
+        "http://docs.example.org",
+        "https://localhost/a",
+        "https://127.0.0.1:8080/console",
+        "https://me:secret@docs.example.org",
+        "https://docs.example.org:8443",
+        "https://registry.internal/simple",
+        "https://",
+        "file:///docs/index.md",
+    ):
+        assert not is_public(address), address
 
 
 def test_the_site_names_each_page_once_and_none_that_is_not_there() -> None:
