@@ -181,7 +181,11 @@ class Settings(BaseSettings):
         description="Loads by io_uring read into memory that is registered with the kernel, where it and "
         "`ulimit -l` allow; no gain was measured.",
     )
-    spares: int = Field(default=1, ge=0, description="Warm engine processes kept ready per host.")
+    spares: int = Field(
+        default=1,
+        ge=1,
+        description="Warm engine processes kept ready for each GPU, or for a host without any.",
+    )
 
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: Literal["text", "json"] = Field(
