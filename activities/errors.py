@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, TypeVar
 
+from activities.heartbeat import told_last
 from firstlight.contracts.failures import application_error
 from firstlight.domain.errors import FirstlightError
 
@@ -23,6 +24,6 @@ def answering(method: Method[Self, Request, Receipt]) -> Callable[[Self, Request
         try:
             return await method(self, request)
         except FirstlightError as error:
-            raise application_error(error) from error
+            raise application_error(error, told=told_last()) from error
 
     return answered

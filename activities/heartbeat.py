@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from temporalio import activity
 
 # A sixth of the heartbeat time-out: a busy machine may miss several.
 EVERY_S = 0.5
+# Of this attempt, once it no longer beats.
+_told: ContextVar[Progress | None] = ContextVar("told", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,16 @@ async def beating(phase: str) -> AsyncIterator[Heart]:
     try:
         yield heart
     finally:
+        _told.set(heart.progress)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+def told_last() -> dict[str, object] | None:
+    """What the last heartbeat of this attempt said, or would have; None for one that never beat."""
+    progress = _told.get()
+    return asdict(progress) if progress is not None else None
 
 
 def last_progress() -> Progress | None:

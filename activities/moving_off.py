@@ -11,7 +11,7 @@ from firstlight.contracts.starting import start_migration
 from firstlight.database.connection import Database
 from firstlight.database.host_draining import instances_of
 from firstlight.database.migrations_repository import moving_instances, plan_migration
-from firstlight.domain.errors import Conflict, NoCapacity, UnknownHost, UnknownInstance
+from firstlight.domain.errors import Conflict, NoCapacity, NotFound
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.idle_engines import IdleEngines
@@ -63,7 +63,7 @@ async def begin_migration(
             reason=reason,
             now_unix_s=time.time(),
         )
-    except (NoCapacity, Conflict, UnknownHost, UnknownInstance) as obstacle:
+    except (NoCapacity, Conflict, NotFound) as obstacle:
         return f"{instance_id}: {obstacle.message}"
     await start_migration(client, migration)
     return None

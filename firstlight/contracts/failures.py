@@ -6,6 +6,7 @@ The stable code travels as the failure's type, so that retry policies and people
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from temporalio.exceptions import (
     ActivityError,
@@ -40,11 +41,17 @@ def codes_of(*kinds: type[errors.FirstlightError]) -> list[str]:
     return sorted(found)
 
 
-def application_error(error: errors.FirstlightError) -> ApplicationError:
-    """The failure an activity raises for `error`; its details are the error's fields."""
+def application_error(
+    error: errors.FirstlightError, *, told: Mapping[str, object] | None = None
+) -> ApplicationError:
+    """The failure an activity raises for `error`; its details are the error's fields, and behind them `told`.
+
+    That is the attempt's last heartbeat, which a history keeps nowhere else.
+    """
     fields = {name: value for name, value in error.fields.items() if isinstance(value, str | int | float)}
+    details = (fields,) if told is None else (fields, told)
     return ApplicationError(
-        error.message, fields, type=error.code, non_retryable=isinstance(error, PERMANENT)
+        error.message, *details, type=error.code, non_retryable=isinstance(error, PERMANENT)
     )
 
 

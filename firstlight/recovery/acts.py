@@ -29,7 +29,9 @@ LEFT_OPEN: Mapping[str, str] = {
     naming.COLD_START: "its GPUs stay reserved until the reconciler finds that nobody carries it out",
     naming.LIVE_MIGRATION: "its source takes no new requests until the reconciler gives it its route back",
     naming.INSTANCE_LIFECYCLE: "nobody ends the instance when it is idle; replay it --from-start",
-    naming.HOST_LIFECYCLE: "nobody notices the host's loss until its agent announces it anew",
+    naming.HOST_LIFECYCLE: "nobody notices the host's loss; replay it --from-failure, or restart its agent",
+    naming.HOST_DRAIN: "the host keeps what it runs and takes no more; replay it, or undrain the host",
+    naming.FLEET_RECONCILER: "the next one of its schedule does all of it again",
 }
 
 

@@ -9,11 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio.client import Client
 
 from firstlight.database.connection import Database
+from firstlight.database.host_draining import instances_of
 from firstlight.database.hosts_repository import list_hosts
 from firstlight.database.instances_repository import get_instance
 from firstlight.database.migrations_repository import list_migrations
-from firstlight.database.records import HostRecord
-from firstlight.domain.errors import FirstlightError, UnknownInstance
+from firstlight.database.records import HostRecord, InstanceRecord
+from firstlight.domain.errors import DatabaseUnavailable, FirstlightError, StorageError, UnknownInstance
 from firstlight.recovery.found import statuses
 from firstlight.recovery.subjects import Subjects
 from firstlight.rpc.channels import Channels
@@ -41,30 +42,44 @@ async def leftovers(
     ]
     if database is None:
         return tuple(found), ("no database is named (FIRSTLIGHT_DATABASE_URL): its rows were not read",)
-    async with database.session() as session:
-        for instance_id in subjects.instance_ids:
-            found.append(await _instance(session, instance_id))
-        found += await _migration(session, subjects)
-        hosts = [host for host in await list_hosts(session) if host.host_id in subjects.host_ids]
-    for host in hosts:
-        found += _host(host, subjects)
+    try:
+        async with database.session() as session:
+            rows, hosts = await _rows(session, subjects)
+    except (DatabaseUnavailable, StorageError) as error:
+        return tuple(found), (f"rows in postgres, and hosts: {error.message}",)
+    found += rows
     async with Channels() as channels:
         looked = await asyncio.gather(*(_on_host(channels, host, subjects) for host in hosts))
     silent = [problem for _, problem in looked if problem]
     return (*found, *(one for there, _ in looked for one in there)), tuple(silent)
 
 
-async def _instance(session: AsyncSession, instance_id: str) -> Leftover:
+async def _rows(session: AsyncSession, subjects: Subjects) -> tuple[list[Leftover], list[HostRecord]]:
+    """What is written, and the hosts to be asked."""
+    found = [await _named(session, instance_id) for instance_id in subjects.instance_ids]
+    found += await _migration(session, subjects)
+    hosts = [host for host in await list_hosts(session) if host.host_id in subjects.host_ids]
+    for host in hosts:
+        found += _host(host, subjects)
+        if subjects.has_whole_hosts:
+            found += [_instance(row) for row in await instances_of(session, host.host_id)]
+    return found, hosts
+
+
+async def _named(session: AsyncSession, instance_id: str) -> Leftover:
     try:
-        row = await get_instance(session, instance_id)
+        return _instance(await get_instance(session, instance_id))
     except UnknownInstance:
         return Leftover(where="postgres", what=f"instance {instance_id} is forgotten")
+
+
+def _instance(row: InstanceRecord) -> Leftover:
     gpus = ", ".join(str(index) for index in row.gpu_indices)
     held = f", holds GPU {gpus} of {row.host_id}" if gpus else ", holds no GPU"
     why = f": {row.failure or row.end_reason}" if row.failure or row.end_reason else ""
     return Leftover(
         where="postgres",
-        what=f"instance {instance_id} is {row.state} under epoch {row.epoch}{held}{why}",
+        what=f"instance {row.instance_id} is {row.state} under epoch {row.epoch}{held}{why}",
         holds=bool(gpus),
     )
 
@@ -113,7 +128,7 @@ async def _on_host(
             holds=True,
         )
         for engine in engines.engines
-        if engine.instance_id in subjects.instance_ids
+        if engine.instance_id in subjects.instance_ids or (subjects.has_whole_hosts and engine.instance_id)
     ]
     found += [
         Leftover(where=host.host_id, what=f"store has {row} of {subjects.checkpoint_id}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from temporalio.api.enums.v1 import EventType
+from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowHistory
 from temporalio.converter import DataConverter
@@ -31,7 +32,7 @@ class Step:
     attempt: int = 0
     worker: str = ""
     failure: tuple[Link, ...] = ()
-    # What the last attempt had told when it timed out; decoded JSON.
+    # What the last attempt had told when it failed or timed out; decoded JSON.
     heartbeat: Any = None
 
     @property
@@ -83,13 +84,15 @@ class Recorded:
         return ended[-1] if ended else None
 
     def failure(self) -> tuple[Link, ...]:
-        """What the run failed with; empty for one that did not, or that was terminated."""
+        """What the run failed with, or was cut off by; empty for one that goes on or came to its end."""
         last = self.history.events[-1]
         if last.HasField("workflow_execution_failed_event_attributes"):
             return chain_of(last.workflow_execution_failed_event_attributes.failure)
         if last.HasField("workflow_execution_terminated_event_attributes"):
             ended = last.workflow_execution_terminated_event_attributes
             return (Link(what=f"terminated by {ended.identity}", code="", message=ended.reason),)
+        if last.HasField("workflow_execution_timed_out_event_attributes"):
+            return (Link(what="timed out", code="", message="its time ran out before its open steps ended"),)
         return ()
 
     async def input(self, kind: type) -> Any:
@@ -138,9 +141,7 @@ class Recorded:
         else:
             key = ended.started_event_id
         failure = getattr(ended, "failure", None)
-        heartbeat = None
-        if failure is not None and failure.HasField("timeout_failure_info"):
-            heartbeat = await self._json(failure.timeout_failure_info.last_heartbeat_details.payloads)
+        heartbeat = await self._told(failure) if failure is not None else None
         steps[key] = replace(
             steps[key],
             ended_at_unix_s=_time(event),
@@ -149,9 +150,13 @@ class Recorded:
             heartbeat=heartbeat,
         )
 
-    # Any: what the payloads hold.
-    async def _json(self, payloads: Any) -> Any:
-        found = await self._converter.decode(list(payloads)) if payloads else []
+    # Any: what the heartbeat held.
+    async def _told(self, failure: Failure) -> Any:
+        """The last heartbeat of the attempt that failed: see `contracts.failures.application_error`."""
+        payloads = list(failure.timeout_failure_info.last_heartbeat_details.payloads)
+        if failure.HasField("application_failure_info"):
+            payloads = failure.application_failure_info.details.payloads[1:]
+        found = await self._converter.decode(payloads) if payloads else []
         return found[0] if found else None
 
 

@@ -17,6 +17,8 @@ from firstlight.recovery.recorded import Recorded
 class Subjects:
     instance_ids: tuple[str, ...] = ()
     host_ids: tuple[str, ...] = ()
+    # It is about all that these hosts run.
+    has_whole_hosts: bool = False
     checkpoint_id: str = ""
     migration_id: str = ""
     # Others that carry on what this one began.
@@ -44,7 +46,7 @@ async def subjects_of(recorded: Recorded, workflow_type: str) -> Subjects:
         return Subjects(instance_ids=(instance.instance_id,), host_ids=(instance.host_id,))
     if workflow_type in (naming.HOST_LIFECYCLE, naming.HOST_DRAIN):
         kind = HostInput if workflow_type == naming.HOST_LIFECYCLE else DrainInput
-        return Subjects(host_ids=((await recorded.input(kind)).host_id,))
+        return Subjects(host_ids=((await recorded.input(kind)).host_id,), has_whole_hosts=True)
     return Subjects()
 
 

@@ -50,7 +50,7 @@ async def reset(client: Client, found: FoundWorkflow, point: ResetPoint, *, reas
 
 
 async def start_again(client: Client, found: FoundWorkflow, recorded: Recorded) -> str:
-    """A new run of the same workflow with the very same input; its run id. Raises: Conflict."""
+    """A new run of the same workflow with the same input and as much time; its run id. Raises: Conflict."""
     begun = recorded.history.events[0].workflow_execution_started_event_attributes
     known = decode_typed_search_attributes(begun.search_attributes)
     ours = {key.name for key in naming.SEARCH_ATTRIBUTES}
@@ -61,6 +61,7 @@ async def start_again(client: Client, found: FoundWorkflow, recorded: Recorded) 
             args=[RawValue(payload) for payload in begun.input.payloads],
             id=found.workflow_id,
             task_queue=begun.task_queue.name,
+            execution_timeout=begun.workflow_execution_timeout.ToTimedelta() or None,
             task_timeout=TASK_TIMEOUT,
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
             search_attributes=TypedSearchAttributes(attributes),
