@@ -20,11 +20,13 @@ from temporalio.worker import Worker
 
 from activities.awaiting_gpus import until_gpus_are_ours
 from activities.control import Control
+from activities.errors import answering
 from activities.heartbeat import beating
 from activities.warmth import Warmth
 from firstlight.contracts import hosts, instances, migrations, starts
 from firstlight.contracts.activities import HostActivities
 from firstlight.contracts.naming import host_queue
+from firstlight.domain.errors import SourceCorrupt
 from firstlight.launcher.control_worker import worker_of
 from firstlight.launcher.temporal_client import ensure_search_attributes
 
@@ -48,10 +50,13 @@ class FakeHost(HostActivities):
     token_at: TokenAt | None = None
 
     @activity.defn(name="download_checkpoint")
+    @answering
     async def download_checkpoint(self, request: starts.DownloadInput) -> starts.DownloadReceipt:
         checkpoint = request.checkpoint
-        if self.download_failure is not None:
-            raise ApplicationError(self.download_failure, type="source_corrupt", non_retryable=True)
+        async with beating("download") as heart:
+            heart.note(phase="fetch", bytes_done=300_000_000, bytes_total=500_000_000)
+            if self.download_failure is not None:
+                raise SourceCorrupt(self.download_failure)
         return starts.DownloadReceipt(checkpoint.checkpoint_id, DIGEST, 1_100_000_000, 1, 0.0, False)
 
     @activity.defn(name="bring_up")

@@ -131,8 +131,15 @@ async def until(is_so: Callable[[], object], *, within_s: float) -> None:
 
 @asynccontextmanager
 async def live_cluster(
-    *, database_url: str, temporal_address: str, state_dir: Path, lease_s: float = 4.0
+    *,
+    database_url: str,
+    temporal_address: str,
+    state_dir: Path,
+    lease_s: float = 4.0,
+    client: Client | None = None,
+    **settings: str,
 ) -> AsyncIterator[LiveCluster]:
+    """`client`: the test's own, where the address is not for everyone. `settings` are of every process."""
     env = os.environ | {
         "FIRSTLIGHT_DATABASE_URL": database_url,
         "FIRSTLIGHT_TEMPORAL_ADDRESS": temporal_address,
@@ -143,8 +150,9 @@ async def live_cluster(
         "FIRSTLIGHT_LEASE_S": str(lease_s),
         "FIRSTLIGHT_RECONCILE_EVERY_S": "5",
     }
+    env |= {f"FIRSTLIGHT_{name.upper()}": value for name, value in settings.items()}
     database = Database(database_url)
-    cluster = LiveCluster(database, await Client.connect(temporal_address), dict(env))
+    cluster = LiveCluster(database, client or await Client.connect(temporal_address), dict(env))
     try:
         yield cluster
     finally:
