@@ -34,6 +34,7 @@ from firstlight.cli import (
     workflows,
 )
 from firstlight.cli import demo as demonstration
+from firstlight.cli.ending import end
 from firstlight.domain.errors import FirstlightError
 
 app = typer.Typer(
@@ -75,6 +76,14 @@ app.add_typer(keys.app, name="keys")
 
 def run() -> None:
     """Entry point of the console script."""
+    try:
+        _run()
+    except SystemExit as asked:
+        end(asked)
+        raise
+
+
+def _run() -> None:
     try:
         app()
     except FirstlightError as error:

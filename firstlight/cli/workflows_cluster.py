@@ -9,8 +9,10 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
+from firstlight.cli.ending import end_at_once
 from firstlight.domain.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -38,14 +40,30 @@ def on_cluster(work: Callable[[Cluster], Awaitable[Answer]]) -> Answer:
 
     from temporalio.service import RPCError
 
+    from firstlight.launcher.temporal_client import refused
+    from firstlight.recovery.found import lacks_namespace
+
+    _leave_stdout_to_us()
+    end_at_once()
+
     async def run() -> Answer:
         async with _cluster() as cluster:
             try:
                 return await work(cluster)
             except RPCError as error:
+                if lacks_namespace(error):
+                    raise refused(cluster.settings, error) from error
                 raise LaunchError(f"Temporal did not do it: {error.message}") from error
 
     return asyncio.run(run())
+
+
+@cache
+def _leave_stdout_to_us() -> None:
+    """The SDK's core writes log lines there, into a command's JSON; what goes wrong reaches us as errors."""
+    from temporalio.runtime import Runtime, TelemetryConfig
+
+    Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=None)), error_if_already_set=False)
 
 
 @asynccontextmanager

@@ -38,6 +38,11 @@ log = logging.getLogger(__name__)
 
 # What a cluster that is starting, or whose network is, answers.
 _AWAY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.UNKNOWN)
+# Words of the SDK: a key that is not taken, a server's certificate that we do not take, a server that hangs
+# up on whoever shows none, or none of its own authority.
+_NOT_LET_IN = re.compile(r"code: (Unauthenticated|PermissionDenied)")
+_NOT_TRUSTED = "InvalidCertificate"
+_HUNG_UP = re.compile(r"(?i)connection closed|close_notify|broken pipe|connection reset")
 LONGEST_PAUSE_S = 2.0
 CALL_ENDS_WITHIN_S = 2.0
 
@@ -54,10 +59,10 @@ async def connect(settings: Settings) -> Client:
             return await _to_its_end(_connected(settings))
         except RuntimeError as failure:
             # How the SDK says that nobody listens there.
-            reason = str(failure)
+            reason = _unless_kept_out(settings, failure)
         except RPCError as failure:
             if failure.status not in _AWAY:
-                raise _refused(settings, failure) from failure
+                raise refused(settings, failure) from failure
             reason = failure.message
         if pause_s == 0.1:
             log.warning("Temporal at %s does not answer, waiting: %s", settings.temporal_address, reason)
@@ -80,17 +85,44 @@ async def connect_within(settings: Settings, *, within_s: float, prepares: bool 
         try:
             return await _to_its_end(_connected(settings) if prepares else _connect_once(settings))
         except RuntimeError as failure:
-            reason = str(failure)
+            reason = _unless_kept_out(settings, failure)
         except RPCError as failure:
             if failure.status not in _AWAY:
-                raise _refused(settings, failure) from failure
+                raise refused(settings, failure) from failure
             reason = failure.message
         if time.monotonic() > deadline_s:
-            raise LaunchError(
-                f"Temporal at {settings.temporal_address} does not answer ({_innermost(reason)}): start it, "
-                "or mend FIRSTLIGHT_TEMPORAL_ADDRESS"
-            )
+            raise _silent(settings, reason)
         await asyncio.sleep(0.2)
+
+
+def _unless_kept_out(settings: Settings, failure: RuntimeError) -> str:
+    """Why there is no connection. Raises: InvalidSettings where waiting does not help."""
+    reason = str(failure)
+    if _NOT_LET_IN.search(reason):
+        raise InvalidSettings(
+            f"Temporal at {settings.temporal_address} does not let us in ({_innermost(reason)}): mend "
+            "FIRSTLIGHT_TEMPORAL_API_KEY, or the certificate of FIRSTLIGHT_TEMPORAL_TLS_CLIENT_CERT",
+            setting="FIRSTLIGHT_TEMPORAL_API_KEY",
+        ) from failure
+    if _NOT_TRUSTED in reason:
+        raise InvalidSettings(
+            f"Temporal at {settings.temporal_address} shows a certificate of another authority: mend "
+            "FIRSTLIGHT_TEMPORAL_TLS_SERVER_ROOT_CA",
+            setting="FIRSTLIGHT_TEMPORAL_TLS_SERVER_ROOT_CA",
+        ) from failure
+    return reason
+
+
+def _silent(settings: Settings, reason: str) -> LaunchError:
+    if _HUNG_UP.search(reason):
+        return LaunchError(
+            f"Temporal at {settings.temporal_address} hangs up ({_innermost(reason)}): it may want TLS, or "
+            "a certificate that it knows: mend FIRSTLIGHT_TEMPORAL_TLS_*, or FIRSTLIGHT_TEMPORAL_ADDRESS"
+        )
+    return LaunchError(
+        f"Temporal at {settings.temporal_address} does not answer ({_innermost(reason)}): start it, "
+        "or mend FIRSTLIGHT_TEMPORAL_ADDRESS"
+    )
 
 
 def _innermost(reason: str) -> str:
@@ -99,7 +131,8 @@ def _innermost(reason: str) -> str:
     return quoted[-1] if quoted else reason.splitlines()[0]
 
 
-def _refused(settings: Settings, failure: RPCError) -> InvalidSettings:
+def refused(settings: Settings, failure: RPCError) -> InvalidSettings:
+    """What to say of a cluster that answers, but does not know this namespace or not us."""
     return InvalidSettings(
         f"Temporal at {settings.temporal_address} refuses namespace "
         f"{settings.temporal_namespace!r}: {failure.message.rstrip('.')}; "

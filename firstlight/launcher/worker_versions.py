@@ -27,6 +27,7 @@ from temporalio.worker import WorkerDeploymentConfig
 
 from firstlight.contracts.versions import CONTROL_DEPLOYMENT
 from firstlight.domain.errors import LaunchError
+from firstlight.recovery.found import lacks_namespace
 from firstlight.settings import Settings
 
 RETRY_S = 0.2
@@ -115,7 +116,7 @@ async def _describe(client: Client) -> WorkerDeploymentInfo | None:
     try:
         return (await client.workflow_service.describe_worker_deployment(request)).worker_deployment_info
     except RPCError as failure:
-        if failure.status is RPCStatusCode.NOT_FOUND:
+        if failure.status is RPCStatusCode.NOT_FOUND and not lacks_namespace(failure):
             return None
         raise
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 from temporalio.common import SearchAttributeKey, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
@@ -138,15 +139,21 @@ async def _is_latest(client: Client, row: FoundWorkflow, gate: asyncio.Semaphore
 
 
 async def find(client: Client, workflow_id: str, run_id: str | None = None) -> FoundWorkflow:
-    """The latest run, or the named one. Raises: NotFound."""
+    """The latest run, or the named one. Raises: NotFound; RPCError, where the namespace is not there."""
     try:
         return _found(await client.get_workflow_handle(workflow_id, run_id=run_id).describe())
     except RPCError as error:
-        if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+        is_none = error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT)
+        if is_none and not lacks_namespace(error):
             raise NotFound(
                 f"there is no workflow {workflow_id!r}" + (f" with run {run_id!r}" if run_id else "")
             ) from error
         raise
+
+
+def lacks_namespace(error: RPCError) -> bool:
+    """Temporal tells a workflow that is not there from a namespace that is not by this detail alone."""
+    return any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)
 
 
 async def statuses(client: Client, workflow_ids: Sequence[str]) -> dict[str, str]:
