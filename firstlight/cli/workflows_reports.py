@@ -78,4 +78,5 @@ def ask_before(found: Sequence[FoundWorkflow], what: str, *, yes: bool) -> None:
         typer.echo("firstlight: nothing was done; say --yes where nobody can answer", err=True)
         raise typer.Exit(2) from None
     if not is_meant:
+        typer.echo("firstlight: nothing was done", err=True)
         raise typer.Exit(1)
