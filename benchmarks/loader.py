@@ -27,7 +27,7 @@ from benchmarks.loader_files import BenchmarkFiles, prepare_files, remove_files
 from benchmarks.loader_huge_pages import huge_pages
 from benchmarks.loader_limit import Limit, find_limit, one_at_a_time
 from benchmarks.loader_plot import draw
-from benchmarks.loader_pressure import KINDS, pressure
+from benchmarks.loader_pressure import KINDS
 from benchmarks.loader_rounds import Bench, cold_round, warm_round
 from benchmarks.loader_store import BenchmarkStore, pool_bytes
 from benchmarks.loader_table import print_tables
@@ -56,7 +56,13 @@ def main() -> int:
     finally:
         if not arguments.keep:
             remove_files(files)
-    measure_elsewhere(report, directory, rounds=_rounds(arguments), is_quick=arguments.quick)
+    measure_elsewhere(
+        report,
+        directory,
+        size_bytes=int(arguments.size_gib * GIB),
+        rounds=_rounds(arguments),
+        is_quick=arguments.quick,
+    )
     if arguments.plot and (why := draw(measured, slowdowns, arguments.plot)):
         report.notes.append(why)
     report.print_reach()
@@ -121,8 +127,7 @@ def _measure(
         report.notes.append(f"the store's pool is {store.arena_kind}, made resident before the first round")
         bench = Bench(files, store, limit)
         _cold(bench, measured, [way for way in present if way.is_cold], rounds)
-        _warm(bench, measured, [way for way in present if way.is_warm], rounds)
-        _pressed(bench, measured, [way for way in present if way.is_warm], rounds, arguments.pressure)
+        _warm(bench, measured, [way for way in present if way.is_warm], rounds, arguments.pressure)
     report.notes += missing
     report.notes.append(f"memory pressure: {arguments.pressure}")
     summarise(report, measured, limit)
@@ -159,31 +164,21 @@ def _cold(bench: Bench, measured: Measured, ways: Sequence[Way], rounds: int) ->
                 progress.advance(task)
 
 
-def _warm(bench: Bench, measured: Measured, ways: Sequence[Way], rounds: int) -> None:
+def _warm(bench: Bench, measured: Measured, ways: Sequence[Way], rounds: int, pressure: str) -> None:
+    """Warm loads; those that pressure could slow are made once more right behind, under pressure."""
+    pressed = _pressed(ways)
     with Progress(transient=True) as progress:
-        task = progress.add_task("warm", total=rounds * len(ways))
+        task = progress.add_task("warm, and under memory pressure", total=rounds * len([*ways, *pressed]))
         for number in range(rounds if ways else 0):
-            for trial in warm_round(bench, ways, number):
+            for trial in warm_round(bench, ways, number, pressed, pressure):
                 measured.trials.append(trial)
                 progress.advance(task)
 
 
-def _pressed(bench: Bench, measured: Measured, ways: Sequence[Way], rounds: int, kind: str) -> None:
+def _pressed(ways: Sequence[Way]) -> list[Way]:
     """Ours from the pool, and every peer that a warm page cache had made fast, once it is gone."""
     chosen = [way for way in ways if way.store == "dram" or (not way.is_ours and way.name in _MAPPING)]
-    if not any(way.store == "dram" for way in chosen):
-        return
-    assert bench.store is not None, "the pool is a store's"
-    bench.store.make_resident()
-    with Progress(transient=True) as progress:
-        task = progress.add_task("under memory pressure", total=rounds * len(chosen))
-        for number in range(rounds):
-            for way in chosen:
-                # For each load anew: the one before has read its files back into the page cache.
-                with pressure(kind, way.reads(bench.files)):
-                    trial = bench.trial(way, "pressed", number, lambda _: None)
-                measured.trials.append(trial)
-                progress.advance(task)
+    return chosen if any(way.store == "dram" for way in chosen) else []
 
 
 def _ablation(

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.loader_gpu import SIZE_GIB, report_gpu
 from benchmarks.report import Report
 
-GIB, MIB = 1 << 30, 1 << 20
+MIB = 1 << 20
 LINK_BYTES_PER_S = 100 * MIB
 QUICK_GPU_GIB = 0.25
 REMOTE_BOUNDS = (
@@ -16,15 +16,17 @@ REMOTE_BOUNDS = (
 )
 
 
-def measure_elsewhere(report: Report, directory: Path, *, rounds: int, is_quick: bool) -> None:
+def measure_elsewhere(
+    report: Report, directory: Path, *, size_bytes: int, rounds: int, is_quick: bool
+) -> None:
     """Both edges; what cannot be measured here is said so, and not as held."""
-    _remote(report, directory, rounds=rounds, is_quick=is_quick)
+    _remote(report, directory, size_bytes=size_bytes, rounds=rounds, is_quick=is_quick)
     # A folder of its own: another size would take the place of files that were to be kept.
     size_gib = QUICK_GPU_GIB if is_quick else SIZE_GIB
     report_gpu(report, directory / "gpu", rounds=rounds, size_gib=size_gib)
 
 
-def _remote(report: Report, directory: Path, *, rounds: int, is_quick: bool) -> None:
+def _remote(report: Report, directory: Path, *, size_bytes: int, rounds: int, is_quick: bool) -> None:
     from benchmarks.loader_remote import add_to, measure_remote
 
     if is_quick:
@@ -34,7 +36,7 @@ def _remote(report: Report, directory: Path, *, rounds: int, is_quick: bool) -> 
         return
     try:
         figures = measure_remote(
-            size_bytes=GIB, link_bytes_per_s=LINK_BYTES_PER_S, rounds=rounds, directory=directory
+            size_bytes=size_bytes, link_bytes_per_s=LINK_BYTES_PER_S, rounds=rounds, directory=directory
         )
     except RuntimeError as why:
         for name, bound in REMOTE_BOUNDS:

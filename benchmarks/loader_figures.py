@@ -14,6 +14,8 @@ from benchmarks.report import Report
 
 GB = 1e9
 STATES = ("cold", "warm", "pressed")
+# What a start does with a checkpoint on SSD, and with one in the pool.
+COLD, WARM = "store-ssd-model", "store-dram-model"
 # Pressure may cost ours no more than this: milliseconds of a busy machine, not gigabytes read again.
 UNCHANGED = 1.25
 
@@ -99,29 +101,27 @@ def _checked(taken: Taken) -> float:
 
 
 def _reach_cold(report: Report, measured: Measured, limit: Limit) -> None:
-    ours = measured.values("store-ssd", "cold", _returned)
+    ours = measured.values(COLD, "cold", _returned)
     if not ours:
         return
     by = "fio" if limit.fio else "the limit (not fio)"
     limits = {one.round: measured.limit_s(one.round) for one in measured.limits}
     shares = paired(limits, ours)
     report.add("cold store: share of the limit's rate, paired", shares, unit="ratio")
-    for name in ("library", "library-safetensors", "pool"):
+    for name in ("store-ssd", "library", "library-safetensors", "pool"):
         share = paired(limits, measured.values(name, "cold", _returned))
         report.add(f"cold {name}: share of the limit's rate, paired", share, unit="ratio")
     if shares:
         report.require(f"cold SSD → returned, rate / {by}", median(shares), at_least=0.95, unit="×")
     _reach_cpu(report, measured)
-    _reach_ahead(report, measured, "cold", "store-ssd", _resident, "cold SSD → resident")
+    _reach_ahead(report, measured, "cold", COLD, _resident, "cold SSD → resident")
 
 
 def _reach_cpu(report: Report, measured: Measured) -> None:
     """The CPU of store and reader, less what the store's threads say that their checksums took."""
 
     def per_gb(value: Callable[[Taken], float]) -> list[float]:
-        return [
-            found / measured.size_bytes * GB for found in measured.values("store-ssd", "cold", value).values()
-        ]
+        return [found / measured.size_bytes * GB for found in measured.values(COLD, "cold", value).values()]
 
     rest = per_gb(lambda taken: taken.returned_cpu_s - taken.checksum_cpu_s)
     report.add("cold store: CPU to returned, checksums", per_gb(_checksums), unit="s/GB")
@@ -168,7 +168,7 @@ def _reach_ahead(
 
 
 def _reach_warm(report: Report, measured: Measured) -> None:
-    model = measured.values("store-dram-model", "warm", _returned)
+    model = measured.values(WARM, "warm", _returned)
     if not model:
         return
     report.require("DRAM → bound model, returned", median(model.values()) * 1e3, at_most=10, unit="ms")
@@ -177,30 +177,21 @@ def _reach_warm(report: Report, measured: Measured) -> None:
         "by a spare engine: connected, the pool mapped, its skeleton prepared, as the platform's are; "
         "'DRAM → state dict' is a fresh reader with nothing at hand"
     )
-    _reach_ahead(
-        report, measured, "warm", "store-dram-model", _returned, "DRAM → bound model, returned", times=4
-    )
+    _reach_ahead(report, measured, "warm", WARM, _returned, "DRAM → bound model, returned", times=4)
     _compare(report, measured, "warm", "store-dram", _returned, "DRAM → state dict, returned")
-    _reach_ahead(report, measured, "warm", "store-dram-model", _checked, "DRAM → bound model, checksummed")
+    _reach_ahead(report, measured, "warm", WARM, _checked, "DRAM → bound model, checksummed")
 
 
 def _reach_pressed(report: Report, measured: Measured) -> None:
-    name = "store-dram-model"
-    before, after = (list(measured.values(name, state, _checked).values()) for state in ("warm", "pressed"))
-    if not before or not after:
-        return
-    report.require(
-        "DRAM → bound model, checksummed, under memory pressure / before",
-        median(after) / median(before),
-        at_most=UNCHANGED,
-        unit="×",
-    )
-    for peer in measured.names("pressed", ours=False):
-        warm = measured.values(peer, "warm", _checked).values()
-        pressed = measured.values(peer, "pressed", _checked).values()
-        if warm and pressed:
-            title = f"under memory pressure / before, checksummed: {measured.ways[peer].title}"
-            report.add(title, [median(pressed) / median(warm)], unit="×")
+    for name in (*measured.names("pressed", ours=True), *measured.names("pressed", ours=False)):
+        pressed, warm = (measured.values(name, state, _checked) for state in ("pressed", "warm"))
+        if not (ratios := paired(pressed, warm)):
+            continue
+        title = f"under memory pressure / right before, checksummed, paired: {measured.ways[name].title}"
+        report.add(title, ratios, unit="×")
+        if name == WARM:
+            what = "DRAM → bound model, checksummed, under memory pressure / before"
+            report.require(what, median(ratios), at_most=UNCHANGED, unit="×")
 
 
 def absent(ways: Iterable[Way]) -> list[str]:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.loader_files import CHECKPOINT_ID, BenchmarkFiles
 from benchmarks.loader_usage import checksum_cpu_s
 from benchmarks.loader_ways import Load, Setting, Tensors, Way
 from native_loader import Checkpoint
+
+if TYPE_CHECKING:
+    from gpu_worker.engine.bound_ahead import BoundAhead
+    from gpu_worker.engine.store_link import Pinned
+
+PATIENCE_S = 300.0
 
 
 def _library(setting: Setting) -> Load:
@@ -72,11 +80,11 @@ def _store_from_ssd(setting: Setting) -> Load:
     channel = grpc.insecure_channel(str(record["address"]))
     grpc.channel_ready_future(channel).result(timeout=10)
     stub = store_pb2_grpc.StoreStub(channel)
+    checksum_cpu_s.append(partial(_checksum_cpu_s, setting, time.time()))
 
     def load() -> Tensors:
-        for progress in stub.Load(store_pb2.LoadRequest(checkpoint_id=CHECKPOINT_ID)):
-            if progress.done:
-                checksum_cpu_s.append(progress.checksum_cpu_s)
+        for _ in stub.Load(store_pb2.LoadRequest(checkpoint_id=CHECKPOINT_ID)):
+            pass
         reader.connect()
         return reader.tensors(reader.manifest())
 
@@ -95,24 +103,49 @@ def _store_from_dram(setting: Setting) -> Load:
 
 
 def _store_to_model(setting: Setting) -> Load:
-    """As a spare engine does: connected, the pool mapped, its skeleton bound but for the memory's place."""
-    from gpu_worker.engine.binding import bind_ahead, dtype_of
-    from gpu_worker.engine.skeleton import build_skeleton
-
+    """As a spare engine does whose checkpoint is in the pool: pin, and point its parameters there."""
     reader = _Reader(setting)
-    reader.connect()
-    reader.populate()
-    checkpoint = reader.manifest()
-    skeleton = build_skeleton(setting.files.checkpoint, dtype=dtype_of(checkpoint))
-    ahead = bind_ahead(skeleton, checkpoint)
-    assert ahead is not None, "a checkpoint of whole bytes is bound ahead"
+    model, ahead = reader.prepared()
 
     # Any: transformers' models are untyped.
     def load() -> Any:
-        ahead.fill(reader.buffers())
-        return skeleton.model
+        ahead.fill(reader.buffers(reader.pin()))
+        return model
 
     return load
+
+
+def _store_from_ssd_to_model(setting: Setting) -> Load:
+    """As a spare engine does whose checkpoint is on SSD: the pin begins the load, and it binds meanwhile.
+
+    The engine lets its model follow the bytes; here nothing is returned before the last is there, verified.
+    """
+    reader = _Reader(setting)
+    model, ahead = reader.prepared()
+    checksum_cpu_s.append(partial(_checksum_cpu_s, setting, time.time()))
+
+    # Any: transformers' models are untyped.
+    def load() -> Any:
+        pinned = reader.pin(while_loading=True)
+        ahead.fill(reader.buffers(pinned))
+        assert pinned.board is not None, "a cold load takes longer than its pin"
+        if not pinned.board.wait_prefix(pinned.board.bytes_total, PATIENCE_S):
+            raise RuntimeError("the store's load failed, or did not end in time; see its log")
+        return model
+
+    return load
+
+
+def _checksum_cpu_s(setting: Setting, since_unix_s: float) -> float:
+    """What the store's threads say that they took for the checksums of the load which has just ended."""
+    import grpc
+
+    from firstlight.rpc import store_pb2, store_pb2_grpc
+
+    request = store_pb2.LoadRequest(checkpoint_id=CHECKPOINT_ID, since_unix_s=since_unix_s)
+    with grpc.insecure_channel(str(_store_record(setting)["address"])) as channel:
+        *_, last = store_pb2_grpc.StoreStub(channel).Load(request)
+    return float(last.checksum_cpu_s)
 
 
 class _Reader:
@@ -131,20 +164,30 @@ class _Reader:
     def connect(self) -> None:
         self._link = self._loop.run_until_complete(self._link_type.connect(self._socket))
 
-    def populate(self) -> None:
-        """Map the pool's pages ahead, as an engine does when it starts."""
-        self._link.view.populate()
-
     def manifest(self) -> Checkpoint:
         return self._binding.open_at(self._directory)
 
-    def buffers(self) -> list[memoryview]:
-        pinned = self._loop.run_until_complete(self._link.pin(CHECKPOINT_ID))
+    # Any: transformers' models are untyped.
+    def prepared(self) -> tuple[Any, BoundAhead]:
+        """Connected, the pool's pages mapped, and a model bound but for its memory's place."""
+        from gpu_worker.engine.skeleton import build_skeleton
+
+        self.connect()
+        self._link.view.populate()
+        checkpoint = self.manifest()
+        skeleton = build_skeleton(self._directory, dtype=self._binding.dtype_of(checkpoint))
+        ahead = self._binding.bind_ahead(skeleton, checkpoint)
+        assert ahead is not None, "a checkpoint of whole bytes is bound ahead"
+        return skeleton.model, ahead
+
+    def pin(self, *, while_loading: bool = False) -> Pinned:
+        return self._loop.run_until_complete(self._link.pin(CHECKPOINT_ID, while_loading=while_loading))
+
+    def buffers(self, pinned: Pinned) -> list[memoryview]:
         return self._binding.buffers_in_arena(pinned, self._link.view)
 
     def tensors(self, checkpoint: Checkpoint) -> Tensors:
-        pinned = self._loop.run_until_complete(self._link.pin(CHECKPOINT_ID))
-        return self._binding.tensors_in_arena(checkpoint, pinned, self._link.view)
+        return self._binding.tensors_in_arena(checkpoint, self.pin(), self._link.view)
 
 
 # Any: the JSON that a store publishes.
@@ -172,6 +215,15 @@ def _shards(files: BenchmarkFiles) -> list[Path]:
 
 
 WAYS = (
+    Way(
+        name="store-ssd-model",
+        label="Firstlight store: SSD → DRAM → bound model (spare engine)",
+        prepare=_store_from_ssd_to_model,
+        reads=_partition,
+        store="ssd",
+        is_ours=True,
+        is_warm=False,
+    ),
     Way(
         name="store-ssd",
         label="Firstlight store: SSD → DRAM → state dict",

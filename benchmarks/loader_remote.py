@@ -214,7 +214,7 @@ def _cpu_s(pid: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--size-gib", type=float, default=1.0)
+    parser.add_argument("--size-gib", type=float, default=2.4)
     parser.add_argument("--mib-per-s", type=float, default=100.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))

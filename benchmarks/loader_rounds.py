@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import loader_page_cache as page_cache
 from benchmarks.loader_files import BenchmarkFiles
 from benchmarks.loader_limit import Limit
+from benchmarks.loader_pressure import pressure
 from benchmarks.loader_store import BenchmarkStore
 from benchmarks.loader_trial import Taken
 from benchmarks.loader_ways import Way
@@ -112,9 +113,17 @@ def cold_round(
         yield trial, LimitTrial(number, rate, mean((before.cpu_s_per_byte, after.cpu_s_per_byte)))
 
 
-def warm_round(bench: Bench, ways: Sequence[Way], number: int) -> Iterator[Trial]:
+def warm_round(
+    bench: Bench, ways: Sequence[Way], number: int, pressed: Sequence[Way], kind: str
+) -> Iterator[Trial]:
+    """Each way warm; those of `pressed` right behind once more under memory pressure of that kind."""
     for way in rotated(ways, number):
         yield bench.trial(way, "warm", number, bench.warm)
+        if way in pressed:
+            # For each load anew: the one before has read its files back into the page cache.
+            with pressure(kind, way.reads(bench.files)):
+                trial = bench.trial(way, "pressed", number, lambda _: None)
+            yield trial
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def main() -> int:
         checked_s=checked_s,
         returned_cpu_s=returned_cpu,
         resident_cpu_s=resident_cpu,
-        checksum_cpu_s=sum(checksum_cpu_s),
+        checksum_cpu_s=sum(ask() for ask in checksum_cpu_s),
         private_bytes=after.private_bytes - before.private_bytes,
         shared_bytes=after.shared_bytes - before.shared_bytes,
         peak_bytes=after.peak_bytes - before.private_bytes - before.shared_bytes,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 KIB = 1024
-# Of the load that this process makes, where its maker says so: seconds of CPU time for checksums.
-checksum_cpu_s: list[float] = []
+# Asked once the clock has stopped: seconds of CPU time that the load of this process took for its checksums.
+checksum_cpu_s: list[Callable[[], float]] = []
 
 
 def cpu_s(processes: Sequence[int]) -> float:

@@ -9,10 +9,11 @@ import torch
 import transformers
 
 from firstlight.domain.errors import SourceUnsupported
+from gpu_worker.convert.execution_order import in_execution_order
 from gpu_worker.convert.size import DTYPE_BYTES
 from gpu_worker.convert.small_files import small_files
 from gpu_worker.convert.source import locate
-from gpu_worker.convert.weights import in_execution_order, load_model
+from gpu_worker.convert.weights import load_model
 from native_loader import CheckpointWriter, Manifest
 
 # (bytes_done, bytes_total)

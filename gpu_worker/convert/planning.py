@@ -21,6 +21,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig
 
 from firstlight.domain.errors import SourceCorrupt, SourceUnsupported
 from gpu_worker.convert.conversion import aliases_of
+from gpu_worker.convert.execution_order import in_execution_order
 from gpu_worker.convert.gguf_following import Unfollowed, following_gguf
 from gpu_worker.convert.origins import NotStreamable, Origin, gguf_origins, safetensors_origins
 from gpu_worker.convert.provenance import Provenance, Runs
@@ -35,7 +36,7 @@ from gpu_worker.convert.stream_plan import (
     merged,
     unchecked,
 )
-from gpu_worker.convert.weights import has_head, in_execution_order, load_model, require_complete
+from gpu_worker.convert.weights import has_head, load_model, require_complete
 from gpu_worker.engine.architectures import require_supported
 from native_loader.dtypes import BITS, dtype_name, torch_dtype
 from native_loader.manifest import (

@@ -67,24 +67,3 @@ def require_complete(report: dict[str, Any]) -> None:
     for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
         if found := sorted(map(str, report.get(kind) or ())):
             raise SourceCorrupt(f"the weights do not fit the configuration: {kind} {', '.join(found[:3])}")
-
-
-def in_execution_order(model: Any, **inputs: torch.Tensor) -> list[str]:
-    """Names of the state dict in the order one forward pass meets them; what it does not meet comes last.
-
-    `inputs` of the pass are one token on the CPU unless given.
-    """
-    owners: list[str] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _module, _inputs, prefix=prefix: owners.append(prefix))
-        for prefix, module in model.named_modules()
-        if module._parameters or module._buffers
-    ]
-    try:
-        with torch.inference_mode():
-            model(**(inputs or {"input_ids": torch.zeros((1, 1), dtype=torch.int64)}), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    rank = {prefix: index for index, prefix in reversed(list(enumerate(owners)))}
-    return sorted(model.state_dict(), key=lambda name: rank.get(name.rpartition(".")[0], len(owners)))

@@ -6,6 +6,7 @@ done ahead of need costs a warm start nothing.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ class BoundAhead:
         for alias, target in manifest.aliases.items():
             self.tensors[alias], self.shapes[alias] = self.tensors[target], self.shapes[target]
         self.size_bytes = sum(entry.size_bytes for entry in manifest.tensors)
+        self._rehearse()
 
     @staticmethod
     def can_hold(manifest: Manifest) -> bool:
@@ -59,6 +61,9 @@ class BoundAhead:
         """One buffer per partition, at least of its size; nothing is copied. Raises: AttachFailed."""
         if [buffer.nbytes for buffer in buffers] != self._sizes:
             raise AttachFailed(f"memory of {[one.nbytes for one in buffers]} bytes for {self._sizes}")
+        self._point_at(buffers)
+
+    def _point_at(self, buffers: Sequence[memoryview]) -> None:
         with no_warning_about_read_only():
             storages = [
                 torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
@@ -69,3 +74,16 @@ class BoundAhead:
         with torch.no_grad():
             for place in self._places:
                 place.tensor.set_(storages[place.partition], place.offset, place.shape, place.stride)
+
+    def _rehearse(self) -> None:
+        """Do once what an attach will do, over addresses without memory behind them; then be empty again.
+
+        A process does everything more slowly the first time, and nothing may compute with what is not there.
+        """
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        stand_ins = [mmap.mmap(-1, max(size, 1), flags=flags, prot=mmap.PROT_READ) for size in self._sizes]
+        self._point_at([memoryview(one)[:size] for one, size in zip(stand_ins, self._sizes, strict=True)])
+        nothing = torch.empty(0).untyped_storage()
+        with torch.no_grad():
+            for place in self._places:
+                place.tensor.set_(nothing, 0, (0,), (1,))

@@ -83,7 +83,10 @@ class StoreLink:
             connection, view = await asyncio.to_thread(_receive_arena, path)
         except (OSError, ValueError, KeyError) as failure:
             raise EngineGone(f"no arena from the store at {path}: {failure}") from failure
-        return cls(view, connection)
+        link = cls(view, connection)
+        # The first exchange takes three times as long as any later one, and the next is part of a start.
+        await link._ask({"rehearsal": True})
+        return link
 
     async def pin(self, checkpoint_id: str, *, while_loading: bool = False) -> Pinned:
         """Hold a checkpoint until the link ends: a resident one, or also one that is on its way.

@@ -2,6 +2,7 @@
 
 JSON lines over a Unix socket. On connect the store sends, with the read-only arena descriptor attached:
     {"arena_bytes": N, "kind": "hugetlb"}
+    -> {"rehearsal": true} <- {"rehearsed": true}   nothing happens; later exchanges are faster
     -> {"pin": "m@r"}    <- {"pinned": "m@r", "extents": [{"offset", "size_bytes"}…], "directory": "/…"}
     -> {"pin": "m@r", "while_loading": true}
                          <- the same, once its bytes begin to come; "is_loading": true says that they still
@@ -166,6 +167,8 @@ class Handover:
             match json.loads(line):
                 case {"pin": str(checkpoint_id), **rest} if not rest:
                     return self._pin(checkpoint_id, reader, None)
+                case {"rehearsal": True}:
+                    return _Answer({"rehearsed": True})
         except FirstlightError as refusal:
             return _refused(refusal)
         return None

@@ -76,7 +76,7 @@ def test_a_full_disk_is_said_once_and_everything_goes_on_when_there_is_room(
     here = Installation(disk / "state")
     here.env["FIRSTLIGHT_HOST_IDS"] = "host-a"
     # What Temporal has taken and cannot go on with is waited for no longer than this.
-    here.env["FIRSTLIGHT_START_TIMEOUT_S"] = "100"
+    here.env["FIRSTLIGHT_START_TIMEOUT_S"] = "45"
     # A state directory that was used before needs no room for a first model.
     (disk / "state" / "hosts").mkdir(parents=True)
     filler = fill(disk)

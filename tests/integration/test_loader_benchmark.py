@@ -20,7 +20,7 @@ from benchmarks.loader_trial import Taken, touch
 from benchmarks.loader_ways import all_ways
 from benchmarks.report import Report
 
-WAYS = "store-ssd,store-dram,safetensors-load-file"
+WAYS = "store-ssd-model,store-dram-model,safetensors-load-file"
 
 
 @pytest.mark.slow
@@ -36,11 +36,11 @@ def test_a_quick_run_writes_a_report_and_leaves_nothing(tmp_path: Path) -> None:
     measured = {(trial["way"], trial["state"]) for trial in body["trials"]}
     assert measured >= {
         ("limit", "cold"),
-        ("store-ssd", "cold"),
+        ("store-ssd-model", "cold"),
         ("safetensors-load-file", "cold"),
         ("safetensors-load-file", "warm"),
-        ("store-dram", "warm"),
-        ("store-dram", "pressed"),
+        ("store-dram-model", "warm"),
+        ("store-dram-model", "pressed"),
     }
     loads = [trial for trial in body["trials"] if trial["way"] != "limit"]
     assert all(0 < one["returned_s"] <= one["resident_s"] <= one["checked_s"] for one in loads)
@@ -117,7 +117,7 @@ def test_a_loader_slower_than_its_bounds_is_not_said_to_hold() -> None:
     measured = Measured(all_ways(), size_bytes=10**9, read_bytes=10**9)
     for number in range(5):
         measured.limits.append(LimitTrial(number, 1e9, 0.0))
-        measured.trials.append(_trial("store-ssd", "cold", number, 2.0 if number % 2 else 1.0))
+        measured.trials.append(_trial("store-ssd-model", "cold", number, 2.0 if number % 2 else 1.0))
         measured.trials.append(_trial("torch-load", "cold", number, 1.5))
         measured.trials.append(_trial("store-dram-model", "warm", number, 0.02))
         measured.trials.append(_trial("torch-load", "warm", number, 0.06))
