@@ -89,6 +89,8 @@ class Stream:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 there = await self._resume()
+                if self._ahead is not None:
+                    await self._ahead.wind_up()
                 seams = self._ahead.seams if self._ahead is not None else ()
                 ordered = partial(RequestQueue, self._book.entries, seams=seams, skip=there)
                 self._queue = await self._in(self._workers, ordered)

@@ -84,7 +84,6 @@ class Preparation:
         latency_s = (time.monotonic() - began) / 2
         self._ahead.start(headers)
         await self._made_by_planner(headers)
-        await self._ahead.stop()
         plan = await asyncio.to_thread(read_plan, self._plan_folder, file_sizes=self._sizes)
         took_s = time.monotonic() - began
         log.info("planned checkpoint=%s in_s=%.3f", self._order.checkpoint_id, took_s)
