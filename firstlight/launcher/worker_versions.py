@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from temporalio.api.deployment.v1 import WorkerDeploymentInfo
-from temporalio.api.enums.v1 import VersionDrainageStatus
+from temporalio.api.enums.v1 import RoutingConfigUpdateState, VersionDrainageStatus
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkerDeploymentRequest,
     SetWorkerDeploymentCurrentVersionRequest,
@@ -31,6 +33,8 @@ from firstlight.recovery.found import lacks_namespace
 from firstlight.settings import Settings
 
 RETRY_S = 0.2
+# Words of Temporal, which has no code for it.
+_MISSING = "missing active task queues"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,17 +84,22 @@ async def list_versions(client: Client) -> list[WorkerVersion]:
 async def promote(client: Client, build_id: str, *, within_s: float) -> None:
     """Make `build_id` the version that takes new workflows, once a worker of it polls. Idempotent.
 
-    Raises: LaunchError if none polls in time.
+    Once this returns, every task queue knows of it. Raises: LaunchError if none polls in time, or some queue
+    is not told in time.
     """
+    deadline_s = time.monotonic() + within_s
     await _until_known(client, build_id, within_s=within_s)
     request = SetWorkerDeploymentCurrentVersionRequest(
         namespace=client.namespace, deployment_name=CONTROL_DEPLOYMENT, build_id=build_id
     )
-    await client.workflow_service.set_worker_deployment_current_version(request)
+    change = partial(client.workflow_service.set_worker_deployment_current_version, request)
+    await _once_it_polls_everywhere(change, build_id, deadline_s=deadline_s)
+    await _until_routed(client, build_id, deadline_s=deadline_s)
 
 
 async def ramp(client: Client, build_id: str, *, percent: float, within_s: float) -> None:
     """Give `percent` of new workflows to `build_id`, the rest to the current version. Raises: LaunchError."""
+    deadline_s = time.monotonic() + within_s
     await _until_known(client, build_id, within_s=within_s)
     request = SetWorkerDeploymentRampingVersionRequest(
         namespace=client.namespace,
@@ -98,7 +107,9 @@ async def ramp(client: Client, build_id: str, *, percent: float, within_s: float
         build_id=build_id,
         percentage=percent,
     )
-    await client.workflow_service.set_worker_deployment_ramping_version(request)
+    change = partial(client.workflow_service.set_worker_deployment_ramping_version, request)
+    await _once_it_polls_everywhere(change, build_id, deadline_s=deadline_s)
+    await _until_routed(client, build_id, deadline_s=deadline_s)
 
 
 async def _until_known(client: Client, build_id: str, *, within_s: float) -> None:
@@ -107,6 +118,37 @@ async def _until_known(client: Client, build_id: str, *, within_s: float) -> Non
         if time.monotonic() > deadline_s:
             raise LaunchError(
                 f"no control worker with FIRSTLIGHT_WORKER_BUILD_ID={build_id} polls: start one first"
+            )
+        await asyncio.sleep(RETRY_S)
+
+
+async def _once_it_polls_everywhere(
+    change: Callable[[], Awaitable[object]], build_id: str, *, deadline_s: float
+) -> None:
+    """A worker that has just begun polls one of its queues before the others; until then Temporal refuses."""
+    while True:
+        try:
+            await change()
+            return
+        except RPCError as failure:
+            if failure.status is not RPCStatusCode.FAILED_PRECONDITION or _MISSING not in failure.message:
+                raise
+            if time.monotonic() > deadline_s:
+                raise LaunchError(
+                    f"workers with FIRSTLIGHT_WORKER_BUILD_ID={build_id} do not poll every queue that the "
+                    f"current version polls: {failure.message}"
+                ) from failure
+        await asyncio.sleep(RETRY_S)
+
+
+async def _until_routed(client: Client, build_id: str, *, deadline_s: float) -> None:
+    """Temporal answers a change before its task queues have heard of it; older servers do not tell."""
+    in_progress = RoutingConfigUpdateState.ROUTING_CONFIG_UPDATE_STATE_IN_PROGRESS
+    while (info := await _describe(client)) is not None and info.routing_config_update_state == in_progress:
+        if time.monotonic() > deadline_s:
+            raise LaunchError(
+                f"the change for {build_id} is made, but not every task queue has heard of it yet: "
+                "`firstlight workers list` shows it, and this command can be given again"
             )
         await asyncio.sleep(RETRY_S)
 

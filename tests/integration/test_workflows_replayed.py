@@ -174,7 +174,7 @@ async def test_a_download_that_failed_is_resumed_by_itself_and_with_its_start(
     download = naming.download_id(plan.checkpoint.checkpoint_id, plan.host_id)
     assert (await find(client, download)).status == "failed"
     told = await show(client, api.database, download)
-    assert [link.code for link in told.failure] == ["", "source_corrupt"]
+    assert [link.code for link in told.failure] == ["", "source_corrupt", "SourceCorrupt"]
 
     host.download_failure = None
     host.gate.set()
