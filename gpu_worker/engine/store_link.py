@@ -8,11 +8,12 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from firstlight.domain.errors import EngineGone, FirstlightError, error_type
+from firstlight.domain.errors import EngineGone, FirstlightError, InvalidInput, error_type
 from gpu_worker.engine.json_lines import LINE_LIMIT_BYTES
 from native_loader import ArenaView, ProgressBoard
 
@@ -84,8 +85,10 @@ class StoreLink:
         except (OSError, ValueError, KeyError) as failure:
             raise EngineGone(f"no arena from the store at {path}: {failure}") from failure
         link = cls(view, connection)
-        # The first exchange takes three times as long as any later one, and the next is part of a start.
-        await link._ask({"rehearsal": True})
+        # The first exchange takes longer than any later one, and the next is part of a start. A store of an
+        # earlier release, which an upgrade in place may leave running, refuses it and is none the worse.
+        with suppress(InvalidInput):
+            await link._ask({"rehearsal": True})
         return link
 
     async def pin(self, checkpoint_id: str, *, while_loading: bool = False) -> Pinned:
