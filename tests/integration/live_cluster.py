@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from temporalio.client import Client
@@ -79,9 +79,9 @@ class LiveCluster:
         """Decide, and reserve the GPUs."""
         return (await self._decide(model)).plan
 
-    async def start(self, model: str) -> StartPlan:
-        """Decide and start the workflow, as the API does."""
-        request = await self._decide(model)
+    async def start(self, model: str, **changes: int) -> StartPlan:
+        """Decide and start the workflow, as the API does, but for `changes` of what it is asked."""
+        request = replace(await self._decide(model), **changes)  # type: ignore[arg-type]
         await start_cold_start(self.client, request)
         return request.plan
 

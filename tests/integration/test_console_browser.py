@@ -180,10 +180,10 @@ async def test_a_host_is_drained_and_taken_back(api: Stand, host: FakeHost, page
     await page.until(has("#dialog", "Drain host-a?"))
     await is_clear(page)
     await press(page, "Drain")
-    await page.until(has("[data-key=host-host-a] .pill", "draining"))
+    await page.until(has("[data-key=host-host-a] .card-head .pill", "draining"))
     assert await state() == "draining"
     await press(page, "Undrain host-a")
-    await page.until(has("[data-key=host-host-a] .pill", "ready"))
+    await page.until(has("[data-key=host-host-a] .card-head .pill", "ready"))
     assert await state() == "ready"
 
 
