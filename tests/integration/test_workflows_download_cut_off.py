@@ -39,8 +39,8 @@ async def test_the_last_heartbeat_is_shown_and_the_download_goes_on(
 ) -> None:
     operator = Operator(temporal_server.address, database_url)
     source = write_tiny_model(tmp_path / "source", "llama")
-    # The agent stands still behind its last byte: it has beaten, and has not said that it is done. Nor has the
-    # engine's activity, which waits for no more than the bytes and would end the start well.
+    # The agent stands still behind its last byte: it has beaten, and has not said that it is done. Nor has
+    # the engine's activity, which waits for no more than the bytes and would end the start well.
     is_dead = threading.Event()
     stands = [
         faults.arm(f"{activity} ends", lambda reached: bool(is_dead.wait(120)))
