@@ -7,12 +7,19 @@ One JSON object a line, in and out; everything larger is in the folders that the
     -> {"tokenizer": folder, "output": folder}
     <- {"files": [names]}                   written to `output`
     either                                  <- {"error": code, "message": …}
-transformers is imported before the first question, so that the answer does not wait for it.
+transformers is imported before the first question, so that the answer does not wait for it; {"ready": true,
+"pid": …} says that it is.
+
+On a GPU host it is forked from the zygote of engines, which has the same imports, for whoever connects to a
+socket: `converse`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -26,7 +33,7 @@ def serve(questions: TextIO, answers: TextIO) -> None:
     from gpu_worker.convert.rehearsal import rehearse
 
     rehearse()
-    print(json.dumps({"ready": True}), file=answers, flush=True)
+    print(json.dumps({"ready": True, "pid": os.getpid()}), file=answers, flush=True)
     for line in questions:
         print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
 
@@ -75,6 +82,16 @@ def _tokenizer(folder: Path, output: Path) -> dict[str, Any]:
     for name, content in found.items():
         (output / name).write_bytes(content)
     return {"files": sorted(found)}
+
+
+def converse(asked: socket.socket) -> int:
+    """Serve one connection, in a process of its own; its exit status."""
+    # Whoever asked has gone, and wants no answer.
+    with contextlib.suppress(ConnectionError), asked:
+        # What transformers prints belongs to the log.
+        sys.stdout = sys.stderr
+        serve(asked.makefile("r"), asked.makefile("w"))
+    return 0
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from itertools import count
@@ -32,7 +33,14 @@ from gpu_worker.engine.control import (
 from gpu_worker.engine.json_lines import LINE_LIMIT_BYTES, read_message, write_message
 
 # One BLAS thread each: a second thread alive at the fork would be lost in the child, with its locks.
-ZYGOTE_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# What it forks has all it needs on this host: nothing is looked for on the network, or told on a terminal.
+ZYGOTE_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
+}
 
 
 class Calls:
@@ -222,11 +230,13 @@ class Nursery:
         socket_path: Path,
         model_types: Sequence[str] = (),
         executable: Sequence[str] = (sys.executable, "-m", "gpu_worker.engine.zygote"),
+        planners: socket.socket | None = None,
     ) -> Nursery:
         """Listen and start the zygote; returns before its imports are done.
 
         `socket_path` must be shorter than 100 characters.
         `model_types` adds architectures to import and warm beyond the usual ones.
+        Who connects to `planners`, a socket that listens, gets a planner of conversions.
         """
         nursery = cls(socket_path)
         socket_path.unlink(missing_ok=True)
@@ -238,7 +248,9 @@ class Nursery:
             *executable,
             *("--socket", str(socket_path), "--supervisor-pid", str(os.getpid())),
             *(argument for name in model_types for argument in ("--model-type", name)),
+            *(("--planners-fd", str(planners.fileno())) if planners is not None else ()),
             env={**os.environ, **ZYGOTE_ENVIRONMENT},
+            pass_fds=(planners.fileno(),) if planners is not None else (),
         )
         return nursery
 

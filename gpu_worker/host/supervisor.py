@@ -47,6 +47,7 @@ class Supervisor:
         self.store = StoreProcess(store_config)
         self.zygote = KeptZygote(
             self._socket_dir,
+            planner_socket=store_config.planner_socket_path,
             executable=(*ZYGOTE, "--host-id", config.host_id, "--log-format", config.log_format),
         )
         self.spares = Spares(

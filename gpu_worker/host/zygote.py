@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -21,11 +22,16 @@ log = logging.getLogger("host.zygote")
 
 
 class KeptZygote:
-    """Starts a zygote, and another when it ends. Engines of an ended one serve on."""
+    """Starts a zygote, and another when it ends. Engines of an ended one serve on.
 
-    def __init__(self, socket_dir: Path, *, executable: Sequence[str] = ZYGOTE) -> None:
+    Planners of conversions are had at `planner_socket` from `start` on: who comes early waits there.
+    """
+
+    def __init__(self, socket_dir: Path, *, planner_socket: Path, executable: Sequence[str] = ZYGOTE) -> None:
         self._socket_dir = socket_dir
         self._executable = executable
+        self._planner_socket = planner_socket
+        self._planners: socket.socket | None = None
         self._names = count(1)
         self._nursery: Nursery | None = None
         self._ready = asyncio.Event()
@@ -39,6 +45,7 @@ class KeptZygote:
         return self._nursery.zygote_pid if self._nursery is not None and self._ready.is_set() else None
 
     def start(self) -> None:
+        self._planners = _listen(self._planner_socket)
         self._task = asyncio.get_running_loop().create_task(self._keep())
 
     async def spawn(self, config: EngineConfig) -> EngineHandle:
@@ -65,13 +72,18 @@ class KeptZygote:
         nurseries = [*self._old, *([self._nursery] if self._nursery is not None else [])]
         for nursery in nurseries:
             await nursery.close()
+        if self._planners is not None:
+            self._planners.close()
+            self._planner_socket.unlink(missing_ok=True)
 
     async def _keep(self) -> None:
         backoff = Backoff()
         while True:
             began = time.monotonic()
             path = self._socket_dir / f"engines-{next(self._names)}.sock"
-            self._nursery = await Nursery.start(socket_path=path, executable=self._executable)
+            self._nursery = await Nursery.start(
+                socket_path=path, executable=self._executable, planners=self._planners
+            )
             await self._watch(self._nursery)
             self._ready.clear()
             # A fresh event for the next zygote: whoever waits for this one's end holds this one.
@@ -94,3 +106,14 @@ class KeptZygote:
         log.info("zygote ready pid=%d in_s=%.1f", nursery.zygote_pid, time.monotonic() - began)
         self._ready.set()
         await nursery.wait_zygote_exit()
+
+
+def _listen(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(path))
+    path.chmod(0o600)
+    listening.listen()
+    # Two zygotes may hold it, an old one that ends and its successor: neither must hang in an accept.
+    listening.setblocking(False)
+    return listening

@@ -29,8 +29,8 @@ class StoreConfig:
     At `peer_port` other stores fetch from this one, if they show the secret in `peer_secret_file`; without
     one that is open on loopback and closed elsewhere.
     `tls_dir` and `may_be_plain` are as in firstlight.rpc.identity.
-    `planner_warm_after_s` has a planner of conversions ready so long after the start, and keeps it: a few
-    hundred megabytes, for seconds less before the first layer of a download. None: started when needed.
+    `planner_warm_after_s` has a planner of conversions ready so long after the start, and keeps it: some
+    megabytes where a zygote forks it, a few hundred where not. None: made when needed.
     `arena_prefault` False leaves pages to their first use (tests; a slow first load in exchange).
     """
 
@@ -87,6 +87,11 @@ class StoreConfig:
             return path
         digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"firstlight-{digest}" / "store.sock"
+
+    @property
+    def planner_socket_path(self) -> Path:
+        """Where a supervisor has planners of conversions forked; a store alone starts its own."""
+        return self.socket_path.with_name("planners.sock")
 
     def make_socket_dir(self) -> None:
         """Make the folder of `socket_path`, for this user only. Raises: InvalidSettings."""

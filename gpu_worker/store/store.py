@@ -25,7 +25,7 @@ from gpu_worker.store.probe import Figures, Prober
 from gpu_worker.store.reach import Reach
 from gpu_worker.store.sources.peer import PeerClient
 from gpu_worker.store.ssd_cache import SsdCache
-from gpu_worker.store.streaming.planner import Planner
+from gpu_worker.store.streaming.planner import IDLE_S, Planner
 
 log = logging.getLogger("store")
 
@@ -62,7 +62,10 @@ class Store:
         self.loads.on_idle = self._check_book
         self._forget_needs: asyncio.TimerHandle | None = None
         self._planner_warm_after_s = config.planner_warm_after_s
-        self.planner = Planner() if config.planner_warm_after_s is None else Planner(idle_s=None)
+        self.planner = Planner(
+            forked_at=config.planner_socket_path,
+            idle_s=IDLE_S if config.planner_warm_after_s is None else None,
+        )
         secret = read_secret(config.peer_secret_file)
         self.peers = PeerClient(secret=secret)
         self.own_copies = OwnCopies(

@@ -102,6 +102,7 @@ def test_the_demonstration_answers_and_shows_what_its_start_took(installation: I
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_the_next_one_minds(installation: Installation) -> None:
+    installation.env["FIRSTLIGHT_HOST_IDS"] = "host-a"
     with installation.up() as launcher:
         everything = processes_of(installation.record())
         launcher.kill()

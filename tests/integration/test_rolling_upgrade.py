@@ -13,10 +13,13 @@ import pytest
 import pytest_asyncio
 
 from firstlight.database import migrations_repository
-from firstlight.database.records import MigrationRecord
+from firstlight.database.records import HostRecord, MigrationRecord
+from firstlight.domain.errors import FirstlightError
 from firstlight.domain.lifecycle import HostState
 from firstlight.launcher.embedded.temporal import EmbeddedTemporal
 from firstlight.launcher.machine_checks import free_port
+from firstlight.rpc.channels import Channels
+from firstlight.rpc.clients import HostClient
 from tests.integration.conftest import execute
 from tests.integration.live_cluster import LiveCluster, live_cluster
 from tests.integration.rolling_clients import MODEL, PROMPTS, TOKENS, Answer, RollingClients, ask
@@ -77,8 +80,9 @@ class Fleet:
 
     async def _is_ready(self, role: str) -> bool:
         if role in self.hosts:
-            states = {host.host_id: host.state for host in await self.cluster.hosts()}
-            return states.get(self.hosts[role]) is HostState.READY
+            hosts = {host.host_id: host for host in await self.cluster.hosts()}
+            host = hosts.get(self.hosts[role])
+            return host is not None and host.state is HostState.READY and await _has_spare(host)
         if role not in self.ports:
             return True
         async with httpx.AsyncClient(trust_env=False) as http:
@@ -117,6 +121,17 @@ async def fleet(cluster: LiveCluster, tmp_path: Path) -> Fleet:
         )
     assert deployed.is_success, deployed.text
     return fleet
+
+
+async def _has_spare(host: HostRecord) -> bool:
+    """Whether streams can move there at once: before it, those that are to leave the next host end first."""
+    async with Channels() as channels:
+        try:
+            engines = (await HostClient(channels, host.host_address).list_engines()).engines
+        except FirstlightError:
+            # Its address is that of the process before it.
+            return False
+    return any(one.state == "spare" for one in engines)
 
 
 async def until_answered(clients: RollingClients, more: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sys
 import time
@@ -11,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from firstlight.domain.errors import FirstlightError, SourceCorrupt, error_type
-from gpu_worker.store.tied_process import kill_group, start_tied
+from firstlight.domain.errors import SourceCorrupt, error_type
+from gpu_worker.store.streaming import planner_process
+from gpu_worker.store.streaming.planner_process import PlannerProcess
 
 log = logging.getLogger("store.plan")
 
@@ -26,20 +26,31 @@ NICENESS = 5
 class Planner:
     """One question at a time, in the order they come. Raises what the conversion itself would raise.
 
-    Its process ends when nothing was asked for `idle_s`; None keeps it.
+    Its process is forked by the zygote behind the socket `forked_at`, or where there is none runs `command`.
+    It ends when nothing was asked for `idle_s`; None keeps it.
     """
 
-    def __init__(self, *, command: Sequence[str] = PLANNER, idle_s: float | None = IDLE_S) -> None:
+    def __init__(
+        self,
+        *,
+        command: Sequence[str] = PLANNER,
+        forked_at: Path | None = None,
+        idle_s: float | None = IDLE_S,
+    ) -> None:
         self._command = tuple(command)
+        self._forked_at = forked_at
         self._idle_s = idle_s
         self._turn = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: PlannerProcess | None = None
         self._ending: asyncio.TimerHandle | None = None
         self._later: asyncio.TimerHandle | None = None
         self._warming: asyncio.Task[None] | None = None
 
     def warm(self, *, niceness: int = 0) -> None:
-        """Have it ready soon; answers at once. A positive niceness is kept for its life."""
+        """Have it ready soon; answers at once.
+
+        A positive niceness is kept for life by one that imports for itself, which takes seconds of a core.
+        """
         if self._warming is None or self._warming.done():
             self._warming = asyncio.get_running_loop().create_task(self._warm(niceness))
             # A failure is met again by whoever asks; here it is only looked at.
@@ -89,7 +100,7 @@ class Planner:
                 self._ending.cancel()
             try:
                 process = await self._started()
-                answer = await _exchange(process, question)
+                answer = await process.ask(question)
             except BaseException:
                 # Half a conversation, and nobody to tell which answer belongs to what.
                 await self._end()
@@ -102,18 +113,17 @@ class Planner:
             raise kind(str(answer.get("message")))
         return answer
 
-    async def _started(self, niceness: int = 0) -> asyncio.subprocess.Process:
-        if self._process is None or self._process.returncode is not None:
+    async def _started(self, niceness: int = 0) -> PlannerProcess:
+        if self._process is not None and self._process.has_ended:
+            await self._end()
+        if self._process is None:
             began = time.monotonic()
-            self._process = await start_tied(
-                self._command,
-                env={"TQDM_DISABLE": "1"},
-                has_output=True,
-                has_input=True,
-                niceness=niceness,
-            )
-            await _line(self._process)
-            log.info("planner warm in_s=%.2f", time.monotonic() - began)
+            forked = None
+            if self._forked_at is not None:
+                forked = await planner_process.forked_at(self._forked_at)
+            self._process = forked or await planner_process.started(self._command, niceness=niceness)
+            how = "started" if forked is None else "forked"
+            log.info("planner warm in_s=%.2f by=%s", time.monotonic() - began, how)
         return self._process
 
     def _rest(self) -> None:
@@ -123,35 +133,11 @@ class Planner:
     def _end_when_idle(self) -> None:
         if not self._turn.locked() and self._process is not None:
             log.info("planner ends, nothing was asked for a while")
-            kill_group(self._process)
+            self._process.kill()
 
     async def _end(self) -> None:
         if self._ending is not None:
             self._ending.cancel()
         if self._process is not None:
-            kill_group(self._process)
-            await self._process.wait()
-            self._process = None
-
-
-async def _exchange(process: asyncio.subprocess.Process, question: dict[str, str]) -> dict[str, Any]:
-    assert process.stdin is not None
-    try:
-        process.stdin.write(json.dumps(question).encode() + b"\n")
-        await process.stdin.drain()
-    except OSError as failure:
-        raise FirstlightError(f"the planner of conversions is gone: {failure}") from failure
-    return await _line(process)
-
-
-async def _line(process: asyncio.subprocess.Process) -> dict[str, Any]:
-    assert process.stdout is not None
-    while line := await process.stdout.readline():
-        try:
-            message = json.loads(line)
-        except ValueError:
-            log.info("planner said %s", line[:200])
-            continue
-        if isinstance(message, dict):
-            return message
-    raise FirstlightError("the planner of conversions ended without a word; memory may have run out")
+            process, self._process = self._process, None
+            await process.end()
