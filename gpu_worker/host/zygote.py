@@ -24,10 +24,16 @@ log = logging.getLogger("host.zygote")
 class KeptZygote:
     """Starts a zygote, and another when it ends. Engines of an ended one serve on.
 
-    Planners of conversions are had at `planner_socket` from `start` on: who comes early waits there.
+    Planners of conversions are had at `planner_socket`, if given, from `start` on: who comes early waits there.
     """
 
-    def __init__(self, socket_dir: Path, *, planner_socket: Path, executable: Sequence[str] = ZYGOTE) -> None:
+    def __init__(
+        self,
+        socket_dir: Path,
+        *,
+        planner_socket: Path | None = None,
+        executable: Sequence[str] = ZYGOTE,
+    ) -> None:
         self._socket_dir = socket_dir
         self._executable = executable
         self._planner_socket = planner_socket
@@ -45,7 +51,8 @@ class KeptZygote:
         return self._nursery.zygote_pid if self._nursery is not None and self._ready.is_set() else None
 
     def start(self) -> None:
-        self._planners = _listen(self._planner_socket)
+        if self._planner_socket is not None:
+            self._planners = _listen(self._planner_socket)
         self._task = asyncio.get_running_loop().create_task(self._keep())
 
     async def spawn(self, config: EngineConfig) -> EngineHandle:
@@ -72,7 +79,7 @@ class KeptZygote:
         nurseries = [*self._old, *([self._nursery] if self._nursery is not None else [])]
         for nursery in nurseries:
             await nursery.close()
-        if self._planners is not None:
+        if self._planners is not None and self._planner_socket is not None:
             self._planners.close()
             self._planner_socket.unlink(missing_ok=True)
 
