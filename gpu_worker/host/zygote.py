@@ -24,7 +24,7 @@ log = logging.getLogger("host.zygote")
 class KeptZygote:
     """Starts a zygote, and another when it ends. Engines of an ended one serve on.
 
-    Planners of conversions are had at `planner_socket` from `start` on, if one is given: who comes early waits.
+    Planners of conversions are had at `planner_socket` from `start` on: who comes early waits. None: nowhere.
     """
 
     def __init__(
