@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from api.catalog import Catalog
 from api.routing.lane import Slot
@@ -10,7 +11,10 @@ from api.routing.route_table import RouteTable
 from api.text.model_text import ModelText
 from api.text_cache import TextCache
 from firstlight.database.models_repository import ModelRecord
-from firstlight.domain.errors import UnknownCheckpoint
+from firstlight.domain.errors import EngineGone, StartTimeout, UnknownCheckpoint
+
+# A store that has died is back within seconds; one that only restarts soon answers.
+_ASKED_AGAIN_AFTER_S, _ASKED_AGAIN_AT_LEAST_EVERY_S = 0.1, 1.0
 
 
 class Admission:
@@ -41,7 +45,7 @@ class Admission:
             if loading.done() and (text := loading.result()) is not None:
                 return text
             slot = await presence
-            return await loading or await self._load_from(record, slot)
+            return await loading or await self._load_from(record, slot, deadline_s, request_id)
         finally:
             for task in (presence, loading):
                 task.cancel()
@@ -52,11 +56,29 @@ class Admission:
         fresh = record if record.manifest_digest else await self._catalog.reload(record.name)
         return await self._texts.load(fresh or record, host_id=None)
 
-    async def _load_from(self, record: ModelRecord, slot: Slot) -> ModelText:
-        text = await self._texts.load(record, host_id=slot.route.host_id)
-        if text is None:
-            raise UnknownCheckpoint(
-                f"host {slot.route.host_id} serves {record.name!r} and cannot give its tokenizer",
-                model=record.name,
-            )
-        return text
+    async def _load_from(
+        self, record: ModelRecord, slot: Slot, deadline_s: float, request_id: str
+    ) -> ModelText:
+        """From the host that serves it. One whose store has just died is asked again until the deadline:
+
+        its start goes on, there or elsewhere, and the files are in their place again before it is over.
+        """
+        lane = self._table.lane(record.name)
+        delay_s, was_away = _ASKED_AGAIN_AFTER_S, False
+        while True:
+            try:
+                text = await self._texts.load(record, host_id=slot.route.host_id)
+                if text is not None:
+                    return text
+                if not was_away or time.monotonic() + delay_s > deadline_s:
+                    raise UnknownCheckpoint(
+                        f"host {slot.route.host_id} serves {record.name!r} and cannot give its tokenizer",
+                        model=record.name,
+                    )
+            except (EngineGone, StartTimeout):
+                was_away = True
+                if time.monotonic() + delay_s > deadline_s:
+                    raise
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, _ASKED_AGAIN_AT_LEAST_EVERY_S)
+            slot = await lane.take(deadline_s=deadline_s, request_id=request_id, needs_slot=False)

@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,9 @@ from gpu_worker.store.sources.dispatch import describe_source
 
 log = logging.getLogger(__name__)
 
+# For a request to follow the connection it comes by; an idle connection holds a stop up for so long.
+REQUEST_FOLLOWS_WITHIN_S = 0.5
+
 
 class ApiServer(uvicorn.Server):
     """Leaves signals to the role's own shell: uvicorn would end the process before we have closed.
@@ -50,8 +54,21 @@ class ApiServer(uvicorn.Server):
         gc.freeze()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Whoever has connected by now is answered, also who has not said yet for what."""
         self._on_stop()
+        # Connections that wait to be accepted would be reset by the close; a turn of the loop takes them.
+        await asyncio.sleep(0.01)
+        for server in self.servers:
+            server.close()
+        deadline_s = time.monotonic() + REQUEST_FOLLOWS_WITHIN_S
+        # uvicorn tells nobody of a request; this is at a stop, and soon over.
+        while self._has_silent_connections() and time.monotonic() < deadline_s:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         await super().shutdown(sockets)
+
+    def _has_silent_connections(self) -> bool:
+        """Whether a connection has brought no request yet: uvicorn would close it without a word."""
+        return any(getattr(one, "cycle", None) is None for one in self.server_state.connections)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -195,6 +195,8 @@ class FakeStore(store_pb2_grpc.StoreServicer):
     files: dict[str, dict[str, bytes]]
     prepared: list[str] = field(default_factory=list)
     served: list[str] = field(default_factory=list)
+    # Answers to come that do not: as of one that dies over a question, and is back for the next.
+    deaths: int = 0
 
     def __post_init__(self) -> None:
         self._server = grpc.aio.server()
@@ -222,6 +224,9 @@ class FakeStore(store_pb2_grpc.StoreServicer):
     ) -> store_pb2.GetFilesReply:
         from firstlight.domain.errors import UnknownCheckpoint
 
+        if self.deaths:
+            self.deaths -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         async with answering(context):
             if request.checkpoint_id not in self.files:
                 raise UnknownCheckpoint(f"{request.checkpoint_id} is not here")

@@ -72,6 +72,28 @@ async def test_a_hundred_requests_at_once_cause_one_start(api: Stand, host: Fake
         assert asyncio.get_running_loop().time() < deadline
 
 
+async def test_a_store_that_dies_over_the_tokenizer_is_asked_again(api: Stand, host: FakeHost) -> None:
+    await api.deploy(MODEL)
+    host.token_at = scripted(ids_of("yes"))
+    api.store.deaths = 3
+    assert await ask(api) == "yes"
+    assert api.store.deaths == 0
+
+
+async def test_a_store_that_stays_away_is_named_at_the_deadline(
+    database: Database, tmp_path: Path, temporal_server: EmbeddedTemporal
+) -> None:
+    address = temporal_server.address
+    async with (
+        stand(database, tmp_path, temporal_address=address, start_timeout_s=8) as api,
+        working_cluster(api, address, "host-a"),
+    ):
+        await api.deploy(MODEL)
+        api.store.deaths = 1_000_000
+        with pytest.raises(openai.InternalServerError, match=r"store .* is not answering"):
+            await ask(api)
+
+
 async def test_a_stream_says_that_it_is_starting_and_then_answers(api: Stand, host: FakeHost) -> None:
     await api.deploy(MODEL)
     host.token_at = scripted(ids_of("here I am"))

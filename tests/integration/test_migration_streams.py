@@ -191,3 +191,22 @@ async def test_an_api_that_stops_tells_the_clients_it_cuts_off(database: Databas
         # It has stopped by now.
         await asyncio.wait_for(events.reading, 10)
     assert events.events[-1]["error"]["code"] == "cancelled" and events.is_done
+
+
+async def test_a_request_that_follows_its_connection_into_a_stop_is_answered(
+    database: Database, tmp_path: Path
+) -> None:
+    async with stand(database, tmp_path) as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(api.url).port)
+
+        async def ask() -> bytes:
+            # By now the API is told to stop, and takes no more connections.
+            await asyncio.sleep(0.3)
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", httpx.URL(api.url).port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            return await reader.readline()
+
+        asking = asyncio.create_task(ask())
+    assert await asking == b"HTTP/1.1 200 OK\r\n"
+    writer.close()
