@@ -40,8 +40,11 @@ def tiny_embedder(directory: Path) -> Path:
     return directory
 
 
-def tiny_source(directory: Path, *, seed: int = 0, context: int = 512) -> Path:
-    """A Hugging Face directory of a random llama with a real tokenizer and chat template. It never stops."""
+def tiny_source(directory: Path, *, seed: int = 0, context: int = 512, width: int = 128) -> Path:
+    """A Hugging Face directory of a random llama with a real tokenizer and chat template. It never stops.
+
+    `width` is of its feed-forward layers: what makes it as large as a test needs, by 1.5 KB each.
+    """
     directory.mkdir(parents=True)
     files = text_files()
     vocabulary = Tokenizer.from_str(files["tokenizer.json"].decode()).get_vocab_size()
@@ -49,7 +52,7 @@ def tiny_source(directory: Path, *, seed: int = 0, context: int = 512) -> Path:
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=64,
-        intermediate_size=128,
+        intermediate_size=width,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
