@@ -59,13 +59,16 @@ class Bench:
     limit: Limit
 
     def trial(self, way: Way, state: str, number: int, settle: Callable[[Way], None]) -> Trial:
-        """Start the process, put the caches into their state by `settle`, load. Raises: TrialFailed."""
+        """Put the caches into their state by `settle`, start the process, see that they still are, load.
+
+        Not only after the start: a virtual machine that takes gigabytes for its page cache may lose how its
+        host maps all other memory, and the next touch of each page then takes microseconds (docs/log.md).
+        What a process touches while it is prepared is mapped again. Raises: TrialFailed.
+        """
+        self._settle(way, settle)
         with _waiting(way, self) as process:
-            if self.store and way.store == "ssd":
-                self.store.make_cold()
-            elif self.store and way.store == "dram":
-                self.store.make_resident()
-            settle(way)
+            # An import may have disturbed them.
+            self._settle(way, settle)
             output, complaint = process.communicate("go\n", timeout=PATIENCE_S)
         try:
             record = json.loads(output)
@@ -75,6 +78,13 @@ class Bench:
         if taken.wrong:
             raise TrialFailed(f"{way.name}, {state}: other bytes than were saved in {', '.join(taken.wrong)}")
         return Trial(way.name, state, number, taken)
+
+    def _settle(self, way: Way, settle: Callable[[Way], None]) -> None:
+        if self.store and way.store == "ssd":
+            self.store.make_cold()
+        elif self.store and way.store == "dram":
+            self.store.make_warm()
+        settle(way)
 
     def limit_trial(self, number: int) -> LimitTrial:
         page_cache.drop([self.files.partition])

@@ -2,8 +2,8 @@
 
     python -m benchmarks.loader_trial WAY DIRECTORY [STORE_ADDRESS_FILE]
 
-Imports and prepares, says "ready", waits for a line, loads, and prints what it took as JSON. Whoever started
-it puts the caches into their state between "ready" and the line, so that no import can disturb them.
+Imports and prepares, says "ready", waits for a line, loads, and prints what it took as JSON. The caches are
+put into their state before it is started; between "ready" and the line they are seen to be in it still.
 """
 
 from __future__ import annotations
