@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from firstlight.contracts.starts import CheckpointRef, StartPlan
 from firstlight.database.decision_json import estimate_from_json
-from firstlight.database.giving_way import still_promised
+from firstlight.database.giving_way import GPUS_AWAITED
 from firstlight.database.plan_reading import planned_victim
 from firstlight.database.tables import CheckpointRow, DecisionRow, InstanceRow, ModelRow
 from firstlight.domain.lifecycle import InstanceState
@@ -16,7 +16,7 @@ from firstlight.domain.lifecycle import InstanceState
 async def current_plan(session: AsyncSession, instance_id: str) -> StartPlan | None:
     """None: it does not start (any more)."""
     found = await session.execute(
-        select(DecisionRow, InstanceRow, ModelRow, CheckpointRow)
+        select(DecisionRow, InstanceRow, ModelRow, CheckpointRow, GPUS_AWAITED)
         .join(InstanceRow, InstanceRow.decision_id == DecisionRow.decision_id)
         .join(ModelRow, ModelRow.model_id == InstanceRow.model_id)
         .join(CheckpointRow, CheckpointRow.checkpoint_id == InstanceRow.checkpoint_id)
@@ -25,7 +25,7 @@ async def current_plan(session: AsyncSession, instance_id: str) -> StartPlan | N
     rows = found.one_or_none()
     if rows is None:
         return None
-    decision, instance, model, checkpoint = rows
+    decision, instance, model, checkpoint, awaited = rows
     return StartPlan(
         decision_id=decision.decision_id,
         instance_id=instance.instance_id,
@@ -46,7 +46,7 @@ async def current_plan(session: AsyncSession, instance_id: str) -> StartPlan | N
         decided_at_unix_s=decision.decided_at.timestamp(),
         context_length=model.context_length,
         victims=[planned_victim(document) for document in decision.victims],
-        awaits_gpus=await still_promised(session, instance.instance_id) > 0,
+        awaits_gpus=awaited > 0,
     )
 
 

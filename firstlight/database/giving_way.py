@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from firstlight.contracts.starts import PlannedVictim, StartPlan
@@ -191,21 +191,32 @@ async def _held(
     return sorted(found)
 
 
-async def still_promised(session: AsyncSession, instance_id: str) -> int:
-    """How many of a start's GPUs others still hold."""
-    found = await session.scalars(select(PromiseRow.gpu_index).where(PromiseRow.instance_id == instance_id))
-    return len(found.all())
+# How many of a start's GPUs others still hold, to be selected with its row: asked for by itself, before or
+# after, the answer may be about another moment, at which the start was given up or planned anew.
+GPUS_AWAITED = (
+    select(func.count())
+    .select_from(PromiseRow)
+    .where(PromiseRow.instance_id == InstanceRow.instance_id)
+    .correlate(InstanceRow)
+    .scalar_subquery()
+)
 
 
 async def awaited_gpus(session: AsyncSession, *, instance_id: str, epoch: int) -> int:
-    """As `still_promised`, for a plan that must still be in force. Raises: UnknownInstance, StaleEpoch."""
-    row = await session.get(InstanceRow, instance_id, populate_existing=True)
-    if row is None:
+    """How many of its GPUs others still hold, of a plan in force. Raises: UnknownInstance, StaleEpoch."""
+    found = await session.execute(
+        select(InstanceRow.state, InstanceRow.epoch, InstanceRow.is_live, GPUS_AWAITED).where(
+            InstanceRow.instance_id == instance_id
+        )
+    )
+    rows = found.one_or_none()
+    if rows is None:
         raise UnknownInstance(f"there is no instance {instance_id!r}", instance_id=instance_id)
-    if row.epoch != epoch or not row.is_live:
+    state, in_force, is_live, awaited = rows
+    if in_force != epoch or not is_live:
         raise StaleEpoch(
-            f"instance {instance_id} is {row.state} under epoch {row.epoch}; epoch {epoch} is too late",
+            f"instance {instance_id} is {state} under epoch {in_force}; epoch {epoch} is too late",
             instance_id=instance_id,
             epoch=epoch,
         )
-    return await still_promised(session, instance_id)
+    return int(awaited)

@@ -8,7 +8,7 @@ import time
 import pytest
 from fleets import add_host, add_model, placed, plan, publish, running
 from giving_way_scene import abandon, end, has_load, is_busy, one_host, says, two_hosts
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from firstlight.contracts.hosts import EngineRow, FailHostInput, HostReport, MendInput
 from firstlight.contracts.instances import BeginDrainInput, FinishInput
@@ -120,6 +120,28 @@ async def test_a_start_given_up_gives_its_promise_up(database: Database) -> None
     assert await holders(database) == {}
     # And the next one is placed as ever.
     assert isinstance((await plan(database, "other")).decision, Place)
+
+
+async def test_a_start_given_up_while_its_gpus_are_asked_for_has_none(database: Database) -> None:
+    """Its promises are gone then: that is not to be taken for GPUs that have become its own."""
+    await one_host(database)
+    new = await placed(database, "new", ask_engines=says())
+    async with database.transaction() as session:
+        await session.execute(text(f"LOCK TABLE {PromiseRow.__tablename__} IN ACCESS EXCLUSIVE MODE"))
+        asking = asyncio.create_task(awaits(database, new))
+        async with asyncio.timeout(10):
+            while not await waits_for_a_lock(database):
+                assert not asking.done()
+                await asyncio.sleep(0.01)
+        await starts_repository.abandon_start(session, AbandonInput(new, "start_failed", "test"))
+    with pytest.raises(StaleEpoch):
+        await asking
+
+
+async def waits_for_a_lock(database: Database) -> bool:
+    async with database.session() as session:
+        found = await session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        return bool(found)
 
 
 async def test_giving_up_and_giving_back_at_once_never_meet_across(database: Database) -> None:

@@ -24,9 +24,10 @@ from firstlight.rpc.store_pb2 import DownloadProgress
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.sources import describe_source
 from tests.integration import store_s3
-from tests.integration.store_processes import command_line, descendants
+from tests.integration.store_processes import descendants
 from tests.integration.store_proxy import slow_proxy
 from tests.integration.store_reader import Reader
+from tests.integration.test_forked_planner import kept_zygote
 from tests.integration.test_store_process import RunningStore, running_store
 
 MIB = 2**20
@@ -62,15 +63,26 @@ def s3(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[str]:
         yield endpoint
 
 
+@pytest.fixture(scope="module")
+async def planners(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Path]:
+    """Where the stores have planners of conversions forked, as on a host: by a zygote of engines."""
+    folder = tmp_path_factory.mktemp("zygote") / "host"
+    async with kept_zygote(folder):
+        yield folder / "planners.sock"
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> StoreConfig:
-    return StoreConfig(
+def config(tmp_path: Path, planners: Path) -> StoreConfig:
+    made = StoreConfig(
         host_id="host-t",
         state_dir=str(tmp_path / "state"),
         ssd_capacity_bytes=400 * MIB,
         dram_capacity_bytes=100 * MIB,
         fetch_parallelism=2,
     )
+    made.make_socket_dir()
+    made.planner_socket_path.symlink_to(planners)
+    return made
 
 
 @pytest.fixture
@@ -194,8 +206,8 @@ async def test_a_full_ssd_is_said_and_leaves_nothing(config: StoreConfig, model:
             await download(store, model.as_uri())
         inventory = await store.client.inventory()
         assert inventory.ssd_used_bytes == 0 and not inventory.checkpoints
-        # Its planner is kept for the next one; a converter would not be.
-        assert all("--serve-plans" in command_line(pid) for pid in descendants(store.process.pid))
+        # No converter is left; its planner is the zygote's.
+        assert not descendants(store.process.pid)
 
 
 async def test_an_architecture_nobody_serves_is_refused_in_words(store: RunningStore, tmp_path: Path) -> None:
