@@ -179,6 +179,7 @@ async def mend_placements(session: AsyncSession, report: HostReport) -> list[str
         )
     ).all()
     kept = {(row.checkpoint_id, Tier(row.tier)): PlacementState(row.state) for row in rows}
+    written_bytes = {(row.checkpoint_id, Tier(row.tier)): row.size_bytes for row in rows}
     stored = await _known(session, report.stored)
     real = {
         (row.checkpoint_id, tier): PlacementState.QUARANTINED if row.quarantined else PlacementState.READY
@@ -198,7 +199,9 @@ async def mend_placements(session: AsyncSession, report: HostReport) -> list[str
         if tier is Tier.SSD and checkpoint_id in condemned:
             await _record_damage(session, host_id=report.host_id, checkpoint_id=checkpoint_id)
     for (checkpoint_id, tier), state in sorted(real.items()):
-        if kept.get((checkpoint_id, tier)) is state:
+        is_known = kept.get((checkpoint_id, tier)) is state
+        # A route that is published while its first download runs has written what that was expected to take.
+        if is_known and written_bytes[(checkpoint_id, tier)] == sizes[checkpoint_id]:
             continue
         await write_placement(
             session,
@@ -208,7 +211,8 @@ async def mend_placements(session: AsyncSession, report: HostReport) -> list[str
             size_bytes=sizes[checkpoint_id],
             state=state,
         )
-        mended.append(f"{report.host_id} holds {checkpoint_id} in {tier} ({state})")
+        if not is_known:
+            mended.append(f"{report.host_id} holds {checkpoint_id} in {tier} ({state})")
     if mended:
         await forget_unused_checkpoints(session)
     return mended

@@ -246,6 +246,22 @@ async def test_placements_follow_the_report(database: Database) -> None:
     assert await mended(unknown) == 0
 
 
+async def test_a_placement_has_the_size_that_the_store_tells(database: Database) -> None:
+    """Not the one that was expected when its route was published, while its first download ran."""
+    await add_host(database, "host-a")
+    await add_model(database, "tiny")
+    start = await placed(database, "tiny")
+    await publish(database, start, size=605_000_000)
+
+    async def sizes() -> set[int]:
+        return {row.size_bytes for row in (await hosts(database))["host-a"].placements}
+
+    told = stored()
+    assert await sizes() == {605_000_000}
+    receipt = await mend(database, engines=[engine(start)], held=[told])
+    assert await sizes() == {told.size_bytes} and receipt.mended == []
+
+
 async def test_a_copy_that_its_own_store_condemned_is_written_down_once(database: Database) -> None:
     await add_host(database, "host-a")
     await add_model(database, "tiny")
