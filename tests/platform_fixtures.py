@@ -41,9 +41,10 @@ def tiny_embedder(directory: Path) -> Path:
 
 
 def tiny_source(directory: Path, *, seed: int = 0, context: int = 512, width: int = 128) -> Path:
-    """A Hugging Face directory of a random llama with a real tokenizer and chat template. It never stops.
+    """A Hugging Face directory of a random llama with a real tokenizer and chat template.
 
-    `width` is of its feed-forward layers: what makes it as large as a test needs, by 1.5 KB each.
+    It names no end token: what ends a chat is its tokenizer's, one of 321. `width` is of its feed-forward
+    layers: what makes it as large as a test needs, by 1.5 KB each.
     """
     directory.mkdir(parents=True)
     files = text_files()
