@@ -27,9 +27,11 @@ from firstlight.database.records import PlannedStart
 from firstlight.database.starts_repository import abandon_start, plan_start
 from firstlight.domain.errors import EngineGone, FirstlightError, Overloaded
 from firstlight.domain.scheduler import Migrate, Place
+from firstlight.rpc import store_pb2
 from firstlight.rpc.channels import Channels
 from firstlight.rpc.clients import HostClient, StoreClient
 from firstlight.rpc.engine_loads import EngineLoads
+from firstlight.rpc.hint_lines import HintLines
 
 # A store that was told a moment ago has not forgotten.
 TELL_AGAIN_S = 0.25
@@ -37,6 +39,8 @@ TOLD_AT_MOST = 4096
 # A store answers within a millisecond or two; one that does not holds no engine up.
 ENGINE_HINT_AFTER_S = 0.01
 REHEARSED_WITH = 4
+# A checkpoint that no store has.
+NOBODYS = "rehearsal@0000"
 # So long the API waits for an engine that it has bound ahead; after that the workflow's word counts.
 BOUND_AHEAD_WITHIN_S = 10.0
 
@@ -59,6 +63,7 @@ class ClusterStarter(Starter):
         channels: Channels,
         engines: EngineClient,
         hosts: HostDirectory,
+        hints: HintLines,
         background: Background,
         foresight: Foresight,
         max_plans: int,
@@ -74,6 +79,7 @@ class ClusterStarter(Starter):
         self._channels = channels
         self._engines = engines
         self._hosts = hosts
+        self._hints = hints
         self._background = background
         self._max_plans = max_plans
         self._is_eager = is_eager
@@ -125,8 +131,15 @@ class ClusterStarter(Starter):
         for host in self._hosts.some(REHEARSED_WITH):
             with suppress(FirstlightError):
                 await StoreClient(self._channels, host.store_address).prepare(checkpoint_id="")
+            await self._rehearse_hint(host.store_address)
             with suppress(FirstlightError):
                 await HostClient(self._channels, host.host_address).list_engines(timeout_s=1.0)
+
+    async def _rehearse_hint(self, store_address: str) -> None:
+        # About a checkpoint that no store has: a line stays open after it.
+        if await self._hints.until_open(store_address):
+            with suppress(FirstlightError):
+                await self._hints.prepare(store_address, store_pb2.PrepareRequest(checkpoint_id=NOBODYS))
 
     def _hint(self, target: Foreseen, model: str, request_id: str) -> None:
         """Before anything is written: bytes may move while Postgres reads, decides and commits."""
@@ -217,7 +230,7 @@ class ClusterStarter(Starter):
 
     async def _hint_store(self, target: Foreseen, request_id: str) -> None:
         async def prepare(host: HostAddresses) -> None:
-            await StoreClient(self._channels, host.store_address).prepare(
+            request = store_pb2.PrepareRequest(
                 checkpoint_id=target.checkpoint_id,
                 instance_id=request_id,
                 decided_at_unix_s=time.time(),
@@ -226,6 +239,7 @@ class ClusterStarter(Starter):
                 expected_digest=target.expected_digest,
                 peer_endpoints=target.peer_endpoints,
             )
+            await self._hints.prepare(host.store_address, request)
 
         await self._tell(target.host_id, prepare)
 

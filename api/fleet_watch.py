@@ -13,6 +13,7 @@ from firstlight.database.connection import Database
 from firstlight.database.fleet_view import read_picture
 from firstlight.domain.errors import FirstlightError
 from firstlight.rpc.channels import Channels
+from firstlight.rpc.hint_lines import HintLines
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +31,19 @@ class FleetWatch:
     """Woken by notifications. `has_looked` is set once there is a picture."""
 
     def __init__(
-        self, *, database: Database, foresight: Foresight, hosts: HostDirectory, channels: Channels
+        self,
+        *,
+        database: Database,
+        foresight: Foresight,
+        hosts: HostDirectory,
+        channels: Channels,
+        hints: HintLines,
     ) -> None:
         self._database = database
         self._foresight = foresight
         self._hosts = hosts
         self._channels = channels
+        self._hints = hints
         self._changed = asyncio.Event()
         self.has_looked = asyncio.Event()
 
@@ -66,10 +74,18 @@ class FleetWatch:
         self._foresight.see(picture)
         self._hosts.learn(picture.addresses)
         self._connect(picture.addresses)
+        await self._guess_ahead()
         self.has_looked.set()
+
+    async def _guess_ahead(self) -> None:
+        for model in self._foresight.likely():
+            self._foresight.guess_ahead(model, now_unix_s=time.time())
+            # A guess of many hosts takes milliseconds, and others use this loop.
+            await asyncio.sleep(0)
 
     def _connect(self, addresses: Mapping[str, tuple[str, str]]) -> None:
         """A hint over a connection that stands takes a tenth of one that must be made first."""
-        for pair in list(addresses.values())[:CONNECTED_AT_MOST]:
-            for address in pair:
-                self._channels.to(address).get_state(try_to_connect=True)
+        nearest = list(addresses.values())[:CONNECTED_AT_MOST]
+        for host_address, _ in nearest:
+            self._channels.connect(host_address)
+        self._hints.keep(store_address for _, store_address in nearest)

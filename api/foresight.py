@@ -18,6 +18,8 @@ from firstlight.domain.scheduler import Migrate, Place, decide
 
 # An older picture says too little of which GPUs are free and where the bytes lie.
 FRESH_FOR_S = 120.0
+# Models whose next start is guessed before anybody asks.
+GUESSED_AHEAD = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Foresight:
     def __init__(self) -> None:
         self._picture: FleetPicture | None = None
         self._guesses: dict[str, Foreseen | None] = {}
+        # Models that were asked about, the last one last.
+        self._asked: dict[str, None] = {}
 
     def see(self, picture: FleetPicture) -> None:
         self._picture = picture
@@ -62,6 +66,25 @@ class Foresight:
 
     def guess(self, model: str, *, now_unix_s: float) -> Foreseen | None:
         """Where a start of `model` would go by the picture; None if it is old or no host could take it."""
+        self._note(model)
+        return self._guess(model, now_unix_s=now_unix_s)
+
+    def likely(self) -> list[str]:
+        """Models that may be asked about next: those asked about lately, then any of the picture's."""
+        known = self._picture.models if self._picture is not None else {}
+        return [*dict.fromkeys((*reversed(self._asked), *known))][:GUESSED_AHEAD]
+
+    def guess_ahead(self, model: str, *, now_unix_s: float) -> None:
+        """So that nobody who asks for `model` waits for the scheduler's answer."""
+        self._guess(model, now_unix_s=now_unix_s)
+
+    def _note(self, model: str) -> None:
+        self._asked.pop(model, None)
+        self._asked[model] = None
+        if len(self._asked) > GUESSED_AHEAD:
+            del self._asked[next(iter(self._asked))]
+
+    def _guess(self, model: str, *, now_unix_s: float) -> Foreseen | None:
         picture = self._picture
         if picture is None or now_unix_s - picture.snapshot.taken_at_unix_s > FRESH_FOR_S:
             return None

@@ -46,6 +46,7 @@ from firstlight.domain.autoscaling.choice import scaling_policy
 from firstlight.domain.errors import FirstlightError
 from firstlight.domain.lifecycle import InstanceState
 from firstlight.rpc.channels import Channels
+from firstlight.rpc.hint_lines import HintLines
 from firstlight.settings import Settings
 
 FRESH_WITHIN_S = 30.0
@@ -89,6 +90,7 @@ class Services:
         self.channels = Channels()
         self.engines = EngineClient(self.channels)
         self.hosts = HostDirectory(database)
+        self.hints = HintLines(self.channels)
         self.catalog = Catalog(database)
         self.table = RouteTable(
             max_queue=settings.max_queue_per_model, on_demand=self._demand, on_change=self._changed
@@ -103,7 +105,11 @@ class Services:
         )
         self.foresight = Foresight()
         self.fleet = FleetWatch(
-            database=database, foresight=self.foresight, hosts=self.hosts, channels=self.channels
+            database=database,
+            foresight=self.foresight,
+            hosts=self.hosts,
+            channels=self.channels,
+            hints=self.hints,
         )
         self.starter = ClusterStarter(
             database=database,
@@ -111,6 +117,7 @@ class Services:
             channels=self.channels,
             engines=self.engines,
             hosts=self.hosts,
+            hints=self.hints,
             background=self.background,
             foresight=self.foresight,
             max_plans=settings.max_plans,
@@ -195,6 +202,7 @@ class Services:
         await self.background.close()
         await self.arrivals.write()
         await self.usage.write()
+        await self.hints.close()
         await self.channels.close()
 
     async def _after_first_refresh(self) -> None:

@@ -230,6 +230,10 @@ class LoadJob:
         """Verified bytes without a hole, counted along the list of segments."""
 
     @property
+    def first_read_at_unix_s(self) -> float | None:
+        """When its first read went to the kernel (Unix time); None before."""
+
+    @property
     def is_done(self) -> bool:
         """Ended, well or not."""
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
-from native_loader._native import Segment
 from native_loader.load_order import PrefixTable, chunks_in_order
 
 FORMAT_VERSION = 1
@@ -76,6 +76,16 @@ class FileEntry:
     sha256: str
 
 
+class ChunkRead(NamedTuple):
+    """One chunk of a partition, at `start` of the file `path`."""
+
+    partition: int
+    path: str
+    start: int
+    length: int
+    crc32c: int
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """`tensors` stand in execution order. `aliases` maps further names of a tensor (tied weights) to its own.
@@ -108,14 +118,14 @@ class Manifest:
             end = align_up(end + partition.size_bytes, ARENA_ALIGNMENT_BYTES)
         return tuple(offsets), max(end, ARENA_ALIGNMENT_BYTES)
 
-    def layout_segments(self, arena_offsets: Sequence[int], *, directory: Path) -> list[Segment]:
+    def reads(self, directory: Path) -> list[ChunkRead]:
         """The chunks of all partitions as a load reads them: chunk 0 of each, then chunk 1 of each, ..."""
         return [
-            Segment(
+            ChunkRead(
+                partition=chunk.partition,
                 path=str(directory / self.partitions[chunk.partition].name),
-                file_offset=chunk.start,
+                start=chunk.start,
                 length=chunk.length,
-                arena_offset=arena_offsets[chunk.partition] + chunk.start,
                 crc32c=self.partitions[chunk.partition].chunk_crc32c[chunk.index],
             )
             for chunk in chunks_in_order(self._partition_bytes(), self.chunk_bytes)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from firstlight.domain.errors import ChecksumMismatch, ManifestInvalid
 from native_loader._native import Arena, Segment
 from native_loader.loading import BoundTensors, Loading, LoadPlan
-from native_loader.manifest import MANIFEST_NAME, Manifest, TensorEntry, parse_manifest
+from native_loader.manifest import MANIFEST_NAME, ChunkRead, Manifest, TensorEntry, parse_manifest
 from native_loader.paths import StrPath
 from native_loader.regular_file import read_regular, regular_size
 
@@ -54,7 +54,21 @@ class Checkpoint:
 
     def segments(self, arena_offsets: Sequence[int]) -> list[Segment]:
         """What a LoadJob reads to put partition i at `arena_offsets[i]`, in execution order."""
-        return self.manifest.layout_segments(arena_offsets, directory=self.path)
+        return [
+            Segment(
+                path=path,
+                file_offset=start,
+                length=length,
+                arena_offset=arena_offsets[partition] + start,
+                crc32c=crc32c,
+            )
+            for partition, path, start, length, crc32c in self._reads
+        ]
+
+    @cached_property
+    def _reads(self) -> list[ChunkRead]:
+        # Worked out once: bytes wait for it at every load.
+        return self.manifest.reads(self.path)
 
     def bind(self, buffers: Sequence[memoryview]) -> dict[str, torch.Tensor]:
         """Tensors over memory that holds (or will hold) the partitions, one buffer each; nothing is copied.

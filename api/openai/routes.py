@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from api.auth import Grant
 from api.openai.answers import ChatCompletion, Embeddings, ModelEntries, ModelEntry, TextCompletion
 from api.openai.embedding import EmbeddingRun
 from api.openai.fields import ChatRequest, CompletionRequest, EmbeddingRequest, GenerationFields
 from api.openai.generation import Generation, UsageWish
 from api.openai.inference_span import Operation, inference_span
-from api.openai.order import Order, order_chat, order_completion, require_head
+from api.openai.order import LONG_TEXT, Order, order_chat, order_completion, require_head
 from api.openai.parsing import parse_generation
 from api.openai.shapes import ChatChunks, CompletionChunks, Shape
 from api.openai.signs_of_life import SignsOfLife, ending_clearly
 from api.services import Services
+from api.web.bare_route import BareRoute
 from api.web.documentation import body_of, errors, events
 from api.web.exchange import Exchange, Sink
 from api.web.middleware import grant_of
@@ -27,13 +27,17 @@ from firstlight.database.models_repository import ModelRecord
 from firstlight.database.usage_repository import Usage
 from firstlight.domain.errors import InvalidInput
 
+Fields = TypeVar("Fields", bound=GenerationFields)
+
 _GENERATION_ERRORS = errors(400, 404, 413, 429, 503)
 
 
 def openai_routes(services: Services) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    router = APIRouter()
+    # No parameters but the body, which is parsed here.
+    bare = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=BareRoute)
 
-    @router.post(
+    @bare.post(
         "/chat/completions",
         response_model=None,
         openapi_extra=body_of(ChatRequest),
@@ -41,10 +45,9 @@ def openai_routes(services: Services) -> APIRouter:
     )
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation; a model that does not run is started first."""
-        wish = parse_generation(ChatRequest, await request.body())
-        return Exchange(_Chat(services, wish, request.state.request_id, grant_of(request.scope)).run)
+        return Exchange(_Chat(services, ChatRequest, request, await request.body()).run)
 
-    @router.post(
+    @bare.post(
         "/completions",
         response_model=None,
         openapi_extra=body_of(CompletionRequest),
@@ -52,10 +55,9 @@ def openai_routes(services: Services) -> APIRouter:
     )
     async def completions(request: Request) -> Response:
         """Go on with a text; a model that does not run is started first."""
-        wish = parse_generation(CompletionRequest, await request.body())
-        return Exchange(_Completion(services, wish, request.state.request_id, grant_of(request.scope)).run)
+        return Exchange(_Completion(services, CompletionRequest, request, await request.body()).run)
 
-    @router.post(
+    @bare.post(
         "/embeddings",
         response_model=None,
         openapi_extra=body_of(EmbeddingRequest),
@@ -81,7 +83,8 @@ def openai_routes(services: Services) -> APIRouter:
         """One deployed model."""
         return JSONResponse(_entry(await services.catalog.find(name)))
 
-    return router
+    bare.include_router(router)
+    return bare
 
 
 # Any: JSON.
@@ -94,18 +97,18 @@ def _entry(record: ModelRecord) -> dict[str, Any]:
     }
 
 
-class _Run(ABC):
-    """One request from its parsed body to its last byte."""
+class _Run(ABC, Generic[Fields]):
+    """One request from its body to its last byte."""
 
     operation: ClassVar[Operation]
 
-    def __init__(
-        self, services: Services, wish: GenerationFields, request_id: str, grant: Grant | None
-    ) -> None:
+    def __init__(self, services: Services, kind: type[Fields], request: Request, body: bytes) -> None:
+        """Raises: InvalidInput, UnsupportedParameter."""
         self._services = services
-        self._grant = grant
-        self._fields = wish
-        self._request_id = request_id
+        self._grant = grant_of(request.scope)
+        self._fields = wish = parse_generation(kind, body)
+        self._is_short = len(body) <= LONG_TEXT
+        self._request_id: str = request.state.request_id
         self._clock = services.clock()
         if wish.stream_options is not None and not wish.stream:
             raise InvalidInput("stream_options needs stream to be true", param="stream_options")
@@ -132,7 +135,11 @@ class _Run(ABC):
             await self._generation(order, signs).answer(sink, self._shape(order))
             return
         async with ending_clearly(sink):
-            order = await signs.during(self._order(record), sink)
+            if known is not None and self._is_short:
+                # Done before it could be watched.
+                order = await self._order(record)
+            else:
+                order = await signs.during(self._order(record), sink)
             await self._generation(order, signs).stream(sink, self._shape(order), self._usage())
 
     def _generation(self, order: Order, signs: SignsOfLife) -> Generation:
@@ -165,42 +172,32 @@ class _Run(ABC):
         """The JSON that the answer takes."""
 
 
-class _Chat(_Run):
+class _Chat(_Run[ChatRequest]):
     operation = "chat"
-
-    def __init__(self, services: Services, wish: ChatRequest, request_id: str, grant: Grant | None) -> None:
-        super().__init__(services, wish, request_id, grant)
-        self._wish = wish
 
     async def _order(self, record: ModelRecord) -> Order:
         text = await self._services.admission.text_of(
             record, deadline_s=self._clock.deadline_s, request_id=self._request_id
         )
-        return await order_chat(self._wish, record=record, text=text, request_id=self._request_id)
+        return await order_chat(self._fields, record=record, text=text, request_id=self._request_id)
 
     def _shape(self, order: Order) -> Shape:
         return ChatChunks(
             answer_id=f"chatcmpl-{self._request_id}",
-            kind="chat.completion.chunk" if self._wish.stream else "chat.completion",
+            kind="chat.completion.chunk" if self._fields.stream else "chat.completion",
             created=int(time.time()),
             model=order.record.name,
         )
 
 
-class _Completion(_Run):
+class _Completion(_Run[CompletionRequest]):
     operation = "text_completion"
-
-    def __init__(
-        self, services: Services, wish: CompletionRequest, request_id: str, grant: Grant | None
-    ) -> None:
-        super().__init__(services, wish, request_id, grant)
-        self._wish = wish
 
     async def _order(self, record: ModelRecord) -> Order:
         text = await self._services.admission.text_of(
             record, deadline_s=self._clock.deadline_s, request_id=self._request_id
         )
-        return await order_completion(self._wish, record=record, text=text, request_id=self._request_id)
+        return await order_completion(self._fields, record=record, text=text, request_id=self._request_id)
 
     def _shape(self, order: Order) -> Shape:
         return CompletionChunks(

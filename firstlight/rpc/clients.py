@@ -27,7 +27,7 @@ async def _answer(call: Awaitable[Message], *, peer: str) -> Message:
     except grpc.aio.AioRpcError as failure:
         raise error_from(failure, peer=peer) from failure
     except asyncio.CancelledError:
-        _check_closed(peer)
+        check_closed(peer)
         raise
 
 
@@ -45,14 +45,14 @@ async def _stream(
     except grpc.aio.AioRpcError as failure:
         raise error_from(failure, peer=peer) from failure
     except asyncio.CancelledError:
-        _check_closed(peer)
+        check_closed(peer)
         raise
     finally:
         # A caller that stops reading (or is cancelled) must not leave the call open on the server.
         call.cancel()
 
 
-def _check_closed(peer: str) -> None:
+def check_closed(peer: str) -> None:
     """A channel that is closed under a call ends it as if its caller had been cancelled, and nobody was.
 
     Taken for a cancellation it would end the caller's whole task without a word. Raises: EngineGone.
@@ -93,6 +93,12 @@ class StoreClient:
             peer_endpoints=list(peer_endpoints),
             ahead=ahead,
         )
+        return await self.hint(request, timeout_s=timeout_s)
+
+    async def hint(
+        self, request: store_pb2.PrepareRequest, *, timeout_s: float = 2.0
+    ) -> store_pb2.PrepareReply:
+        """`prepare`, in the words of the protocol."""
         return await _answer(
             self._stub.Prepare(request, timeout=timeout_s, metadata=call_metadata()), peer=self._peer
         )

@@ -39,6 +39,11 @@ class StoreStub:
                 request_serializer=firstlight_dot_rpc_dot_store__pb2.PrepareRequest.SerializeToString,
                 response_deserializer=firstlight_dot_rpc_dot_store__pb2.PrepareReply.FromString,
                 _registered_method=True)
+        self.Hints = channel.stream_stream(
+                '/firstlight.v1.Store/Hints',
+                request_serializer=firstlight_dot_rpc_dot_store__pb2.PrepareRequest.SerializeToString,
+                response_deserializer=firstlight_dot_rpc_dot_store__pb2.PrepareReply.FromString,
+                _registered_method=True)
         self.Download = channel.unary_stream(
                 '/firstlight.v1.Store/Download',
                 request_serializer=firstlight_dot_rpc_dot_store__pb2.DownloadRequest.SerializeToString,
@@ -76,6 +81,14 @@ class StoreServicer:
 
     def Prepare(self, request, context):
         """Best-effort hint: begin to move this checkpoint towards DRAM now. Idempotent; answers at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Hints(self, request_iterator, context):
+        """The same for who has hints to give all the time: a message on a call that stands takes half as long as a call.
+        Answers in the order asked, headers at once. A hint that is refused ends the line with its error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +140,11 @@ def add_StoreServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Prepare': grpc.unary_unary_rpc_method_handler(
                     servicer.Prepare,
+                    request_deserializer=firstlight_dot_rpc_dot_store__pb2.PrepareRequest.FromString,
+                    response_serializer=firstlight_dot_rpc_dot_store__pb2.PrepareReply.SerializeToString,
+            ),
+            'Hints': grpc.stream_stream_rpc_method_handler(
+                    servicer.Hints,
                     request_deserializer=firstlight_dot_rpc_dot_store__pb2.PrepareRequest.FromString,
                     response_serializer=firstlight_dot_rpc_dot_store__pb2.PrepareReply.SerializeToString,
             ),
@@ -186,6 +204,33 @@ class Store:
             request,
             target,
             '/firstlight.v1.Store/Prepare',
+            firstlight_dot_rpc_dot_store__pb2.PrepareRequest.SerializeToString,
+            firstlight_dot_rpc_dot_store__pb2.PrepareReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Hints(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/firstlight.v1.Store/Hints',
             firstlight_dot_rpc_dot_store__pb2.PrepareRequest.SerializeToString,
             firstlight_dot_rpc_dot_store__pb2.PrepareReply.FromString,
             options,

@@ -37,6 +37,10 @@ class StoreStub:
     def __new__(cls, channel: _aio.Channel) -> StoreAsyncStub: ...
     Prepare: _grpc.UnaryUnaryMultiCallable[_store_pb2.PrepareRequest, _store_pb2.PrepareReply]
     """Best-effort hint: begin to move this checkpoint towards DRAM now. Idempotent; answers at once."""
+    Hints: _grpc.StreamStreamMultiCallable[_store_pb2.PrepareRequest, _store_pb2.PrepareReply]
+    """The same for who has hints to give all the time: a message on a call that stands takes half as long as a call.
+    Answers in the order asked, headers at once. A hint that is refused ends the line with its error.
+    """
     Download: _grpc.UnaryStreamMultiCallable[_store_pb2.DownloadRequest, _store_pb2.DownloadProgress]
     """Make the checkpoint present on SSD. Joins a download under way. Streams progress, ends when present."""
     Load: _grpc.UnaryStreamMultiCallable[_store_pb2.LoadRequest, _store_pb2.LoadProgress]
@@ -54,6 +58,10 @@ class StoreAsyncStub(StoreStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Prepare: _aio.UnaryUnaryMultiCallable[_store_pb2.PrepareRequest, _store_pb2.PrepareReply]  # type: ignore[assignment]
     """Best-effort hint: begin to move this checkpoint towards DRAM now. Idempotent; answers at once."""
+    Hints: _aio.StreamStreamMultiCallable[_store_pb2.PrepareRequest, _store_pb2.PrepareReply]  # type: ignore[assignment]
+    """The same for who has hints to give all the time: a message on a call that stands takes half as long as a call.
+    Answers in the order asked, headers at once. A hint that is refused ends the line with its error.
+    """
     Download: _aio.UnaryStreamMultiCallable[_store_pb2.DownloadRequest, _store_pb2.DownloadProgress]  # type: ignore[assignment]
     """Make the checkpoint present on SSD. Joins a download under way. Streams progress, ends when present."""
     Load: _aio.UnaryStreamMultiCallable[_store_pb2.LoadRequest, _store_pb2.LoadProgress]  # type: ignore[assignment]
@@ -74,6 +82,16 @@ class StoreServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_store_pb2.PrepareReply, _abc.Awaitable[_store_pb2.PrepareReply]]:
         """Best-effort hint: begin to move this checkpoint towards DRAM now. Idempotent; answers at once."""
+
+    @_abc_1.abstractmethod
+    def Hints(
+        self,
+        request_iterator: _MaybeAsyncIterator[_store_pb2.PrepareRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_store_pb2.PrepareReply], _abc.AsyncIterator[_store_pb2.PrepareReply]]:
+        """The same for who has hints to give all the time: a message on a call that stands takes half as long as a call.
+        Answers in the order asked, headers at once. A hint that is refused ends the line with its error.
+        """
 
     @_abc_1.abstractmethod
     def Download(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadState:
     """`moving_at_unix_s` is when its first byte began to move; 0 while it waits, and when it was in DRAM.
+    Of a load from SSD it is the loader's own word once that is done; until then, when it was asked to begin.
 
     `from_tier`: ssd | remote | peer, where its bytes come from; dram when it was resident already.
     """

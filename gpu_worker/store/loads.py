@@ -330,7 +330,14 @@ class Loads:
             await asyncio.gather(waiting, return_exceptions=True)
             raise
         waiting.result()
-        load.work.tell(replace(load.work.progress, checksum_cpu_s=transfer.checksum_cpu_s))
+        moving_at_unix_s = transfer.moving_at_unix_s or load.work.progress.moving_at_unix_s
+        load.work.tell(
+            replace(
+                load.work.progress,
+                moving_at_unix_s=moving_at_unix_s,
+                checksum_cpu_s=transfer.checksum_cpu_s,
+            )
+        )
         load.done(began=began)
 
     @staticmethod

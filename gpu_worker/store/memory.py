@@ -25,6 +25,11 @@ class Transfer(ABC):
     def bytes_done(self) -> int:
         """Bytes that are there and verified."""
 
+    @property
+    @abstractmethod
+    def moving_at_unix_s(self) -> float | None:
+        """When the first of them was asked for; None before that."""
+
     @abstractmethod
     def pause(self) -> None:
         """Leave the device to others at the next chunk, until `resume`."""

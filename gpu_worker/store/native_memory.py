@@ -25,6 +25,10 @@ class NativeTransfer(Transfer):
     def bytes_done(self) -> int:
         return self._job.bytes_done
 
+    @property
+    def moving_at_unix_s(self) -> float | None:
+        return self._job.first_read_at_unix_s
+
     def pause(self) -> None:
         self._job.pause()
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 
-from firstlight.domain.errors import Conflict, UnknownCheckpoint
+from firstlight.domain.errors import Conflict, FirstlightError, UnknownCheckpoint
 from firstlight.domain.names import parse_checkpoint_id
 from firstlight.rpc import store_pb2 as wire
-from firstlight.rpc.status import answering
+from firstlight.rpc.status import abort_with, answering
 from firstlight.rpc.store_pb2_grpc import StoreServicer
 from gpu_worker.store.contents import small_files
 from gpu_worker.store.download_order import DownloadOrder, DownloadState
@@ -35,18 +35,18 @@ class StoreService(StoreServicer):
 
     async def Prepare(self, request: wire.PrepareRequest, context: Context) -> wire.PrepareReply:
         async with answering(context):
-            parse_checkpoint_id(request.checkpoint_id)
-            reply = self._prepare(request)
-            # What was ordered begins now: before the log's line and the answer are written.
-            await asyncio.sleep(0)
-            log.info(
-                "prepare checkpoint=%s instance=%s found_in=%s after_s=%.3f",
-                request.checkpoint_id,
-                request.instance_id,
-                reply.found_in,
-                time.time() - request.decided_at_unix_s if request.decided_at_unix_s else 0.0,
-            )
-            return reply
+            return await self._prepared(request)
+
+    async def Hints(
+        self, request_iterator: AsyncIterator[wire.PrepareRequest], context: Context
+    ) -> AsyncIterator[wire.PrepareReply]:
+        await context.send_initial_metadata(())
+        async for request in request_iterator:
+            try:
+                reply = await self._prepared(request)
+            except FirstlightError as error:
+                await abort_with(context, error)
+            yield reply
 
     async def Download(
         self, request: wire.DownloadRequest, context: Context
@@ -114,6 +114,20 @@ class StoreService(StoreServicer):
             parse_checkpoint_id(request.checkpoint_id)
             await self._store.loads.stop_unwanted(request.checkpoint_id)
             return self._remove(request.checkpoint_id, only_dram=request.only_dram)
+
+    async def _prepared(self, request: wire.PrepareRequest) -> wire.PrepareReply:
+        parse_checkpoint_id(request.checkpoint_id)
+        reply = self._prepare(request)
+        # What was ordered begins now: before the log's line and the answer are written.
+        await asyncio.sleep(0)
+        log.info(
+            "prepare checkpoint=%s instance=%s found_in=%s after_s=%.3f",
+            request.checkpoint_id,
+            request.instance_id,
+            reply.found_in,
+            time.time() - request.decided_at_unix_s if request.decided_at_unix_s else 0.0,
+        )
+        return reply
 
     def _prepare(self, request: wire.PrepareRequest) -> wire.PrepareReply:
         checkpoint_id = request.checkpoint_id

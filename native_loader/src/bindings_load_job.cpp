@@ -123,6 +123,13 @@ void bind_load_job(nb::module_& module) {
                      "Verified bytes, in whole segments.")
         .def_prop_ro("prefix_bytes", [](const PyLoadJob& self) { return self.job->prefix_bytes(); },
                      "Verified bytes without a hole, counted along the list of segments.")
+        .def_prop_ro("first_read_at_unix_s",
+                     [](const PyLoadJob& self) -> std::optional<double> {
+                         const std::int64_t at_ns = self.job->first_read_ns();
+                         if (at_ns == 0) return std::nullopt;
+                         return static_cast<double>(at_ns) * 1e-9;
+                     },
+                     "When its first read went to the kernel (Unix time); None before.")
         .def_prop_ro("is_done", [](const PyLoadJob& self) { return self.job->is_done(); },
                      "Ended, well or not.")
         .def_prop_ro("io_mode", [](const PyLoadJob& self) { return std::string(self.job->io_mode()); },

@@ -37,6 +37,7 @@ public:
     // it does nothing at all.
     ~LoadJob();
 
+    std::int64_t first_read_ns() const { return task_->first_read_ns(); }
     std::uint64_t bytes_total() const { return task_->board().bytes_total(); }
     std::uint64_t bytes_done() const { return task_->board().bytes_done(); }
     std::uint64_t prefix_bytes() const { return task_->board().prefix_bytes(); }

@@ -135,6 +135,7 @@ std::optional<ReadRequest> LoadTask::request_for(std::size_t index) const {
 
 Status LoadTask::read_now(std::size_t index, std::uint64_t done) {
     const Block& block = plan_.blocks[index];
+    note_read();
     return files_[file_of_[block.segment]].read(memory_of(block) + done, block.length - done,
                                                 segments_[block.segment].file_offset + block.offset + done);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -61,6 +62,15 @@ public:
     std::optional<ReadRequest> request_for(std::size_t block) const;
     // Reads the block's bytes from `done` on, in the calling thread.
     Status read_now(std::size_t block, std::uint64_t done);
+    // A read goes to the kernel now.
+    void note_read() {
+        if (first_read_ns_.load(std::memory_order_relaxed) != 0) return;
+        std::int64_t none = 0;
+        const auto now = std::chrono::system_clock::now().time_since_epoch();
+        first_read_ns_.compare_exchange_strong(none, std::chrono::nanoseconds(now).count());
+    }
+    // Unix time of the first read, in nanoseconds; 0 before it.
+    std::int64_t first_read_ns() const { return first_read_ns_.load(); }
     // To be called once per block: sums it, and completes its segment with the last. A segment that came out
     // wrong is read again here, once.
     void finish(std::size_t block, const Status& status);
@@ -98,6 +108,7 @@ private:
     std::atomic<bool> paused_{false};
     std::atomic<std::size_t> next_populated_{0};
     std::atomic<std::uint64_t> checksum_ns_{0};
+    std::atomic<std::int64_t> first_read_ns_{0};
     std::vector<std::uint32_t> block_crc32c_;
     std::vector<std::atomic<std::size_t>> blocks_left_;    // per segment
     std::vector<std::atomic<bool>> must_be_read_again_;  // per segment

@@ -60,6 +60,7 @@ private:
             free_.pop_back();
             request->tag = slot;
             slots_[slot] = {*request, *block, 0, true};
+            task_.note_read();
             queue_.push(*request);
         }
     }

@@ -194,6 +194,9 @@ class FakeStore(store_pb2_grpc.StoreServicer):
 
     files: dict[str, dict[str, bytes]]
     prepared: list[str] = field(default_factory=list)
+    # Hints that came on a line, which only `takes_lines` has: a store of an earlier version knows none.
+    on_line: list[str] = field(default_factory=list)
+    takes_lines: bool = False
     served: list[str] = field(default_factory=list)
     # Answers to come that do not: as of one that dies over a question, and is back for the next.
     deaths: int = 0
@@ -218,6 +221,18 @@ class FakeStore(store_pb2_grpc.StoreServicer):
             parse_checkpoint_id(request.checkpoint_id)
             self.prepared.append(request.checkpoint_id)
             return store_pb2.PrepareReply(found_in="ssd")
+
+    async def Hints(
+        self,
+        request_iterator: AsyncIterator[store_pb2.PrepareRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[store_pb2.PrepareReply]:
+        if not self.takes_lines:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        await context.send_initial_metadata(())
+        async for request in request_iterator:
+            self.on_line.append(request.checkpoint_id)
+            yield store_pb2.PrepareReply(found_in="ssd")
 
     async def GetFiles(
         self, request: store_pb2.GetFilesRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -49,6 +49,7 @@ async def test_a_stream_goes_on_unchanged_when_its_engine_dies(api: Stand) -> No
     for engine in engines:
         engine.pause_s = 0.01
     for dies_at in (0, 1, TOKENS // 2):
+        await until(lambda: not any(engine.running for engine in engines))
         for engine in engines:
             engine.dies_at = None
             engine.requests.clear()
@@ -79,6 +80,8 @@ async def test_a_stream_follows_its_request_to_where_it_moves(api: Stand) -> Non
     engines = await two_engines(api)
     undisturbed = await complete(api)
     for moves_at in (0, 1, TOKENS // 2, TOKENS - 1):
+        # An engine hears a moment after the client that a stream has ended.
+        await until(lambda: not any(engine.running for engine in engines))
         for engine in engines:
             engine.requests.clear()
             engine.moves_to = None

@@ -72,6 +72,18 @@ async def test_a_hundred_requests_at_once_cause_one_start(api: Stand, host: Fake
         assert asyncio.get_running_loop().time() < deadline
 
 
+async def test_a_store_is_hinted_on_the_line_that_stands_to_it(api: Stand, host: FakeHost) -> None:
+    api.store.takes_lines = True
+    await api.deploy(MODEL)
+    host.token_at = scripted(ids_of("yes"))
+    async with asyncio.timeout(30):
+        while not await api.services.hints.until_open(api.store.address):  # noqa: ASYNC110 - the fleet is looked at by itself
+            await asyncio.sleep(0.05)
+    assert await ask(api) == "yes"
+    assert f"{MODEL}@abcd1234" in api.store.on_line
+    assert not api.store.prepared, "nor by a call of its own"
+
+
 async def test_a_store_that_dies_over_the_tokenizer_is_asked_again(api: Stand, host: FakeHost) -> None:
     await api.deploy(MODEL)
     host.token_at = scripted(ids_of("yes"))

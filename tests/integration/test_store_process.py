@@ -38,6 +38,7 @@ A, B, C = "a@aaaa", "b@aaaa", "c@aaaa"
 @dataclass(frozen=True)
 class RunningStore:
     client: StoreClient
+    address: str
     config: StoreConfig
     process: asyncio.subprocess.Process
 
@@ -71,7 +72,7 @@ async def running_store(config: StoreConfig) -> AsyncIterator[RunningStore]:
         assert process.returncode is None, "the store ended at its start"
         address = json.loads(config.address_file.read_text())["address"]
         async with Channels() as channels:
-            yield RunningStore(StoreClient(channels, address), config, process)
+            yield RunningStore(StoreClient(channels, address), address, config, process)
     finally:
         if process.returncode is None:
             process.terminate()

@@ -61,6 +61,20 @@ def test_every_byte_arrives(source: Path, content: bytes, threads: int, direct: 
         assert bytes(arena.buffer(0, len(content))) == content
 
 
+@pytest.mark.parametrize("backend", ["auto", "threads"])
+def test_it_says_when_its_first_read_began(source: Path, content: bytes, backend: str) -> None:
+    before = time.time()
+    with Arena(32 * MIB) as arena:
+        job = LoadJob(arena, segments_of(source, content, chunk=5 * MIB), backend=backend)
+        job.result(30)
+        after = time.time()
+        assert job.first_read_at_unix_s is not None
+        assert before - 0.01 <= job.first_read_at_unix_s <= after + 0.01, "but for the clocks' steps"
+        empty = LoadJob(arena, [], backend=backend)
+        empty.result(30)
+        assert empty.first_read_at_unix_s is None
+
+
 @pytest.mark.parametrize(("chunk", "shift"), [(999_999, 0), (MIB, 4096), (MIB, 17), (3 * MIB + 1, 1)])
 def test_unaligned_ranges_arrive_too(source: Path, content: bytes, chunk: int, shift: int) -> None:
     with Arena(32 * MIB) as arena:

@@ -30,11 +30,16 @@ class HeldTransfer(Transfer):
         self.extents = tuple(extents)
         self.was_cancelled = False
         self.is_paused = False
+        self.asked_at_unix_s: float | None = None
         self.board = ProgressBoard([path.stat().st_size for path in _partitions(directory)])
 
     @property
     def bytes_done(self) -> int:
         return 0
+
+    @property
+    def moving_at_unix_s(self) -> float | None:
+        return self.asked_at_unix_s
 
     def pause(self) -> None:
         self.is_paused = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from api.foresight import FRESH_FOR_S, Foreseen, Foresight
+from api.foresight import FRESH_FOR_S, GUESSED_AHEAD, Foreseen, Foresight
 from firstlight.database.fleet_view import FleetPicture, WantedModel
 from firstlight.domain.fleet import FleetSnapshot, Gpu, Host, Model, Running, StartRequest, Tier
 from firstlight.domain.lifecycle import HostState, ModelState
@@ -40,6 +40,10 @@ def host(name: str, tier: Tier | None, *, peer_endpoint: str = "") -> Host:
 
 def picture(*hosts: Host) -> FleetPicture:
     return FleetPicture(models={"m": WANTED}, snapshot=FleetSnapshot(1000.0, hosts), addresses={})
+
+
+def picture_of(*models: str) -> FleetPicture:
+    return replace(picture(host("near", Tier.DRAM)), models=dict.fromkeys(models, WANTED))
 
 
 NEAR_AND_FAR = picture(host("far", Tier.SSD), host("near", Tier.DRAM))
@@ -105,3 +109,33 @@ def test_an_old_picture_says_nothing() -> None:
     foresight = Foresight()
     foresight.see(NEAR_AND_FAR)
     assert guessed(foresight, now_unix_s=1000.0 + FRESH_FOR_S + 1) is None
+
+
+def test_models_asked_about_lately_are_guessed_ahead_and_the_last_one_first() -> None:
+    foresight = Foresight()
+    assert foresight.likely() == []
+    foresight.see(picture_of(*(f"m{number}" for number in range(2 * GUESSED_AHEAD))))
+    assert foresight.likely() == [f"m{number}" for number in range(GUESSED_AHEAD)]
+    for number in range(2 * GUESSED_AHEAD):
+        foresight.guess(f"m{number}", now_unix_s=1001.0)
+    assert foresight.likely() == [f"m{2 * GUESSED_AHEAD - 1 - number}" for number in range(GUESSED_AHEAD)]
+    foresight.guess("m3", now_unix_s=1001.0)
+    assert foresight.likely()[:2] == ["m3", f"m{2 * GUESSED_AHEAD - 1}"]
+    foresight.guess_ahead("m0", now_unix_s=1001.0)
+    assert "m0" not in foresight.likely(), "nobody has asked about it"
+
+
+def test_a_guess_made_ahead_is_the_one_that_is_given() -> None:
+    asked: list[str] = []
+
+    class Counting(dict[str, WantedModel]):
+        def get(self, key: str, default: object = None) -> object:  # type: ignore[override]
+            asked.append(key)
+            return super().get(key)
+
+    foresight = Foresight()
+    foresight.see(replace(NEAR_AND_FAR, models=Counting({"m": WANTED})))
+    foresight.guess_ahead("m", now_unix_s=1001.0)
+    assert asked == ["m"]
+    assert guessed(foresight) == "near"
+    assert asked == ["m"], "the scheduler was not asked again"

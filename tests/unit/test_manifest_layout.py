@@ -9,6 +9,7 @@ import pytest
 
 from native_loader.execution_order import execution_order
 from native_loader.manifest import Manifest, PartitionEntry, TensorEntry, parse_manifest, sealed
+from native_loader.reader import Checkpoint
 
 CHUNK = 4096
 
@@ -32,7 +33,7 @@ def manifest_of(*partition_chunks: int) -> Manifest:
 
 def test_chunks_of_all_partitions_are_read_side_by_side() -> None:
     manifest = manifest_of(3, 1, 2)
-    segments = manifest.layout_segments([0, 1 << 21, 2 << 21], directory=Path("/c"))
+    segments = Checkpoint(Path("/c"), manifest).segments([0, 1 << 21, 2 << 21])
     assert [(Path(s.path).name, s.file_offset // CHUNK) for s in segments] == [
         ("partition-0.bin", 0),
         ("partition-1.bin", 0),
@@ -48,7 +49,7 @@ def test_chunks_of_all_partitions_are_read_side_by_side() -> None:
 def test_every_byte_is_read_once() -> None:
     manifest = manifest_of(3, 1, 2)
     offsets, total = manifest.arena_offsets()
-    segments = manifest.layout_segments(offsets, directory=Path("/c"))
+    segments = Checkpoint(Path("/c"), manifest).segments(offsets)
     assert sum(segment.length for segment in segments) == manifest.size_bytes
     assert len({segment.arena_offset for segment in segments}) == len(segments)
     assert all(offset % (2 << 20) == 0 for offset in offsets)
