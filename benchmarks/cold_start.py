@@ -60,6 +60,24 @@ class ColdRound:
     start: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class WarmRequest:
+    """Seconds to its first token, and those of them that the engine computed for, by its own clock."""
+
+    first_token_s: float
+    prefill_s: float
+
+    @property
+    def beyond_compute_s(self) -> float:
+        return self.first_token_s - self.prefill_s
+
+
+@dataclass(frozen=True, slots=True)
+class WarmPair:
+    api: WarmRequest
+    direct: WarmRequest
+
+
 def main() -> int:
     arguments = _arguments()
     rounds = 4 if arguments.quick else arguments.rounds
@@ -282,8 +300,8 @@ def _cold_round(platform: Platform, tier: str) -> ColdRound:
 # --- warm ---
 
 
-def _warm(platform: Platform, rounds: int, progress: Progress) -> list[tuple[float, float]]:
-    """Pairs (through the API, engine directly), alternating, seconds to first token of the same prompt."""
+def _warm(platform: Platform, rounds: int, progress: Progress) -> list[WarmPair]:
+    """The same prompt through the API and from the engine directly, taking turns at going first."""
     task = progress.add_task("warm requests", total=rounds)
     _time_to_first_token(platform, BRIEF)
     instance = next(row for row in _live(platform) if row["state"] == "ready")
@@ -300,24 +318,37 @@ def _warm(platform: Platform, rounds: int, progress: Progress) -> list[tuple[flo
                 sampling=engine_pb2.Sampling(temperature=0.0),
             )
             if index % 2:
-                direct_s = _direct(stub, request)
-                pairs.append((_time_to_first_token(platform, BRIEF), direct_s))
+                direct = _direct(stub, request)
+                pairs.append(WarmPair(_through_api(platform), direct))
             else:
-                api_s = _time_to_first_token(platform, BRIEF)
-                pairs.append((api_s, _direct(stub, request)))
+                through_api = _through_api(platform)
+                pairs.append(WarmPair(through_api, _direct(stub, request)))
             progress.advance(task)
     return pairs
 
 
-def _direct(stub: Any, request: engine_pb2.GenerateRequest) -> float:
+def _through_api(platform: Platform) -> WarmRequest:
+    before_s = _prefill_sum_s(platform)
+    first_s = _time_to_first_token(platform, BRIEF)
+    return WarmRequest(first_s, _prefill_sum_s(platform) - before_s)
+
+
+def _prefill_sum_s(platform: Platform) -> float:
+    """What engines have computed first tokens for, as they told the API of each."""
+    metrics = platform.http.get(f"{platform.api_url}/metrics").text
+    name = f'vllm:request_prefill_time_seconds_sum{{model_name="{MODEL}"}} '
+    return next(float(line.removeprefix(name)) for line in metrics.splitlines() if line.startswith(name))
+
+
+def _direct(stub: Any, request: engine_pb2.GenerateRequest) -> WarmRequest:
     began_s = time.perf_counter()
-    first_s = None
+    found = None
     for chunk in stub.Generate(request):
-        if first_s is None and chunk.has_token:
-            first_s = time.perf_counter() - began_s
-    if first_s is None:
+        if found is None and chunk.has_token:
+            found = WarmRequest(time.perf_counter() - began_s, chunk.prefill_s)
+    if found is None:
         raise PlatformFailed("the engine ended without a token")
-    return first_s
+    return found
 
 
 def _prompt_token_ids(platform: Platform) -> list[int]:
@@ -361,7 +392,7 @@ def _summarise(
     report: Report,
     cold: list[ColdRound],
     first: list[ColdRound],
-    warm: list[tuple[float, float]],
+    warm: list[WarmPair],
     yardstick_s: list[float],
 ) -> None:
     control_ms: list[float] = []
@@ -389,9 +420,16 @@ def _summarise(
         "request → first token, first start of an API (ssd)", [r.ttft_s * 1e3 for r in first], unit="ms"
     )
     report.add("estimate: |predicted − actual| / actual", errors, unit="ratio")
-    report.add("warm request → first token, API", [api * 1e3 for api, _ in warm], unit="ms")
-    report.add("warm request → first token, engine directly", [d * 1e3 for _, d in warm], unit="ms")
-    overhead = [(api - direct) * 1e3 for api, direct in warm]
+    through_api, direct = [pair.api for pair in warm], [pair.direct for pair in warm]
+    for name, requests in (("API", through_api), ("engine directly", direct)):
+        report.add(
+            f"warm request → first token, {name}", [row.first_token_s * 1e3 for row in requests], unit="ms"
+        )
+        beyond = [row.beyond_compute_s * 1e3 for row in requests]
+        report.add(f"  of it not computing ({name})", beyond, unit="ms")
+    whole = [(pair.api.first_token_s - pair.direct.first_token_s) * 1e3 for pair in warm]
+    report.add("warm overhead of the API, paired, computing included", whole, unit="ms")
+    overhead = [(pair.api.beyond_compute_s - pair.direct.beyond_compute_s) * 1e3 for pair in warm]
     report.add("warm overhead of the API, paired", overhead, unit="ms")
     report.add(
         "yardstick: fresh process, from_pretrained, one token", [s * 1e3 for s in yardstick_s], unit="ms"
@@ -406,6 +444,10 @@ def _summarise(
     report.require("control-plane share (dram), p50", median(control_ms), at_most=60, unit="ms")
     report.require("warm overhead of the API, p50", median(overhead), at_most=3, unit="ms")
     report.require("estimate error, median", median(errors), at_most=0.25, unit="of actual")
+    report.notes.append(
+        "warm overhead = the difference of what two requests of a pair took beside the engine's computing, "
+        "as the engine measured that: computing the same tokens twice differs by ten times what the API adds"
+    )
     report.notes.append(
         "control-plane share = request → first token, less the engine's own work (attach and first token, "
         "as it measured them), of starts from DRAM, where no bytes move. From SSD the engine computes while "
