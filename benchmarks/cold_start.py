@@ -21,7 +21,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from http.client import HTTPConnection
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -32,6 +31,7 @@ import httpx
 from rich.progress import Progress
 
 from benchmarks.hugging_face import export
+from benchmarks.plain_client import PlainClient
 from benchmarks.platform import Platform, PlatformFailed
 from benchmarks.report import Report
 from firstlight.rpc import engine_pb2, engine_pb2_grpc, host_pb2, host_pb2_grpc, store_pb2, store_pb2_grpc
@@ -148,16 +148,11 @@ def _time_to_first_token(platform: Platform, messages: Sequence[Mapping[str, str
         "temperature": 0,
     }
     # The plainest client there is: what is measured must not be a client library's own work.
-    data = json.dumps(body).encode()
     connection = _connection(platform)
     began_s = time.perf_counter()
-    connection.request("POST", "/v1/chat/completions", data, {"content-type": "application/json"})
-    response = connection.getresponse()
-    if response.status != 200:
-        raise PlatformFailed(f"{response.status} {response.read().decode()}")
     first_s = None
-    while line := response.readline().decode():
-        if first_s is None and line.startswith("data: {") and _content(line):
+    for event in connection.events("/v1/chat/completions", body):
+        if first_s is None and _content(event):
             first_s = time.perf_counter() - began_s
     if first_s is None:
         raise PlatformFailed("the stream ended without a token")
@@ -165,14 +160,12 @@ def _time_to_first_token(platform: Platform, messages: Sequence[Mapping[str, str
 
 
 @cache
-def _connection(platform: Platform) -> HTTPConnection:
-    """Kept alive, as every client's is; reopened by itself if the server closes it."""
-    host, _, port = platform.api_url.removeprefix("http://").rpartition(":")
-    return HTTPConnection(host, int(port), timeout=300)
+def _connection(platform: Platform) -> PlainClient:
+    return PlainClient(platform.api_url)
 
 
-def _content(line: str) -> str:
-    event = json.loads(line.removeprefix("data: "))
+def _content(data: bytes) -> str:
+    event = json.loads(data)
     if "error" in event:
         raise PlatformFailed(f"the stream ended with {event['error']}")
     choices = event.get("choices") or [{}]
@@ -233,7 +226,6 @@ def _restart_api(platform: Platform) -> None:
 
     platform.wait_for(is_back, what="the API to come back", deadline_s=60)
     # The old process's connection is gone, and what a connection costs is not what is measured.
-    _connection(platform).close()
     _connection(platform).connect()
 
 
