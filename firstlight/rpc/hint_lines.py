@@ -43,9 +43,13 @@ class HintLines:
             self._lines[address] = _Line(self._channels, address)
 
     async def until_open(self, address: str) -> bool:
-        """Whether the line to this store, if it is kept, came to stand."""
-        line = self._lines.get(address)
-        return line is not None and await line.until_open()
+        """Whether the line to this store, if it is kept, came to stand within `ANSWERED_WITHIN_S`."""
+        if (line := self._lines.get(address)) is None:
+            return False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWERED_WITHIN_S):
+                return await line.until_open()
+        return False
 
     async def prepare(self, address: str, request: store_pb2.PrepareRequest) -> store_pb2.PrepareReply:
         """Raises: as StoreClient.prepare."""

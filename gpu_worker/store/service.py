@@ -16,6 +16,7 @@ from firstlight.domain.names import parse_checkpoint_id
 from firstlight.rpc import store_pb2 as wire
 from firstlight.rpc.status import abort_with, answering
 from firstlight.rpc.store_pb2_grpc import StoreServicer
+from firstlight.telemetry.ids import bind
 from gpu_worker.store.contents import small_files
 from gpu_worker.store.download_order import DownloadOrder, DownloadState
 from gpu_worker.store.loads import LoadState
@@ -42,6 +43,8 @@ class StoreService(StoreServicer):
     ) -> AsyncIterator[wire.PrepareReply]:
         await context.send_initial_metadata(())
         async for request in request_iterator:
+            # A call brings this with it; a line serves one request after another.
+            bind(request_id=request.instance_id)
             try:
                 reply = await self._prepared(request)
             except FirstlightError as error:

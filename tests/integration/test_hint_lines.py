@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,16 @@ async def test_lines_to_stores_that_left_are_closed(hints: HintLines, store: Run
     hints.keep([])
     assert not await hints.until_open(store.address)
     assert (await hints.prepare(store.address, ABSENT)).found_in == "absent"
+
+
+async def test_a_store_says_for_which_request_each_hint_was(
+    capfd: pytest.CaptureFixture[str], config: StoreConfig, hints: HintLines
+) -> None:
+    async with running_store(replace(config, log_format="json")) as store:
+        await opened(hints, store)
+        for request_id in ("req-1", "req-2"):
+            hint = PrepareRequest(checkpoint_id="x@aaaa", instance_id=request_id)
+            await hints.prepare(store.address, hint)
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    told = [line["request_id"] for line in lines if "found_in=absent" in line["message"]]
+    assert told == ["req-1", "req-2"]
