@@ -2,7 +2,8 @@
 
 Measured once a boot and volume, behind the store's start and while it moves nothing, and kept in the state
 directory: a store that is started again knows at once, and after a boot the last figures serve until new ones
-are there.
+are there. The volume is measured twice and the better one counts: what starts beside the store takes the
+cores that a read needs (a ninth of the true rate was seen on two of them).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,8 @@ log = logging.getLogger("store.probe")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Who comes just after the store's start finds the device free.
 QUIET_FOR_S = 2.0
+# By then whatever was started together runs.
+AGAIN_AFTER_S = 60.0
 # A store that is always busy learns from its loads.
 TRIES = 20
 
@@ -41,10 +44,19 @@ class Figures:
 class Prober:
     """Belongs to the store's event loop. `figures` are the kept ones until `run` has new ones."""
 
-    def __init__(self, *, ssd_root: Path, state_dir: Path, quiet_for_s: float = QUIET_FOR_S) -> None:
+    def __init__(
+        self,
+        *,
+        ssd_root: Path,
+        state_dir: Path,
+        quiet_for_s: float = QUIET_FOR_S,
+        again_after_s: float = AGAIN_AFTER_S,
+    ) -> None:
         self._ssd_root = ssd_root
         self._path = state_dir / "probe.json"
         self._quiet_for_s = quiet_for_s
+        self._again_after_s = again_after_s
+        self._best = 0.0
         self._of = {"boot_id": _boot_id(), "device": os.stat(ssd_root).st_dev}
         self.figures, self.is_fresh = self._kept()
 
@@ -54,8 +66,14 @@ class Prober:
             return
         has_measured = await self._until_measured(is_quiet)
         await self._measure_gpu(gpu)
-        if has_measured:
-            self._keep()
+        if not has_measured:
+            return
+        # Not of this boot yet, as far as a successor is concerned: it measures anew.
+        self._keep({**self._of, "boot_id": ""})
+        await asyncio.sleep(self._again_after_s)
+        await self._until_measured(is_quiet)
+        self.is_fresh = True
+        self._keep(self._of)
 
     async def _until_measured(self, is_quiet: Callable[[], bool]) -> bool:
         for _ in range(TRIES):
@@ -84,7 +102,9 @@ class Prober:
             found.took_s,
             self._ssd_root,
         )
-        self.figures = replace(self.figures, ssd_read_bytes_per_s=found.bytes_per_s)
+        # Of this process; a figure from before the boot does not count.
+        self._best = max(self._best, found.bytes_per_s)
+        self.figures = replace(self.figures, ssd_read_bytes_per_s=self._best)
         return True
 
     async def _measure_gpu(self, gpu: GpuHandover) -> None:
@@ -114,10 +134,9 @@ class Prober:
         log.info("ssd read_bytes_per_s=%.3g %s", figures.ssd_read_bytes_per_s, when)
         return figures, is_fresh
 
-    def _keep(self) -> None:
-        self.is_fresh = True
+    def _keep(self, of: Mapping[str, object]) -> None:
         try:
-            write_atomically(self._path, json.dumps({**self._of, **asdict(self.figures)}))
+            write_atomically(self._path, json.dumps({**of, **asdict(self.figures)}))
         except OSError as failure:
             log.warning("the figures are not kept: %s", failure)
 

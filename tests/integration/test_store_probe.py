@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,12 @@ from firstlight.database.connection import Database
 from firstlight.database.host_listing import list_hosts
 from firstlight.domain.fleet import Edge
 from firstlight.launcher.placement_mirror import PlacementMirror
-from gpu_worker.store import ssd_probe
+from gpu_worker.store import probe, ssd_probe
 from gpu_worker.store.config import StoreConfig
 from gpu_worker.store.gpu_handover import GpuHandover
 from gpu_worker.store.gpu_probe import COPY_BYTES, measure_copy
 from gpu_worker.store.probe import Figures, Prober
-from gpu_worker.store.ssd_probe import Disturbed, measure_reads
+from gpu_worker.store.ssd_probe import Disturbed, Reads, measure_reads
 from native_loader import CudaDriver
 from tests.integration.store_processes import until
 from tests.integration.test_store_process import running_store
@@ -36,9 +37,9 @@ def no_gpu() -> GpuHandover:
     return GpuHandover(devices=None, copies=None)
 
 
-def prober(folder: Path, *, quiet_for_s: float = 0.0) -> Prober:
+def prober(folder: Path, *, again_after_s: float = 0.0) -> Prober:
     (folder / "ssd").mkdir(exist_ok=True)
-    return Prober(ssd_root=folder / "ssd", state_dir=folder, quiet_for_s=quiet_for_s)
+    return Prober(ssd_root=folder / "ssd", state_dir=folder, quiet_for_s=0.0, again_after_s=again_after_s)
 
 
 def test_a_volume_is_read_past_the_cache_and_left_as_it_was(tmp_path: Path) -> None:
@@ -83,6 +84,34 @@ async def test_it_measures_once_a_boot_and_volume(tmp_path: Path) -> None:
     assert after_boot.figures == measured and not after_boot.is_fresh
     (tmp_path / "probe.json").write_text(json.dumps({**record, "device": -1}))
     assert prober(tmp_path).figures == Figures(), "another volume"
+
+
+async def test_the_better_of_two_counts_and_until_the_second_a_successor_measures_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mostly the first is slow, beside all that starts with it; here the second is, then the first."""
+    rates = iter([3e9, 1e9, 0.5e9])
+
+    def measured(folder: Path, *, is_quiet: Callable[[], bool]) -> Reads:
+        return Reads(bytes_per_s=next(rates), io_mode="direct", size_bytes=1, passes=1, took_s=0.0)
+
+    monkeypatch.setattr(probe, "measure_reads", measured)
+    waiting = prober(tmp_path, again_after_s=60.0)
+    running = asyncio.create_task(waiting.run(is_quiet=always, gpu=no_gpu()))
+    await until((tmp_path / "probe.json").exists, within_s=10, what="the first figure is kept")
+    assert waiting.figures.ssd_read_bytes_per_s == 3e9 and not waiting.is_fresh
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    successor = prober(tmp_path)
+    assert successor.figures.ssd_read_bytes_per_s == 3e9 and not successor.is_fresh
+    await successor.run(is_quiet=always, gpu=no_gpu())
+    # Of its own two; what it was left serves no longer.
+    assert successor.figures.ssd_read_bytes_per_s == 1e9 and successor.is_fresh
+    (tmp_path / "probe.json").unlink()
+    rates = iter([1e9, 2e9])
+    another = prober(tmp_path)
+    await another.run(is_quiet=always, gpu=no_gpu())
+    assert another.figures.ssd_read_bytes_per_s == 2e9 and prober(tmp_path).is_fresh
 
 
 async def test_it_waits_until_nothing_is_loaded(tmp_path: Path) -> None:
