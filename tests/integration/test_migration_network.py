@@ -29,6 +29,7 @@ from gpu_worker.engine.local_engine import LocalEngine
 from gpu_worker.engine.loop import DecodeLoop
 from gpu_worker.engine.remote_receiver import remote_receiver
 from gpu_worker.engine.service import InferenceService
+from gpu_worker.engine.sessions import TIME_TO_LIVE_S
 from gpu_worker.engine.skeleton import Skeleton, build_skeleton
 from gpu_worker.engine.state import EngineState
 from tests.integration.tiny_models import write_tiny_model
@@ -220,7 +221,8 @@ async def undisturbed(skeleton: Skeleton, *, tokens: int = TOKENS, number: int =
 
 
 async def until_clean(pair: Pair) -> None:
-    async with asyncio.timeout(20):
+    # A link that breaks may take the word with it that drops a session; then its time to live ends it.
+    async with asyncio.timeout(TIME_TO_LIVE_S + 10):
         while not pair.is_clean():  # noqa: ASYNC110 - three processes' worth of state, no event for it
             await asyncio.sleep(0.01)
 

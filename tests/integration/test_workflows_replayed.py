@@ -286,7 +286,11 @@ async def until_free(database: Database, instance_id: str) -> None:
 
 
 async def cut_off_start(api: Stand, host: FakeHost, client: Client) -> tuple[StartPlan, str]:
-    """A start that somebody terminated while its bytes came; it still holds its GPU."""
+    """A start that somebody terminated while its bytes came; it still holds its GPU.
+
+    They come no further before the test opens the gate: an activity whose workflow was terminated hears of it a
+    heartbeat later, and would have brought the instance up by then.
+    """
     await api.deploy(MODEL)
     host.gate.clear()
     plan = await placed(api.database, MODEL)
@@ -298,7 +302,6 @@ async def cut_off_start(api: Stand, host: FakeHost, client: Client) -> tuple[Sta
     await until(is_brought_up)
     report = await terminate(client, api.database, handle.id, reason="3 am", actor="test")
     assert report.verdict is Verdict.DONE and "reserved" in report.sentence
-    host.gate.set()
     return plan, handle.id
 
 
@@ -312,6 +315,7 @@ async def test_a_start_that_was_cut_off_goes_on_with_the_gpus_it_still_holds(
     assert "3 am" in str(told.failure[0])
     done = await replayed(client, api.database, workflow_id, How.FROM_FAILURE)
     assert done.verdict is Verdict.DONE and done.reserves is None, done
+    host.gate.set()
     await client.get_workflow_handle(workflow_id, run_id=done.new_run_id).result()
     assert await state(api.database, plan.instance_id) == (InstanceState.READY, plan.epoch, (0,))
 
@@ -325,6 +329,7 @@ async def test_an_epoch_that_is_over_is_refused_and_the_start_begins_again(
     refused = await replayed(client, api.database, workflow_id, How.FROM_FAILURE)
     assert (refused.verdict, refused.code) == (Verdict.REFUSED, "stale_epoch"), refused
     done = await replayed(client, api.database, workflow_id, How.FROM_START)
+    host.gate.set()
     await client.get_workflow_handle(workflow_id, run_id=done.new_run_id).result()
     found, epoch, _ = await state(api.database, plan.instance_id)
     assert found is InstanceState.READY and epoch > plan.epoch
