@@ -288,8 +288,8 @@ async def until_free(database: Database, instance_id: str) -> None:
 async def cut_off_start(api: Stand, host: FakeHost, client: Client) -> tuple[StartPlan, str]:
     """A start that somebody terminated while its bytes came; it still holds its GPU.
 
-    They come no further before the test opens the gate: an activity whose workflow was terminated hears of it a
-    heartbeat later, and would have brought the instance up by then.
+    They come no further before the test opens the gate: an activity whose workflow was terminated hears of
+    it a heartbeat later, and would have brought the instance up by then.
     """
     await api.deploy(MODEL)
     host.gate.clear()
