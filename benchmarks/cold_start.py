@@ -80,7 +80,7 @@ class WarmPair:
 
 def main() -> int:
     arguments = _arguments()
-    rounds = 4 if arguments.quick else arguments.rounds
+    rounds = 2 if arguments.quick else arguments.rounds
     state_dir = arguments.state_dir.resolve()
     report = Report("cold start")
     env = {"FIRSTLIGHT_HOST_IDS": "host-a", "FIRSTLIGHT_LOG_LEVEL": "WARNING"}
@@ -88,9 +88,9 @@ def main() -> int:
         _deploy(platform, arguments.source, progress)
         warm_pairs = _warm(platform, 20 if arguments.quick else 200, progress)
         cold = _cold(platform, rounds, progress)
-        first = _first_starts(platform, 3 if arguments.quick else 10, progress)
+        first = _first_starts(platform, 2 if arguments.quick else 10, progress)
         checkpoint = _checkpoint_directory(platform, state_dir)
-    yardstick = _yardstick(checkpoint, state_dir / "yardstick", 2 if arguments.quick else 5)
+    yardstick = _yardstick(checkpoint, state_dir / "yardstick", 1 if arguments.quick else 5)
     _summarise(report, cold, first, warm_pairs, yardstick)
     report.print()
     if arguments.json:
