@@ -80,17 +80,21 @@ async def running_store(config: StoreConfig) -> AsyncIterator[RunningStore]:
                 await process.wait()
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> StoreConfig:
+def small_store(folder: Path) -> StoreConfig:
     """Room in DRAM for two of the three checkpoints of 5 MiB (6 MiB in granules)."""
     for seed, name in enumerate((A, B, C)):
-        put_checkpoint(tmp_path / "ssd", name, size_bytes=5 * MIB, seed=seed)
+        put_checkpoint(folder / "ssd", name, size_bytes=5 * MIB, seed=seed)
     return StoreConfig(
         host_id="host-t",
-        state_dir=str(tmp_path),
+        state_dir=str(folder),
         ssd_capacity_bytes=100 * MIB,
         dram_capacity_bytes=12 * MIB,
     )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StoreConfig:
+    return small_store(tmp_path)
 
 
 @pytest.fixture

@@ -61,6 +61,15 @@ async def test_one_at_a_time_in_order_and_the_wait_is_measured(store: Store, mem
     assert store.loads.queued_bytes == 0
 
 
+async def test_when_bytes_began_to_move_is_the_loaders_word(store: Store, memory: HeldMemory) -> None:
+    load = store.loads.order(A)
+    held = await memory.transfer(0)
+    asked_to_begin = load.progress.moving_at_unix_s
+    held.asked_at_unix_s = asked_to_begin + 0.25
+    held.finish()
+    assert (await load.wait()).moving_at_unix_s == asked_to_begin + 0.25
+
+
 async def test_a_repeat_joins_and_a_watcher_that_leaves_stops_nothing(
     store: Store, memory: HeldMemory
 ) -> None:
